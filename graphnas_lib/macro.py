@@ -1,0 +1,179 @@
+"""The macro search space S and its high-level twin (Sec. 3, Eq. 1-2): sequences of parametrised cells.
+
+An `Architecture` is up to 20 triples (cell, channels, stride); an `HLArchitecture` names a family of cells (a cluster)
+in place of each cell. Both are data, read from and written to JSON; `network` turns an `Architecture` into a module.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+
+from graphnas_lib.space import Cell
+
+CHANNELS = tuple(range(8, 1025, 8))  # paper: Sec. 3, C = {8, 16, ..., 1024}; printed |C| = 127, it has 128 members
+STRIDES = (1, 2)
+MAX_CELLS = 20
+
+
+@dataclass(frozen=True)
+class Triple:
+    """t = [x, c, s]: a cell, its channels (a multiple of 8, 8 to 1024) and its stride (1 or 2)."""
+
+    cell: Cell
+    channels: int
+    stride: int
+
+    def __post_init__(self):
+        if not isinstance(self.cell, Cell):
+            raise ValueError(f"A triple's cell must be a Cell; got {type(self.cell).__name__}.")
+        _check_size(self.channels, self.stride)
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """alpha(t_1, ..., t_n), n <= 20 (Sec. 3).
+
+    Args:
+        triples: the cells in order.
+        head_channels: width of a final BN-ReLU-conv1x1-BN, or None for none (resolved.md row 8).
+        stem_stride: 1, or 2 at ImageNet size.
+    """
+
+    triples: tuple[Triple, ...]
+    head_channels: int | None = None
+    stem_stride: int = 1
+
+    def __post_init__(self):
+        object.__setattr__(self, "triples", tuple(self.triples))
+        _check_macro(self, Triple)
+
+    @property
+    def stem_channels(self) -> int:
+        """Width of the stem: the first cell's (the released networks re-count exactly so, ten of ten)."""
+        return self.triples[0].channels
+
+    def to_dict(self) -> dict:
+        """JSON-ready form."""
+        rows = [{"cell": t.cell.to_dict(), "channels": t.channels, "stride": t.stride} for t in self.triples]
+        return {"triples": rows, "head_channels": self.head_channels, "stem_stride": self.stem_stride}
+
+    @classmethod
+    def from_dict(cls, data: dict) -> Architecture:
+        """Inverse of `to_dict`; ValueError names the place that is wrong."""
+        return _from_dict(cls, data, lambda row: Triple(Cell.from_dict(row["cell"]), row["channels"], row["stride"]))
+
+    def to_json(self) -> str:
+        """Text that `from_json` reads anywhere."""
+        return json.dumps(self.to_dict())
+
+    @classmethod
+    def from_json(cls, text: str) -> Architecture:
+        """Inverse of `to_json`."""
+        return cls.from_dict(_parse(text))
+
+    def key(self) -> str:
+        """Hash of the sequence of canonical cells, widths and strides."""
+        parts = [(t.cell.key(), t.channels, t.stride) for t in self.triples]
+        return hashlib.sha256(repr((parts, self.head_channels, self.stem_stride)).encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class HLTriple:
+    """t-hat: a family of cells (cluster index from 0), channels, stride."""
+
+    cluster: int
+    channels: int
+    stride: int
+
+    def __post_init__(self):
+        if not isinstance(self.cluster, int) or self.cluster < 0:
+            raise ValueError(f"A high-level triple's cluster must be an index >= 0; got {self.cluster!r}.")
+        _check_size(self.channels, self.stride)
+
+
+@dataclass(frozen=True)
+class HLArchitecture:
+    """alpha-hat: a sequence over families instead of cells (Sec. 3.3)."""
+
+    triples: tuple[HLTriple, ...]
+    head_channels: int | None = None
+    stem_stride: int = 1
+
+    def __post_init__(self):
+        object.__setattr__(self, "triples", tuple(self.triples))
+        _check_macro(self, HLTriple)
+
+    def to_dict(self) -> dict:
+        """JSON-ready form."""
+        rows = [[t.cluster, t.channels, t.stride] for t in self.triples]
+        return {"triples": rows, "head_channels": self.head_channels, "stem_stride": self.stem_stride}
+
+    @classmethod
+    def from_dict(cls, data: dict) -> HLArchitecture:
+        """Inverse of `to_dict`; ValueError names the place that is wrong."""
+        return _from_dict(cls, data, lambda row: HLTriple(*row))
+
+    def to_json(self) -> str:
+        """Text that `from_json` reads anywhere."""
+        return json.dumps(self.to_dict())
+
+    @classmethod
+    def from_json(cls, text: str) -> HLArchitecture:
+        """Inverse of `to_json`."""
+        return cls.from_dict(_parse(text))
+
+
+def stack_cell(cell: Cell, *, width: int = 16, repeats: int = 5) -> Architecture:
+    """alpha_x of Eq. 1-2: one cell stacked in three stages of widths 1, 2, 4 x `width`.
+
+    i = 1..17, c_i = 16 * 2^floor(i / 6), s_i = 2 for i in {6, 12}: 5 cells at 16, then 6 at 32 and 6 at 64. Smaller
+    `width` and `repeats` give the reduced skeletons of the smoke and lite scales (repeats r: r, r + 1, r + 1 cells).
+    """
+    triples = []
+    for i in range(1, 3 * repeats + 3):
+        stage, first = i // (repeats + 1), i % (repeats + 1) == 0  # paper: Eq. 2 with repeats = 5
+        triples.append(Triple(cell, width * 2**stage, 2 if first else 1))
+    return Architecture(tuple(triples))
+
+
+def _check_size(channels, stride) -> None:
+    if not isinstance(channels, int) or isinstance(channels, bool) or channels % 8 or not 8 <= channels <= 1024:
+        raise ValueError(f"Channels must be a multiple of 8 from 8 to 1024 (Sec. 3); got {channels!r}.")
+    if stride not in STRIDES:
+        raise ValueError(f"Stride must be 1 or 2 (Sec. 3); got {stride!r}.")
+
+
+def _check_macro(architecture, kind) -> None:
+    n = len(architecture.triples)
+    if not 1 <= n <= MAX_CELLS:
+        raise ValueError(f"An architecture must have 1 to {MAX_CELLS} cells (Sec. 3); got {n}.")
+    for i, triple in enumerate(architecture.triples):
+        if not isinstance(triple, kind):
+            raise ValueError(f"Triple {i} must be a {kind.__name__}; got {type(triple).__name__}.")
+    head = architecture.head_channels
+    if head is not None and (not isinstance(head, int) or head < 1):
+        raise ValueError(f"head_channels must be None or a positive number; got {head!r}.")
+    if architecture.stem_stride not in STRIDES:
+        raise ValueError(f"stem_stride must be 1 or 2; got {architecture.stem_stride!r}.")
+
+
+def _from_dict(cls, data, triple):
+    if not isinstance(data, dict) or not isinstance(data.get("triples"), list):
+        raise ValueError(f"{cls.__name__} must be an object with a list 'triples'; got {str(data)[:80]!r}.")
+    triples = []
+    for i, row in enumerate(data["triples"]):
+        try:
+            triples.append(triple(row))
+        except (KeyError, TypeError, ValueError) as error:
+            reason = f"'{error.args[0]}' is missing" if isinstance(error, KeyError) else error
+            raise ValueError(f"{cls.__name__}, triple {i}: {reason}") from error
+    return cls(tuple(triples), data.get("head_channels"), data.get("stem_stride", 1))
+
+
+def _parse(text: str):
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"An architecture must be valid JSON; line {error.lineno}, column {error.colno}: {error.msg}.") from error

@@ -1,0 +1,233 @@
+"""What the paper prints and how much of it we run: tables as data, the scales, and every departure.
+
+The paper is *Towards Neural Architecture Search through Hierarchical Generative Modeling*. Symbols that collide in
+its text are settled here once: `z` is the zero-cost vector (never the VAE latent, which is `latent`); `t` is ODE time
+in `ccnf` and a triple elsewhere (never a bare `t` outside `ccnf`); `m` is latent size and margin (`latent_dim`,
+`margin`); `S` is a space and a stride set; `T` is flow end time and iterations. `macs` and `flops` are two quantities:
+`flops` is the paper's unit, 2 x MACs with batch normalisation, ReLU and pooling counted.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from graphnas_lib.claims import CLAIMS, Claim
+from graphnas_lib.deviations import DEVIATIONS, Deviation
+from graphnas_lib.published import (
+    CAPTIONS,
+    TABLE_1,
+    TABLE_2,
+    TABLE_3,
+    TABLE_4,
+    TABLE_5,
+    TABLE_6,
+    TABLES,
+    Printed,
+    Row,
+)
+
+__all__ = [
+    "CAPTIONS",
+    "CLAIMS",
+    "DEVIATIONS",
+    "SCALES",
+    "TABLES",
+    "TABLE_1",
+    "TABLE_2",
+    "TABLE_3",
+    "TABLE_4",
+    "TABLE_5",
+    "TABLE_6",
+    "Claim",
+    "Deviation",
+    "Printed",
+    "Row",
+    "Scale",
+]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scale:
+    """Every size of one run, from labels to tables; one code path, only these numbers differ."""
+
+    name: str
+    # corpus (App. A: 400,000 unlabelled and 50,000 labelled cells; batch 64 at 32x32)
+    unlabelled: int
+    labelled: int
+    label_batch: int
+    label_resolution: int
+    # families (Eq. 3)
+    n_clusters: int
+    cluster_grid: tuple[int, ...]
+    # G-VAE (Tab. 6)
+    gvae_hidden: int
+    latent_dim: int
+    gvae_steps: int
+    gvae_batch: int
+    gvae_lr: float
+    # CCNF (Tab. 6)
+    ccnf_hidden: int
+    ccnf_layers: int
+    ccnf_steps: int
+    ccnf_nll_steps: int
+    ccnf_batch: int
+    # HL-Evo (App. C: T = 20,000, N = 512) and the batch of images that T-CET is taken on
+    iterations: int
+    population: int
+    tcet_batch: int
+    tcet_resolution: int
+    budgets: tuple[tuple[str, float], ...]  # (quantity, upper bound) of each evolution run at tcet_resolution
+    # sequence generator (Tab. 6)
+    sequence_hidden: int
+    sequence_layers: int
+    sequence_heads: int
+    sequence_steps: int
+    sequence_batch: int
+    # trained comparisons (Tables 1, 2, 4, App. E)
+    table1_cells: int
+    train_width: int
+    train_repeats: int
+    train_resolution: int
+    train_images: int
+    test_images: int
+    train_epochs: int
+    table2_evaluations: tuple[int, int, int]  # plain evolution, HL-Evo, sequence generator
+    table2_top: int
+    table2_budget: float  # parameters
+    table3_budgets: tuple[float, ...]  # FLOPs of the paper (2 x MACs) at table3_resolution
+    table3_resolution: int
+    table4_epochs: int
+    table4_samples: int
+
+
+SCALES = {
+    "smoke": Scale(
+        name="smoke",
+        unlabelled=6_000,
+        labelled=240,
+        label_batch=16,
+        label_resolution=16,
+        n_clusters=6,
+        cluster_grid=(1, 2, 3, 4, 6, 8, 12),
+        gvae_hidden=96,
+        latent_dim=64,
+        gvae_steps=700,
+        gvae_batch=256,
+        gvae_lr=1e-3,
+        ccnf_hidden=128,
+        ccnf_layers=5,
+        ccnf_steps=800,
+        ccnf_nll_steps=8,
+        ccnf_batch=256,
+        iterations=60,
+        population=16,
+        tcet_batch=16,
+        tcet_resolution=16,
+        budgets=(("params", 3e5), ("params", 1e6), ("flops", 60e6)),
+        sequence_hidden=64,
+        sequence_layers=4,
+        sequence_heads=4,
+        sequence_steps=250,
+        sequence_batch=32,
+        table1_cells=3,
+        train_width=8,
+        train_repeats=1,
+        train_resolution=16,
+        train_images=512,
+        test_images=512,
+        train_epochs=2,
+        table2_evaluations=(24, 16, 8),
+        table2_top=1,
+        table2_budget=2e5,
+        table3_budgets=(18e6, 24e6, 40e6),
+        table3_resolution=16,
+        table4_epochs=1,
+        table4_samples=256,
+    ),
+    "lite": Scale(
+        name="lite",
+        unlabelled=200_000,
+        labelled=8_000,
+        label_batch=64,
+        label_resolution=32,
+        n_clusters=32,
+        cluster_grid=(1, 2, 3, 4, 6, 8, 12, 16, 20, 24, 28, 32, 40, 48, 64),
+        gvae_hidden=256,
+        latent_dim=256,
+        gvae_steps=20_000,
+        gvae_batch=256,
+        gvae_lr=1e-3,
+        ccnf_hidden=512,
+        ccnf_layers=9,
+        ccnf_steps=20_000,
+        ccnf_nll_steps=200,
+        ccnf_batch=256,
+        iterations=3_000,
+        population=256,
+        tcet_batch=16,
+        tcet_resolution=32,
+        budgets=(("params", 1e6), ("flops", 200e6), ("flops", 600e6)),
+        sequence_hidden=256,
+        sequence_layers=6,
+        sequence_heads=8,
+        sequence_steps=6_000,
+        sequence_batch=64,
+        table1_cells=20,
+        train_width=8,
+        train_repeats=3,
+        train_resolution=16,
+        train_images=8_000,
+        test_images=4_000,
+        train_epochs=6,
+        table2_evaluations=(2_400, 600, 30),
+        table2_top=2,
+        table2_budget=1e6,
+        table3_budgets=(18e6, 24e6, 40e6),
+        table3_resolution=32,
+        table4_epochs=5,
+        table4_samples=2_000,
+    ),
+    "paper": Scale(  # App. A, Sec. 4, App. C; what no text states is marked
+        name="paper",
+        unlabelled=400_000,
+        labelled=50_000,
+        label_batch=64,
+        label_resolution=32,
+        n_clusters=32,
+        cluster_grid=(1, 2, 3, 4, 6, 8, 12, 16, 20, 24, 28, 32, 40, 48, 64),
+        gvae_hidden=512,
+        latent_dim=256,
+        gvae_steps=500_000,
+        gvae_batch=64,
+        gvae_lr=3.5e-4,
+        ccnf_hidden=512,
+        ccnf_layers=9,
+        ccnf_steps=20_000,  # not stated
+        ccnf_nll_steps=10_000,  # not stated; about 0.5 V100-hours
+        ccnf_batch=256,
+        iterations=20_000,
+        population=512,
+        tcet_batch=64,
+        tcet_resolution=32,
+        budgets=(("params", 1e6), ("flops", 450e6), ("flops", 1000e6)),
+        sequence_hidden=768,
+        sequence_layers=12,
+        sequence_heads=12,
+        sequence_steps=1_000_000,  # not stated; about 11 V100-hours at batch 1
+        sequence_batch=1,
+        table1_cells=20,
+        train_width=16,
+        train_repeats=5,
+        train_resolution=32,
+        train_images=50_000,
+        test_images=10_000,
+        train_epochs=200,
+        table2_evaluations=(480_000, 20_000, 100),
+        table2_top=10,
+        table2_budget=1e6,
+        table3_budgets=(450e6, 600e6, 1000e6),
+        table3_resolution=224,
+        table4_epochs=200,
+        table4_samples=10**9,
+    ),
+}

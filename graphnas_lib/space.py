@@ -1,0 +1,394 @@
+"""The micro search space Omega (Sec. 3, App. B): cells, their validity, their canonical form.
+
+A cell is a directed acyclic graph of 8 nodes: node 0 is the input, node 7 the output, nodes 1 to 6 each carry one of 28
+operations or are unused. Edges run forward; a node sums its inputs and applies its operation. Many (A, F) compute the
+same function: nodes can be renumbered, nodes on no input-output path do nothing, and a skip only forwards a sum.
+`Cell.canonical` picks one representative, and `Cell.key` is its hash; everything that counts distinct cells uses it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from functools import cached_property
+
+import numpy as np
+import torch
+
+N_NODES = 8
+INPUT, OUTPUT = 0, 7
+OP_NODES = 6
+OP_TYPES = (
+    "skip",
+    "avg_pool",
+    "conv",
+    "sep_conv",
+    "dil_conv",
+    "mbconv2",
+    "mbconv3",
+    "mbconv6",
+    "bconv0.5",
+    "bconv0.25",
+)  # paper: App. B, nine types and skip
+KERNELS = (1, 3, 5)
+OPERATIONS = ("skip", *(f"{op}_{k}" for op in OP_TYPES[1:] for k in KERNELS))
+EDGES = tuple((a, b) for b in range(1, N_NODES) for a in range(b))  # the 28 possible edges, by target
+
+_OP_INDEX = {name: i for i, name in enumerate(OPERATIONS)}
+_NATS_NODES = {(0, 1): 1, (0, 2): 2, (1, 2): 3, (0, 3): 4, (1, 3): 5, (2, 3): 6}  # NATS edge -> our operation node
+_NATS_OPS = {"skip_connect": "skip", "nor_conv_1x1": "conv_1", "nor_conv_3x3": "conv_3", "avg_pool_3x3": "avg_pool_3"}
+
+
+class InvalidCellError(ValueError):
+    """A graph that is no member of Omega."""
+
+
+class Cell:
+    """One micro design x = (A, F); immutable.
+
+    Args:
+        adjacency: (8, 8) of 0 and 1, strictly upper triangular; `adjacency[a, b]` is the edge a -> b.
+        operations: six names of `OPERATIONS`, or None for an unused node, which may have no edges.
+
+    Raises:
+        InvalidCellError: anything else.
+    """
+
+    __slots__ = ("__dict__", "_adjacency", "operations")
+
+    def __init__(self, adjacency, operations):
+        matrix = np.asarray(adjacency)
+        if matrix.shape != (N_NODES, N_NODES):
+            raise InvalidCellError(f"A cell's adjacency must be (8, 8) (Sec. 3); got {matrix.shape}.")
+        if not np.isin(matrix, (0, 1)).all():
+            raise InvalidCellError(f"A cell's adjacency must hold 0 and 1 alone; got {np.unique(matrix)[:5].tolist()}.")
+        matrix = matrix.astype(np.uint8)
+        if np.tril(matrix).any():
+            a, b = np.argwhere(np.tril(matrix))[0]
+            raise InvalidCellError(
+                f"Cell edges must run forward (Sec. 3: node n reads only earlier nodes); got {a} -> {b}."
+            )
+        operations = tuple(operations)
+        if len(operations) != OP_NODES:
+            raise InvalidCellError(f"A cell must name six operations (None = unused node); got {len(operations)}.")
+        for node, name in enumerate(operations, start=1):
+            if name is not None and name not in _OP_INDEX:
+                raise InvalidCellError(f"Node {node}: operation must be None or one of {OPERATIONS}; got {name!r}.")
+            if name is None and (matrix[node].any() or matrix[:, node].any()):
+                raise InvalidCellError(f"Node {node} is unused (None) and must have no edges; it has some.")
+        matrix.setflags(write=False)
+        self._adjacency = matrix
+        self.operations = operations
+
+    # ---- ways in
+
+    @classmethod
+    def from_edges(cls, edges, operations) -> Cell:
+        """Cell from a list of (source, target) pairs."""
+        matrix = np.zeros((N_NODES, N_NODES), np.uint8)
+        for a, b in edges:
+            if not (0 <= a < N_NODES and 0 <= b < N_NODES):
+                raise InvalidCellError(f"Edge ends must be nodes 0 to 7; got {a} -> {b}.")
+            matrix[a, b] = 1
+        return cls(matrix, operations)
+
+    @classmethod
+    def from_arrays(cls, adjacency, features) -> Cell:
+        """Cell from A (8, 8) and F (8, 13): ten operation types, then three kernels, one-hot (Sec. 3)."""
+        f = np.asarray(features)
+        if f.shape != (N_NODES, len(OP_TYPES) + len(KERNELS)):
+            raise InvalidCellError(f"A cell's features must be (8, 13) (Sec. 3); got {f.shape}.")
+        if f[[INPUT, OUTPUT]].any():
+            raise InvalidCellError("Rows 0 and 7 of the features (input and output) must be zero; they are not.")
+        return cls(adjacency, [_operation_of(row, node) for node, row in enumerate(f[1:OUTPUT], start=1)])
+
+    @classmethod
+    def from_nats(cls, text: str) -> Cell:
+        """Cell of a NATS-Bench-TSS string; its six edges become operation nodes, `none` edges vanish."""
+        tokens = re.findall(r"([a-z_0-9]+)~(\d)", text)
+        blocks = [re.findall(r"([a-z_0-9]+)~(\d)", block) for block in text.split("+")]
+        if [len(block) for block in blocks if block] != [1, 2, 3] or len(tokens) != 6:
+            raise InvalidCellError(f"A NATS-Bench string must look like |op~0|+|op~0|op~1|+|op~0|op~1|op~2|; got {text!r}.")
+        operations: list[str | None] = [None] * OP_NODES
+        live: dict[tuple[int, int], int] = {}
+        for target, block in enumerate((block for block in blocks if block), start=1):
+            for name, source in block:
+                if name == "none":
+                    continue
+                if name not in _NATS_OPS or (int(source), target) not in _NATS_NODES:
+                    raise InvalidCellError(f"NATS-Bench operation must be none or one of {tuple(_NATS_OPS)}; got {name}~{source}.")
+                node = _NATS_NODES[int(source), target]
+                operations[node - 1], live[int(source), target] = _NATS_OPS[name], node
+        edges = [(0, node) for (a, _), node in live.items() if a == 0] + [(node, OUTPUT) for (_, b), node in live.items() if b == 3]
+        edges += [(n, m) for (_, b), n in live.items() for (a, _), m in live.items() if a == b]
+        return cls.from_edges(edges, operations)
+
+    @classmethod
+    def from_dict(cls, data: dict) -> Cell:
+        """Inverse of `to_dict`."""
+        try:
+            return cls.from_edges(data["edges"], data["operations"])
+        except (KeyError, TypeError, ValueError) as error:
+            if isinstance(error, InvalidCellError):
+                raise
+            raise InvalidCellError(f"A cell must be {{'edges': [[a, b], ...], 'operations': [six names]}}; got {data!r}.") from error
+
+    # ---- views
+
+    @property
+    def adjacency(self) -> np.ndarray:
+        """A, uint8 (8, 8), read-only."""
+        return self._adjacency
+
+    @property
+    def features(self) -> np.ndarray:
+        """F, uint8 (8, 13): operation type one-hot over 10, kernel one-hot over 3; skip has no kernel."""
+        f = np.zeros((N_NODES, len(OP_TYPES) + len(KERNELS)), np.uint8)
+        for node, name in enumerate(self.operations, start=1):
+            if name is not None:
+                op, _, kernel = name.rpartition("_") if name != "skip" else (name, "", "")
+                f[node, OP_TYPES.index(op)] = 1
+                if kernel:
+                    f[node, len(OP_TYPES) + KERNELS.index(int(kernel))] = 1
+        return f
+
+    @property
+    def edges(self) -> list[tuple[int, int]]:
+        """Edges (source, target) in row order."""
+        return [(int(a), int(b)) for a, b in np.argwhere(self._adjacency)]
+
+    def predecessors(self, node: int) -> list[int]:
+        """Nodes that `node` sums."""
+        return [int(a) for a in np.flatnonzero(self._adjacency[:, node])]
+
+    def to_dict(self) -> dict:
+        """JSON-ready form, read back by `from_dict`."""
+        return {"edges": [list(edge) for edge in self.edges], "operations": list(self.operations)}
+
+    # ---- validity
+
+    @cached_property
+    def live(self) -> tuple[int, ...]:
+        """Operation nodes on some path from input to output."""
+        forward, backward = 1 << INPUT, 1 << OUTPUT
+        for a, b in EDGES:  # targets ascend
+            if self._adjacency[a, b] and forward >> a & 1:
+                forward |= 1 << b
+        for a, b in reversed(EDGES):
+            if self._adjacency[a, b] and backward >> b & 1:
+                backward |= 1 << a
+        return tuple(n for n in range(1, OUTPUT) if (forward & backward) >> n & 1)
+
+    @cached_property
+    def status(self) -> str:
+        """'ok', 'no_path' (output unreachable) or 'identity' (only input -> output, no operation)."""
+        if self.live:
+            return "ok"
+        return "identity" if self._adjacency[INPUT, OUTPUT] else "no_path"
+
+    @property
+    def is_valid(self) -> bool:
+        """At least one operation lies on an input-output path."""
+        return self.status == "ok"
+
+    @property
+    def strict(self) -> bool:
+        """Valid with no dangling node: every used node lies on an input-output path."""
+        return self.is_valid and len(self.live) == sum(name is not None for name in self.operations)
+
+    # ---- canonical form
+
+    @cached_property
+    def _canonical(self) -> tuple[tuple, dict[int, int]]:
+        """(smallest code, node of this cell -> node of the canonical one)."""
+        return min((_code(*graph) for graph in _folded(self)), key=lambda found: (len(found[0]), found[0]))
+
+    @property
+    def canonical_nodes(self) -> dict[int, int]:
+        """Which operation node of the canonical form each surviving operation node of this cell becomes."""
+        return {old: new for old, new in self._canonical[1].items() if old != INPUT}
+
+    def canonical(self) -> Cell:
+        """The representative of all cells that compute the same function by renumbering, pruning or skip folding.
+
+        A skip node is folded into edges only where the function stays the same: no consumer may sum one node twice,
+        and no consumer may be left with the cell input alone (it would then read the raw input and make the cell's
+        stride or width change itself, resolved.md row 4). Live nodes get numbers 1..n, unused ones follow.
+
+        Raises:
+            InvalidCellError: no path leads from input to output.
+        """
+        if self.status == "no_path":
+            raise InvalidCellError("A canonical cell must have a path from input (0) to output (7); this one has none.")
+        return _decode(self._canonical[0])
+
+    def key(self) -> str:
+        """Hash of the canonical form, 16 hexadecimal digits; equal for isomorphic cells."""
+        if self.status == "no_path":
+            return "no_path"
+        return hashlib.sha256(repr(self._canonical[0]).encode()).hexdigest()[:16]
+
+    def __eq__(self, other) -> bool:
+        """Equal as written (same A, same operations); compare keys for equality of function."""
+        if not isinstance(other, Cell):
+            return NotImplemented
+        return self.operations == other.operations and bool((self._adjacency == other._adjacency).all())
+
+    def __hash__(self) -> int:
+        return hash((self.operations, self._adjacency.tobytes()))
+
+    def __reduce__(self):
+        return Cell, (np.array(self._adjacency), self.operations)
+
+    def __repr__(self) -> str:
+        ops = " ".join(f"{n}:{name}" for n, name in enumerate(self.operations, start=1) if name is not None)
+        return f"Cell({ops} | {' '.join(f'{a}>{b}' for a, b in self.edges)})"
+
+
+def _operation_of(row: np.ndarray, node: int) -> str | None:
+    """Operation name of one row of F."""
+    if not row.any():
+        return None
+    types, kernels = np.flatnonzero(row[: len(OP_TYPES)]), np.flatnonzero(row[len(OP_TYPES) :])
+    name = OP_TYPES[types[0]] if len(types) == 1 else ""
+    if name == "skip" and len(kernels) <= 1:
+        return name
+    if not name or len(kernels) != 1 or set(np.unique(row)) - {0, 1}:
+        raise InvalidCellError(f"Row {node} of the features must be one-hot over 10 types and over 3 kernels; got {row.tolist()}.")
+    return f"{name}_{KERNELS[kernels[0]]}"
+
+
+# A working graph is (operations by node, predecessor bit mask by node), nodes 0..7.
+
+
+def _folded(cell: Cell) -> list[tuple[tuple, tuple]]:
+    """All graphs reachable from the pruned cell by function-preserving skip folds that allow no further fold."""
+    ops = (None, *cell.operations, None)
+    masks = [sum(1 << a for a in cell.predecessors(n)) for n in range(N_NODES)]
+    start = _pruned(ops, masks)
+    todo, seen, final = [start], {start}, []
+    while todo:
+        graph = todo.pop()
+        following = {_pruned(*step) for step in _fold_steps(*graph)}
+        if not following:
+            final.append(graph)
+        for step in following - seen:
+            seen.add(step)
+            todo.append(step)
+    return final
+
+
+def _fold_steps(ops: tuple, masks: tuple):
+    """Every graph one edge fold away: skip -> consumer replaced by the skip's own predecessors -> consumer."""
+    for skip in range(1, OUTPUT):
+        if ops[skip] != "skip":
+            continue
+        for consumer in range(skip + 1, N_NODES):
+            if not masks[consumer] >> skip & 1:
+                continue
+            rest = masks[consumer] & ~(1 << skip)
+            merged = rest | masks[skip]
+            reads_raw = merged == 1 << INPUT and consumer != OUTPUT and ops[consumer] != "skip"
+            if not rest & masks[skip] and not reads_raw:
+                yield ops, (*masks[:consumer], merged, *masks[consumer + 1 :])
+
+
+def _pruned(ops, masks) -> tuple[tuple, tuple]:
+    """Drop nodes that lie on no input-output path."""
+    forward, backward = 1 << INPUT, 1 << OUTPUT
+    for n in range(1, N_NODES):
+        if masks[n] & forward:
+            forward |= 1 << n
+    for n in range(OUTPUT, 0, -1):
+        if backward >> n & 1:
+            backward |= masks[n]
+    keep = forward & backward
+    return (
+        tuple(ops[n] if keep >> n & 1 else None for n in range(N_NODES)),
+        tuple(masks[n] & keep if keep >> n & 1 else 0 for n in range(N_NODES)),
+    )
+
+
+def _code(ops: tuple, masks: tuple) -> tuple[tuple, dict[int, int]]:
+    """Smallest description over all topological orders: a (predecessors, operation) pair a node, then the output's.
+
+    Built left to right: among nodes whose predecessors are placed, those with the smallest pair continue; ties branch.
+    """
+    nodes = [n for n in range(1, OUTPUT) if ops[n] is not None]
+    frontier = [((), {INPUT: 0})]  # (code so far, node -> new number)
+    for _ in nodes:
+        best, following = None, []
+        for code, number in frontier:
+            placed = sum(1 << n for n in number)
+            for n in nodes:
+                if n in number or masks[n] & ~placed:
+                    continue
+                pair = (_renumbered(masks[n], number), _OP_INDEX[ops[n]])
+                if best is None or pair < best:
+                    best, following = pair, []
+                if pair == best:
+                    following.append(((*code, pair), {**number, n: len(number)}))
+        frontier = list({tuple(sorted(number.items())): (code, number) for code, number in following}.values())
+    output, code, number = min(
+        ((_renumbered(masks[OUTPUT], number), code, number) for code, number in frontier), key=lambda found: found[0]
+    )
+    return (*code, output), number
+
+
+def _renumbered(mask: int, number: dict[int, int]) -> int:
+    return sum(1 << new for old, new in number.items() if mask >> old & 1)
+
+
+def _decode(code: tuple) -> Cell:
+    """Cell of a canonical code."""
+    matrix = np.zeros((N_NODES, N_NODES), np.uint8)
+    operations: list[str | None] = [None] * OP_NODES
+    for node, (mask, op) in enumerate(code[:-1], start=1):
+        operations[node - 1] = OPERATIONS[op]
+        matrix[:, node] = [mask >> a & 1 for a in range(N_NODES)]
+    matrix[:, OUTPUT] = [code[-1] >> a & 1 for a in range(N_NODES)]
+    cell = Cell(matrix, operations)
+    cell.__dict__["_canonical"] = code, {n: n for n in range(len(code))}  # its own canonical form
+    return cell
+
+
+# ---- sampling
+
+
+def random_cell(generator: torch.Generator) -> Cell:
+    """One draw before pruning: edge probability p ~ U(0.3, 0.7) for the cell, operations uniform over 28; may be invalid.
+
+    The paper does not print its sampling law; this one gives cells of every size (2 to 6 live nodes).
+    """
+    p = 0.3 + 0.4 * torch.rand((), generator=generator).item()
+    keep = torch.rand(len(EDGES), generator=generator) < p
+    ops = torch.randint(len(OPERATIONS), (OP_NODES,), generator=generator)
+    edges = [edge for edge, k in zip(EDGES, keep.tolist(), strict=True) if k]
+    return Cell.from_edges(edges, [OPERATIONS[i] for i in ops.tolist()])
+
+
+def sample_cells(n: int, *, seed: int) -> list[Cell]:
+    """`n` distinct valid cells in canonical form; the first k of a longer draw are the draw of k.
+
+    Args:
+        n: how many, at least 0.
+        seed: equal seeds give equal cells.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    cells: list[Cell] = []
+    seen: set[str] = set()
+    while len(cells) < n:
+        cell = random_cell(generator)
+        if cell.is_valid and (cell := cell.canonical()).is_valid and cell.key() not in seen:
+            seen.add(cell.key())
+            cells.append(cell)
+    return cells
+
+
+NATS_REFERENCE = "|nor_conv_3x3~0|+|nor_conv_3x3~0|nor_conv_3x3~1|+|skip_connect~0|nor_conv_1x1~1|nor_conv_3x3~2|"  # #13714
+
+# paper: Table 1's reference row, 1.15M parameters and 327M FLOPs: four 3x3 and one 1x1 convolution count exactly so
+REFERENCE_CELL = Cell.from_edges(
+    [(0, 1), (0, 2), (1, 3), (1, 4), (2, 5), (3, 5), (0, 7), (4, 7), (5, 7)],
+    ["conv_3", "conv_3", "conv_3", "conv_3", "conv_1", None],
+)
