@@ -79,6 +79,22 @@ def default_scale() -> str:
     return "lite" if manifest_path("sequence", "lite").exists() else "smoke"
 
 
+DATA_FOLDERS = {
+    "cifar10": ("cifar-10-batches-py", "cifar-10-batches-bin"),
+    "cifar100": ("cifar-100-python", "cifar-100-binary"),
+    "nb360": ("nb360",),
+    "imagenet": ("imagenet",),
+}
+
+
+def data_at_hand() -> tuple[str, ...]:
+    """Data sets whose folders are in `$GRAPHNAS_DATA` or `data/`: part of what decides a result, cheap to ask."""
+    places = [Path(p) for p in (os.environ.get("GRAPHNAS_DATA"), root() / "data") if p]
+    return tuple(
+        name for name, folders in DATA_FOLDERS.items() if any((p / folder).is_dir() for p in places for folder in folders)
+    )
+
+
 def pick_device(device: str = "auto") -> torch.device:
     """The one place that decides where to compute: CUDA when there is one, else the CPU."""
     import torch

@@ -218,7 +218,7 @@ def build(
     if seed is None:
         return Network(architecture, tuple(input_shape), classes, dense)
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)  # the CPU's alone: torch.manual_seed would reseed CUDA too
         return Network(architecture, tuple(input_shape), classes, dense)
 
 

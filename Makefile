@@ -1,0 +1,92 @@
+# `make help` lists the targets. Both `make reproduce` and `make test` set up their environment first.
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+.PHONY: help setup reproduce test unit smoke nbval bench lint format lab readme clean
+
+SCALE ?= lite
+NOTEBOOKS ?=
+PYTEST ?=
+
+# The active virtual or conda environment is used; conda's base is left alone. Without one, .venv is made.
+ENV := .venv
+ifneq ($(strip $(VIRTUAL_ENV)),)
+ENV := $(VIRTUAL_ENV)
+else ifneq ($(strip $(CONDA_PREFIX)),)
+ifneq ($(CONDA_DEFAULT_ENV),base)
+ENV := $(CONDA_PREFIX)
+endif
+endif
+PY := $(ENV)/bin/python
+# The stamp lies inside the environment and carries this checkout's path, so that neither a new environment nor a
+# second checkout that shares one is taken for set up.
+STAMP := $(ENV)/graphnas-lib-$(shell printf '%s' "$(CURDIR)" | cksum | cut -d' ' -f1).stamp
+
+help: ## this list
+	@grep -E '^[a-z]+:.*## ' Makefile | sed -E 's/:[^#]*## /\t/' | expand -t 14
+	@echo; echo "Options: SCALE=smoke|lite|paper  NOTEBOOKS=\"03 05\"  PYTEST=\"-k flow\"; environment: $(ENV)"
+
+setup: $(STAMP) ## make or complete the environment (done by the others when needed)
+
+$(STAMP): pyproject.toml constraints.txt
+	@if [ ! -x "$(PY)" ]; then \
+	  for candidate in python3.13 python3.12 python3.11 python3 python; do \
+	    if "$$candidate" -c 'import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' >/dev/null 2>&1; \
+	    then found="$$candidate"; break; fi; \
+	  done; \
+	  if [ -z "$${found:-}" ]; then \
+	    echo "Python 3.11, 3.12 or 3.13 with venv must be on the PATH; none was found. Install one (on Debian and Ubuntu also python3-venv), or activate a conda environment made from environment.yml." >&2; exit 1; \
+	  fi; \
+	  echo "Making $(ENV) with $$("$$found" --version)"; "$$found" -m venv "$(ENV)"; \
+	fi
+	@"$(PY)" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' || \
+	  { echo "The environment $(ENV) must have Python 3.11 to 3.13; it has $$("$(PY)" --version 2>&1). Deactivate it, or make another." >&2; exit 1; }
+	@echo "Installing into $(ENV) (a few minutes, once)"
+	@rm -f "$(ENV)"/graphnas-lib-*.stamp
+	@"$(PY)" -m pip install -qq --no-compile --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch "$@"
+
+reproduce: $(STAMP) ## all notebooks, headlessly: every table and figure (SCALE=, NOTEBOOKS=)
+	@"$(PY)" -m graphnas_lib reproduce --scale $(SCALE) $(if $(NOTEBOOKS),--notebooks $(NOTEBOOKS))
+
+test: lint unit smoke nbval ## everything CI checks: lint, unit tests, all notebooks at smoke, nbval
+
+# One after the other, also under make -j: each uses all cores.
+unit: lint
+smoke: unit
+nbval: smoke
+
+lint: $(STAMP) ## ruff: format and rules, code and notebooks
+	@"$(PY)" -m ruff format --check --quiet . || { echo "Run make format." >&2; exit 1; }
+	@"$(PY)" -m ruff check --quiet .
+
+unit: $(STAMP)
+	@"$(PY)" -m pytest -q $(PYTEST)
+
+smoke: $(STAMP)
+	@"$(PY)" -m graphnas_lib reproduce --scale smoke
+
+# The committed notebooks, cell by cell. In a copy of the artifacts, so that a test changes no committed figure.
+nbval: $(STAMP)
+	@home=$$(mktemp -d); trap 'rm -rf "$$home"' EXIT; mkdir "$$home/data"; \
+	for scale in smoke lite; do if [ -d data/$$scale ]; then cp -R data/$$scale "$$home/data/"; fi; done; \
+	GRAPHNAS_HOME="$$home" GRAPHNAS_DATA="$${GRAPHNAS_DATA:-$(CURDIR)/data}" "$(PY)" -m pytest -q -o timeout=0 \
+	  --nbval-lax --nbval-current-env --nbval-cell-timeout=600 notebooks/[0-9]*.ipynb
+
+bench: $(STAMP) ## benchmarks, each beside a plain reference
+	@"$(PY)" -m pytest -o addopts= -o timeout=0 -o python_files="bench_*.py test_*.py" --benchmark-columns=min,median,rounds tests/benchmarks
+
+format: $(STAMP) ## ruff format and the fixes ruff is sure of, code and notebooks
+	@"$(PY)" -m ruff check --quiet --fix . ; "$(PY)" -m ruff format .
+
+readme: $(STAMP) ## write README's generated blocks again
+	@"$(PY)" -m graphnas_lib reproduce --readme
+
+lab: $(STAMP) ## the notebooks in JupyterLab
+	@"$(PY)" -c 'import jupyterlab' 2>/dev/null || "$(PY)" -m pip install -qq --disable-pip-version-check -c constraints.txt -e '.[lab]'
+	@"$(PY)" -m jupyter lab notebooks
+
+clean: ## what runs leave behind: executed copies, smoke artifacts, caches; .venv stays
+	@rm -rf notebooks/executed data/smoke figures/smoke data/*/.doit.json data/*/checkpoints
+	@rm -rf .pytest_cache .ruff_cache .benchmarks build dist *.egg-info
+	@find graphnas_lib tests -name __pycache__ -type d -prune -exec rm -rf {} +

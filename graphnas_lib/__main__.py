@@ -1,0 +1,271 @@
+"""The command line: `python -m graphnas_lib reproduce | run | design | score | doctor`, each with `--help`.
+
+A user's mistake ends in one line that says what to do, and exit status 1; `--debug` shows the traceback. Heavy imports
+wait until a verb needs them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from graphnas_lib import artifacts
+
+UNITS = {"": 1.0, "K": 1e3, "M": 1e6, "G": 1e9, "B": 1e9}
+DEFAULT_PROXIES = ("tcet", "naswot", "snip_ssnr")
+IMAGES = 64  # resolved.md row 18: the batch that T-CET is taken on
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one verb; returns the exit status."""
+    options = parser().parse_args(arguments)
+    try:
+        return options.verb(options)
+    except KeyboardInterrupt:
+        print("Interrupted.", file=sys.stderr)
+        return 130
+    except (ValueError, RuntimeError, OSError, ImportError) as error:
+        if options.debug:
+            raise
+        print(f"error: {' '.join(str(error).split())} (--debug shows where)", file=sys.stderr)
+        return 1
+
+
+def parser() -> argparse.ArgumentParser:
+    """All verbs and their options."""
+    top = argparse.ArgumentParser(prog="python -m graphnas_lib", description=__doc__.splitlines()[0])
+    verbs = top.add_subparsers(required=True, metavar="VERB")
+    _reproduce_options(_verb(verbs, "reproduce", reproduce, "run the notebooks: every table and figure"))
+    _run_options(_verb(verbs, "run", run, "run one stage, for example: run gvae --scale smoke"))
+    _design_options(_verb(verbs, "design", design, "a budget in, networks out"))
+    _score_options(_verb(verbs, "score", score, "costs and zero-cost proxies of one architecture"))
+    _verb(verbs, "doctor", doctor, "versions, device, data and artifacts of this installation")
+    return top
+
+
+def _verb(verbs, name: str, function, text: str) -> argparse.ArgumentParser:
+    made = verbs.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
+    made.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    made.set_defaults(verb=function)
+    return made
+
+
+def _common(to: argparse.ArgumentParser) -> None:
+    to.add_argument("--seed", type=int, default=0, help="default 0")
+    to.add_argument("--device", default="auto", help="auto (default), cpu, cuda, cuda:1, ...")
+
+
+# ---- reproduce
+
+
+def _reproduce_options(to: argparse.ArgumentParser) -> None:
+    to.add_argument("--scale", choices=artifacts.SCALE_NAMES, default="lite", help="default lite")
+    to.add_argument("--notebooks", nargs="+", metavar="NN", help="numbers or names; default all")
+    to.add_argument("--force", action="store_true", help="run fresh notebooks too")
+    to.add_argument("--list", action="store_true", help="say which notebooks are fresh, run nothing")
+    to.add_argument("--why", metavar="NN", help="say why a notebook would run")
+    to.add_argument(
+        "--save-outputs", action="store_true", help="put the executed copies' outputs into notebooks/*.ipynb"
+    )
+    to.add_argument("--readme", action="store_true", help="write README's generated blocks again")
+    _common(to)
+
+
+def reproduce(options: argparse.Namespace) -> int:
+    """The verb `reproduce`."""
+    from graphnas_lib import readme
+    from graphnas_lib import reproduce as headless
+    from graphnas_lib.manifest import Project, select
+
+    project = Project(artifacts.root())
+    if options.readme:
+        print("\n".join(readme.update(project)) or "README.md is up to date")
+        return 0
+    if options.save_outputs:
+        print("\n".join(readme.save_outputs(project, options.scale, options.notebooks)))
+        return 0
+    if options.list or options.why:
+        reasons = headless.status(project, options.scale, seed=options.seed, device=options.device)
+        chosen = select(project.notebooks(), [options.why] if options.why else options.notebooks)
+        known = headless.past_seconds(project, options.scale)
+        for notebook in chosen:
+            why = reasons[notebook.name] if options.why else reasons[notebook.name][:2]
+            took = f"  last run {headless.duration(known[notebook.name])}" if notebook.name in known else ""
+            print(f"{notebook.name}  {'would run: ' + '; '.join(why) if why else 'fresh'}{took}")
+        return 0
+    return headless.reproduce(
+        project,
+        options.scale,
+        notebooks=options.notebooks,
+        force=options.force,
+        seed=options.seed,
+        device=options.device,
+    )
+
+
+# ---- run
+
+
+def _run_options(to: argparse.ArgumentParser) -> None:
+    to.add_argument("stage", help="name of a stage; an unknown one lists them all")
+    to.add_argument("--scale", choices=artifacts.SCALE_NAMES, default=None, help="default: the one that ships")
+    how = to.add_mutually_exclusive_group()
+    how.add_argument("--resume", action="store_true", help="go on from the last checkpoint (the default)")
+    how.add_argument("--fresh", action="store_true", help="forget checkpoint and artifact, start anew")
+    _common(to)
+
+
+def run(options: argparse.Namespace) -> int:
+    """The verb `run`."""
+    from graphnas_lib import stages
+
+    scale = options.scale or artifacts.default_scale()
+    if options.stage not in stages.STAGES:
+        raise ValueError(f"A stage is one of {', '.join(stages.STAGES)}; got {options.stage!r}.")
+    stages.run(options.stage, scale, seed=options.seed, device=options.device, fresh=options.fresh)
+    found = artifacts.load_manifest(options.stage, scale)
+    print(f"{options.stage} at scale {scale}: {', '.join(found['files'])} ({found['seconds']} s on {found['device']})")
+    return 0
+
+
+# ---- design
+
+
+def number(text: str) -> float:
+    """ "300M", "1.5G", "1e6" to a number; argparse turns the ValueError into its own message."""
+    found = re.fullmatch(r"\s*([0-9.]+(?:e[+-]?\d+)?)\s*([KMGB]?)\s*", text, re.IGNORECASE)
+    if not found:
+        raise argparse.ArgumentTypeError(f"a number such as 300M, 1.5G or 1e6; got {text!r}")
+    return float(found[1]) * UNITS[found[2].upper()]
+
+
+def shape(text: str) -> tuple[int, ...]:
+    """ "3x32x32" to (3, 32, 32)."""
+    if not re.fullmatch(r"\d+(x\d+){1,2}", text):
+        raise argparse.ArgumentTypeError(f"a shape such as 3x32x32 or 1x1000; got {text!r}")
+    return tuple(int(side) for side in text.split("x"))
+
+
+def _design_options(to: argparse.ArgumentParser) -> None:
+    to.add_argument("--params", type=number, help="wanted parameters, for example 1M")
+    to.add_argument("--flops", type=number, help="wanted FLOPs (2 x MACs) at the input's size, for example 300M")
+    to.add_argument("--input", type=shape, default=(3, 32, 32), metavar="CxHxW", help="default 3x32x32")
+    to.add_argument("--classes", type=int, default=10, help="default 10")
+    to.add_argument("-n", type=int, default=10, help="networks to return, default 10")
+    to.add_argument("-o", "--output", type=Path, metavar="FOLDER", help="write each design there as JSON")
+    to.add_argument("--data", help="data set that T-CET is taken on (auto, cifar10, ...); default noise")
+    to.add_argument("--scale", choices=artifacts.SCALE_NAMES, help="whose generator; default: the one that ships")
+    to.add_argument("--tolerance", type=float, default=0.05, help="largest relative error of the costs, default 0.05")
+    _common(to)
+
+
+def design(options: argparse.Namespace) -> int:
+    """The verb `design`."""
+    if options.params is None and options.flops is None:
+        raise ValueError("A design needs a budget: give --params, --flops or both.")
+    from graphnas_lib.design import design as make
+
+    images = labels = None
+    if options.data:
+        images, labels = _images(options.data, options.input)
+    designs = make(
+        options.params,
+        options.flops,
+        input_shape=options.input,
+        classes=options.classes,
+        n=options.n,
+        seed=options.seed,
+        scale=options.scale,
+        images=images,
+        labels=labels,
+        tolerance=options.tolerance,
+        device=options.device,
+        progress=True,
+    )
+    print(designs.table().to_string(index=False))
+    print(f"T-CET on {designs[0].batch}.")
+    if options.output:
+        for rank, made in enumerate(designs):
+            made.save(options.output / f"design_{rank:02d}.json")
+        print(f"Wrote {len(designs)} designs to {options.output}; graphnas_lib.design.Design.load reads them.")
+    return 0
+
+
+def _images(name: str, input_shape: tuple[int, ...]):
+    from graphnas_lib import datasets
+
+    dataset = datasets.load(name, resolution=input_shape[-1])
+    if dataset.input_shape != tuple(input_shape):
+        raise ValueError(f"--data {name} has images of shape {dataset.input_shape}; --input asks for {input_shape}.")
+    return dataset.batch(IMAGES)
+
+
+# ---- score
+
+
+def _score_options(to: argparse.ArgumentParser) -> None:
+    to.add_argument("architecture", help="JSON file of an Architecture or a Design, or a NATS-Bench cell string")
+    to.add_argument("--data", default="auto", help="data set for the proxies: auto (default), cifar10, ..., digits")
+    to.add_argument("--input", type=shape, metavar="CxHxW", help="count and score at this size; default the data's")
+    to.add_argument("--proxies", nargs="+", default=DEFAULT_PROXIES, help=f"default {' '.join(DEFAULT_PROXIES)}")
+    _common(to)
+
+
+def score(options: argparse.Namespace) -> int:
+    """The verb `score`."""
+    architecture = _architecture(options.architecture)
+    from graphnas_lib import datasets, network, proxies
+
+    dataset = datasets.load(options.data, resolution=options.input[-1] if options.input else None)
+    images, labels = dataset.batch(IMAGES, device=artifacts.pick_device(options.device))
+    if options.input and tuple(images.shape[1:]) != options.input:
+        raise ValueError(f"--data {options.data} has images of shape {tuple(images.shape[1:])}; got {options.input}.")
+    sizes = {"input_shape": tuple(images.shape[1:]), "classes": dataset.classes}
+    costs = network.count(architecture, **sizes)
+    model = network.build(architecture, **sizes, seed=options.seed).to(images.device)
+    for name in ("params", "macs", "flops"):
+        print(f"{name:<12}{getattr(costs, name):>16,}")
+    for name, value in proxies.score(model, images, labels, options.proxies).items():
+        print(f"{name:<12}{value:>16.6g}")
+    print(f"On {len(images)} images of {dataset.source}, {'x'.join(map(str, images.shape[1:]))}; seed {options.seed}.")
+    return 0
+
+
+def _architecture(text: str):
+    """An Architecture from a NATS-Bench cell (stacked by Eq. 1-2) or a JSON file."""
+    import json
+
+    from graphnas_lib.macro import Architecture, stack_cell
+    from graphnas_lib.space import Cell
+
+    if text.strip().startswith("|"):
+        return stack_cell(Cell.from_nats(text.strip()))
+    path = Path(text)
+    if not path.is_file():
+        raise FileNotFoundError(f"An architecture is a JSON file or a NATS-Bench cell '|...~0|+...'; no file {text!r}.")
+    content = path.read_text()
+    try:
+        data = json.loads(content)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path.name} must be JSON; line {error.lineno}: {error.msg}.") from error
+    nested = data.get("architecture") if isinstance(data, dict) else None
+    return Architecture.from_dict(nested if nested is not None else data)
+
+
+# ---- doctor
+
+
+def doctor(options: argparse.Namespace) -> int:
+    """The verb `doctor`: exit status 1 when an artifact is damaged."""
+    from graphnas_lib.doctor import lines
+
+    told, healthy = lines()
+    print("\n".join(told))
+    return 0 if healthy else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

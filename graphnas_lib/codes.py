@@ -1,0 +1,177 @@
+"""Cells as tensors: integer codes, the encoder's graph view (Tab. 6), decoder outputs read back into cells.
+
+A canonical cell is 28 edge bits and six slots, each one of 28 operations or "unused". Codes are what models train on:
+34 bytes a cell, indexed in batches without a Python loop. `graph_view` makes the 9 x 9 and 9 x 15 tensors that the
+encoder reads, `hard_decode` and `decoded` go from logits back to cells and say what became of each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from graphnas_lib.space import EDGES, KERNELS, N_NODES, OP_NODES, OP_TYPES, OPERATIONS, Cell
+
+VIEW_NODES = N_NODES + 1  # paper: Tab. 6, [9 x 9, 15 x 9]
+VIEW_FEATURES = 15  # nine types without skip, input / output / global flags, three kernels
+UNUSED = len(OPERATIONS)  # code of an empty slot
+_NAMES = (*OPERATIONS, None)
+_CODE = {name: code for code, name in enumerate(_NAMES)}
+_SOURCE, _TARGET = (torch.tensor(ends) for ends in zip(*EDGES, strict=True))
+TYPE_OF = torch.tensor([0, *(1 + i // len(KERNELS) for i in range(UNUSED - 1)), len(OP_TYPES)])  # (29,): 0..10
+KERNEL_OF = torch.tensor([-1, *(i % len(KERNELS) for i in range(UNUSED - 1)), -1])  # (29,): -1 where a slot has none
+
+
+@dataclass(frozen=True)
+class CellCodes:
+    """Canonical cells as integers, the form in which cells are trained on: 34 bytes a cell.
+
+    Attributes:
+        edges: uint8 (n, 28) of 0 and 1 in the order of `space.EDGES`.
+        operations: uint8 (n, 6), index into `OPERATIONS`, 28 for an unused slot.
+    """
+
+    edges: Tensor
+    operations: Tensor
+
+    @classmethod
+    def of(cls, cells: Sequence[Cell], *, canonical: bool = False) -> CellCodes:
+        """Codes of cells; `canonical=True` promises that they are in canonical form and saves the work."""
+        cells = cells if canonical else [cell.canonical() for cell in cells]
+        adjacency = np.stack([cell.adjacency for cell in cells]) if cells else np.zeros((0, N_NODES, N_NODES), np.uint8)
+        operations = [[_CODE[name] for name in cell.operations] for cell in cells]
+        edges = torch.from_numpy(adjacency)[:, _SOURCE, _TARGET]
+        return cls(edges, torch.tensor(operations, dtype=torch.uint8).reshape(-1, OP_NODES))
+
+    def __len__(self) -> int:
+        return len(self.edges)
+
+    def __getitem__(self, index: Tensor | slice) -> CellCodes:
+        return CellCodes(self.edges[index], self.operations[index])
+
+    def to(self, device: torch.device | str) -> CellCodes:
+        """The same on another device."""
+        return CellCodes(self.edges.to(device), self.operations.to(device))
+
+    def cells(self) -> list[Cell]:
+        """Cells as written, not made canonical; InvalidCellError when an edge touches an unused slot."""
+        adjacency = self.edges.new_zeros(len(self), N_NODES, N_NODES)
+        adjacency[:, _SOURCE, _TARGET] = self.edges
+        rows = zip(adjacency.cpu().numpy(), self.operations.tolist(), strict=True)
+        return [Cell(matrix, [_NAMES[code] for code in codes]) for matrix, codes in rows]
+
+
+@dataclass(frozen=True)
+class MixedBatches:
+    """Unlabelled cells, and labelled ones with their standardised z (n_labelled, 4); a draw is an index operation."""
+
+    cells: CellCodes
+    labelled: CellCodes
+    zc: Tensor
+
+    def __post_init__(self):
+        if not len(self.cells):
+            raise ValueError("Training needs at least one unlabelled cell; got none.")
+        wanted = (len(self.labelled), 4)  # paper: Sec. 3.1, P = 4
+        if self.zc.shape != wanted:
+            raise ValueError(f"zc_standardised must be {wanted}, a row a labelled cell; got {tuple(self.zc.shape)}.")
+
+    def draw(self, size: int, n_labelled: int, *, generator: torch.Generator) -> tuple[CellCodes, Tensor]:
+        """`size` cells, the first `n_labelled` of them labelled, and the latter's z."""
+        device = self.zc.device
+        known = torch.randint(max(len(self.labelled), 1), (n_labelled,), generator=generator, device=device)
+        other = torch.randint(len(self.cells), (size - n_labelled,), generator=generator, device=device)
+        a, b = self.labelled[known], self.cells[other]
+        codes = CellCodes(torch.cat([a.edges, b.edges]), torch.cat([a.operations, b.operations]))
+        return codes, self.zc[known]
+
+
+def _feature_table() -> Tensor:
+    """Feature row of each operation code, (29, 15); skip is the kernel-1 bit alone, an unused slot zero."""
+    table = torch.zeros(UNUSED + 1, VIEW_FEATURES)
+    table[0, -len(KERNELS)] = 1
+    codes = torch.arange(1, UNUSED)
+    table[codes, TYPE_OF[codes] - 1] = 1
+    table[codes, VIEW_FEATURES - len(KERNELS) + KERNEL_OF[codes]] = 1
+    return table
+
+
+_TABLE = _feature_table()
+_FLAGS = F.one_hot(torch.tensor([11, 9, 10]), VIEW_FEATURES).float()  # rows of the global, input and output node
+
+
+def graph_view(codes: CellCodes) -> tuple[Tensor, Tensor]:
+    """The encoder's view of cells: adjacency (n, 9, 9) and features (n, 9, 15), float32 (Tab. 6, resolved.md row 9).
+
+    Node 0 is global (a row of ones: it reads every node), 1 the input, 2 to 7 the slots, 8 the output; all have
+    self-loops. `adjacency[n, a, b]` is 1 for the edge a -> b.
+    """
+    n, device = len(codes), codes.edges.device
+    adjacency = torch.eye(VIEW_NODES, device=device).repeat(n, 1, 1)
+    adjacency[:, 0] = 1
+    adjacency[:, _SOURCE.to(device) + 1, _TARGET.to(device) + 1] = codes.edges.float()
+    flags = _FLAGS.to(device).expand(n, -1, -1)  # (n, 3, 15)
+    slots = _TABLE.to(device)[codes.operations.long()]  # (n, 6, 15)
+    return adjacency, torch.cat([flags[:, :2], slots, flags[:, 2:]], dim=1)
+
+
+def featurise(cells: Sequence[Cell] | CellCodes) -> tuple[Tensor, Tensor]:
+    """`graph_view` of cells, made canonical first."""
+    return graph_view(as_codes(cells))
+
+
+class Logits(NamedTuple):
+    """What the decoder says: edges (B, 28), types (B, 6, 11) with "unused" last, kernels (B, 6, 3)."""
+
+    edges: Tensor
+    types: Tensor
+    kernels: Tensor
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """One decoded latent: canonical cell or None, status "ok" | "no_path" | "identity", and whether the raw graph was
+    strictly valid (no dangling node, no edge at an unused slot) before pruning."""
+
+    cell: Cell | None
+    status: str
+    strict: bool
+
+
+def hard_decode(logits: Logits) -> CellCodes:
+    """Most likely graph: an edge where its logit is above 0, the arg-max type and kernel; not yet pruned."""
+    types, kernels = logits.types.argmax(dim=-1), logits.kernels.argmax(dim=-1)  # (B, 6)
+    operations = 1 + (types - 1) * len(KERNELS) + kernels
+    operations = torch.where(types == 0, 0, torch.where(types == len(OP_TYPES), UNUSED, operations))
+    return CellCodes((logits.edges > 0).to(torch.uint8), operations.to(torch.uint8))
+
+
+def decoded(codes: CellCodes) -> list[Decoded]:
+    """Outcomes of raw graphs: edges at unused slots dropped, then canonical form; one computation a distinct graph."""
+    used = F.pad(codes.operations != UNUSED, (1, 1), value=True)  # (n, 8): input and output always are
+    device = used.device
+    kept = codes.edges * (used[:, _SOURCE.to(device)] & used[:, _TARGET.to(device)])
+    clean = (kept == codes.edges).all(dim=1, keepdim=True)
+    rows = torch.cat([kept, codes.operations, clean], dim=1).cpu()  # (n, 28 + 6 + 1)
+    distinct, inverse = torch.unique(rows, dim=0, return_inverse=True)
+    cells = CellCodes(distinct[:, : len(EDGES)], distinct[:, len(EDGES) : -1]).cells()
+    outcomes = [_outcome(cell, bool(clean)) for cell, clean in zip(cells, distinct[:, -1].tolist(), strict=True)]
+    return [outcomes[i] for i in inverse.tolist()]
+
+
+def _outcome(raw: Cell, clean: bool) -> Decoded:
+    if not raw.is_valid:
+        return Decoded(None, raw.status, False)
+    cell = raw.canonical()
+    return Decoded(cell if cell.is_valid else None, cell.status, clean and raw.strict)
+
+
+def as_codes(cells: Sequence[Cell] | CellCodes) -> CellCodes:
+    """Codes as they are, cells made canonical first."""
+    return cells if isinstance(cells, CellCodes) else CellCodes.of(cells)

@@ -1,0 +1,208 @@
+"""Cells on disk: the unlabelled corpus and the ZC-labelled one (App. A), and the labelling loop.
+
+A table holds one cell a row: 28 edges as the bits of an integer, six operations as indices, the key. `label` adds the
+raw ZC vector of each cell. It runs over processes (or a dask cluster), writes a shard at a time and goes on from the
+shards it finds, so a killed run loses at most the shards in flight. A cell that cannot be scored keeps NaN and its
+reason in `error`; it is counted and never given a number.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import joblib
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from graphnas_lib import artifacts
+from graphnas_lib.clusters import ZC_NAMES
+from graphnas_lib.proxies import ProxyError, zc_vector
+from graphnas_lib.space import N_NODES, OP_NODES, OPERATIONS, Cell, InvalidCellError
+
+EDGE_ROWS, EDGE_COLUMNS = np.triu_indices(N_NODES, 1)  # bit i of `edges` is the i-th of these 28 pairs
+OP_COLUMNS = tuple(f"op_{node}" for node in range(1, OP_NODES + 1))
+CELL_COLUMNS = ("key", "edges", *OP_COLUMNS)
+CELLS_A_TASK = 4
+SETTINGS = "labelling.json"
+
+
+# ---- cells as a table
+
+
+def cells_table(cells: Sequence[Cell]) -> pd.DataFrame:
+    """Cells as rows: key, edges (28 bits, int32), op_1..op_6 (index into `OPERATIONS`, -1 = unused node; int8)."""
+    bits = np.array([cell.adjacency[EDGE_ROWS, EDGE_COLUMNS] for cell in cells], np.int64).reshape(-1, len(EDGE_ROWS))
+    index = {name: i for i, name in enumerate(OPERATIONS)} | {None: -1}
+    ops = np.array([[index[name] for name in cell.operations] for cell in cells], np.int8).reshape(-1, OP_NODES)
+    table = {"key": [cell.key() for cell in cells], "edges": (bits << np.arange(bits.shape[1])).sum(1).astype(np.int32)}
+    return pd.DataFrame(table | {name: ops[:, i] for i, name in enumerate(OP_COLUMNS)})
+
+
+def cells_from_table(table: pd.DataFrame) -> list[Cell]:
+    """Inverse of `cells_table`; other columns are ignored.
+
+    Raises:
+        ValueError: a column is missing.
+        InvalidCellError: a row is no cell.
+    """
+    missing = [name for name in CELL_COLUMNS[1:] if name not in table.columns]
+    if missing:
+        raise ValueError(f"A table of cells must have the columns {CELL_COLUMNS[1:]}; {missing} are missing.")
+    adjacency = np.zeros((len(table), N_NODES, N_NODES), np.uint8)
+    bits = table["edges"].to_numpy(np.int64)[:, None] >> np.arange(len(EDGE_ROWS)) & 1  # (n, 28)
+    adjacency[:, EDGE_ROWS, EDGE_COLUMNS] = bits
+    names = (*OPERATIONS, None)  # -1 is the last
+    ops = table[list(OP_COLUMNS)].to_numpy()
+    return [Cell(a, [names[i] for i in row]) for a, row in zip(adjacency, ops)]
+
+
+# ---- labelling
+
+
+def label(
+    cells: Sequence[Cell],
+    images: Tensor,
+    labels: Tensor,
+    *,
+    seed: int,
+    out: Path | str,
+    workers: int = 2,
+    width: int = 16,
+    repeats: int = 5,
+    classes: int = 10,
+    shard_size: int = 64,
+    progress: bool = True,
+    dask: str | None = None,
+) -> pd.DataFrame:
+    """ZC vectors of cells (App. A), in parallel, shard by shard; a later call with the same arguments goes on.
+
+    Args:
+        cells: what to label; a longer list with the same beginning goes on from the same shards.
+        images: (B, C, H, W) float, normalised, on the CPU; the paper's batch is 64.
+        labels: (B,) class indices.
+        seed: of every cell's initial weights; a label depends on the cell and these arguments alone.
+        out: folder of the shards.
+        workers: processes; 1 runs in this one.
+        width: channels of the first stage.
+        repeats: cells a stage.
+        classes: outputs of the classifier.
+        shard_size: cells a file, written when all are done.
+        progress: draw a bar with the time left.
+        dask: address of a dask scheduler ("tcp://host:port"); its workers replace `workers`.
+
+    Returns:
+        `cells_table` columns, then naswot, snip_ssnr, params, flops (float64, raw; NaN where failed) and error ("" or
+        the reason), in the order of `cells`.
+
+    Raises:
+        ValueError: `out` holds shards of other settings or other cells.
+    """
+    out = Path(out)
+    options = {"seed": seed, "width": width, "repeats": repeats, "classes": classes}
+    _check_settings(out, options | {"shard_size": shard_size, "batch": _batch_hash(images, labels)})
+    table = cells_table(cells)
+    spans = [range(start, min(start + shard_size, len(cells))) for start in range(0, len(cells), shard_size)]
+    todo = [span for span in spans if not _is_done(_shard(out, span), table["key"].iloc[list(span)])]
+    tasks = [span[i : i + CELLS_A_TASK] for span in todo for i in range(0, len(span), CELLS_A_TASK)]
+    jobs = (joblib.delayed(_label_task)([cells[i] for i in task], images, labels, options) for task in tasks)
+    rows: list[dict] = []
+    left = iter(todo)
+    span = next(left, None)
+    with _backend(dask), tqdm(total=len(cells), disable=not progress, unit="cell", desc="ZC vectors") as bar:
+        bar.update(len(cells) - sum(map(len, todo)))
+        for found in joblib.Parallel(n_jobs=-1 if dask else workers, return_as="generator")(jobs):
+            rows += found
+            bar.update(len(found))
+            if span is not None and len(rows) == len(span):
+                _write_shard(out, span, table, rows)
+                rows, span = [], next(left, None)
+    parts = [artifacts.read(_shard(out, span)).head(len(span)) for span in spans]
+    return _reported(pd.concat(parts, ignore_index=True) if parts else table)
+
+
+def label_cell(cell: Cell, images: Tensor, labels: Tensor, options: dict) -> dict:
+    """One cell's row: its ZC vector and error "", or NaN and the reason; `options` go to `zc_vector`."""
+    try:
+        values = zc_vector(cell, images, labels, **options).tolist()
+    except (ProxyError, InvalidCellError) as error:
+        return dict.fromkeys(ZC_NAMES, float("nan")) | {"error": f"{type(error).__name__}: {error}"}
+    return dict(zip(ZC_NAMES, values)) | {"error": ""}
+
+
+def labelled_only(table: pd.DataFrame) -> pd.DataFrame:
+    """Rows that have a ZC vector."""
+    return table[table["error"] == ""].reset_index(drop=True)
+
+
+def zc_matrix(table: pd.DataFrame) -> Tensor:
+    """Raw ZC vectors of a labelled table, float64 (n, 4), columns in `ZC_NAMES` order."""
+    return torch.tensor(table[list(ZC_NAMES)].to_numpy(np.float64))
+
+
+def _label_task(cells: list[Cell], images: Tensor, labels: Tensor, options: dict) -> list[dict]:
+    return [label_cell(cell, images, labels, options) for cell in cells]
+
+
+@contextmanager
+def _backend(dask: str | None) -> Iterator[None]:
+    """Where joblib runs: processes of this machine, or the workers of a dask cluster."""
+    if dask is None:
+        with joblib.parallel_config(backend="loky"):
+            yield
+        return
+    from distributed import Client
+
+    with Client(dask), joblib.parallel_config(backend="dask"):  # the backend takes the current client
+        yield
+
+
+def _batch_hash(images: Tensor, labels: Tensor) -> str:
+    digest = hashlib.sha256(images.contiguous().numpy().tobytes() + labels.contiguous().numpy().tobytes())
+    return f"{tuple(images.shape)} {digest.hexdigest()[:16]}"
+
+
+def _check_settings(out: Path, settings: dict) -> None:
+    """Shards of one folder come from one setting; ValueError when they do not."""
+    path = out / SETTINGS
+    if not path.exists():
+        artifacts.write(path, settings)
+        return
+    before = artifacts.read(path)
+    if before != settings:
+        changed = ", ".join(f"{k}: {before.get(k)} -> {settings[k]}" for k in settings if before.get(k) != settings[k])
+        raise ValueError(f"Shards of a folder must share settings; {out.name} differs: {changed}. Use another folder.")
+
+
+def _shard(out: Path, span: range) -> Path:
+    return out / f"shard-{span.start:07d}.parquet"
+
+
+def _is_done(path: Path, keys: pd.Series) -> bool:
+    """True when the shard holds these cells; a shorter last shard of an earlier, shorter list is done anew."""
+    if not path.exists():
+        return False
+    found = artifacts.read(path)["key"].tolist()
+    if found != keys.tolist()[: len(found)] and keys.tolist() != found[: len(keys)]:
+        raise ValueError(f"Shard {path.name} must hold the cells asked for; it holds others. Use another folder.")
+    return len(found) >= len(keys)
+
+
+def _write_shard(out: Path, span: range, table: pd.DataFrame, rows: list[dict]) -> None:
+    cells = table.iloc[list(span)].reset_index(drop=True)
+    artifacts.write(_shard(out, span), pd.concat([cells, pd.DataFrame(rows)], axis=1))
+
+
+def _reported(table: pd.DataFrame) -> pd.DataFrame:
+    failed = int((table["error"] != "").sum()) if "error" in table else 0
+    if failed:
+        first = table.loc[table["error"] != "", "error"].iloc[0]
+        message = f"{failed} of {len(table)} cells could not be scored and have no label; first: {first}"
+        warnings.warn(message, stacklevel=3)
+    return table

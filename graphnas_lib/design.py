@@ -1,0 +1,359 @@
+"""Budget -> networks (Sec. 3.3, Eq. 12): generate macro designs, draw their cells, meet the budget, select by T-CET.
+
+The generator decodes greedily for the request and for a little less of it (its conditions are bins, the budget a
+bound); variety comes from the cells, drawn anew for every candidate (Eq. 8-9). Candidates off the budget are mended by
+`fitting`, and the n with the highest T-CET are returned, best first.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from functools import partial
+from html import escape
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from graphnas_lib import artifacts, proxies
+from graphnas_lib.evolution import HLIndividual, max_strides
+from graphnas_lib.fitting import BudgetUnreachable, Fit, Target, fit, unreachable
+from graphnas_lib.macro import Architecture, HLArchitecture, HLTriple
+from graphnas_lib.network import Costs, build, count
+from graphnas_lib.sequence import SequenceGenerator
+from graphnas_lib.synonyms import CellSampler, realise
+from graphnas_lib.vocabulary import CONDITIONS
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["BudgetUnreachable", "Design", "Designs", "design"]
+
+SHARES = (1.0, 0.97, 0.93, 0.88)  # of the request, each one greedy macro design (ours)
+BATCH = 16  # noise images for T-CET where none are given; the paper's batch is 64 (resolved.md row 18)
+CHUNK = 16  # images a backward: the same value in less memory
+LARGE = 128  # from this side on the stem has stride 2 (resolved.md row 8)
+REDRAWS = 4  # draws of cells per candidate wanted, before fewer are accepted
+
+
+@dataclass(frozen=True, kw_only=True)
+class Design:
+    """One network for a budget.
+
+    Attributes:
+        architecture: cells, widths, strides.
+        hl: the macro design it was drawn from, after its widths were fitted.
+        params: trainable parameters.
+        flops: the paper's unit (2 x MACs) at `input_shape`.
+        macs: multiply-accumulates of convolutions and linear layers at `input_shape`.
+        tcet: T-CET on `batch`; compare it within one call only.
+        batch: what T-CET was taken on, in words.
+        input_shape: (C, H, W) or (C, L).
+        classes: outputs.
+        dense: one prediction a position.
+    """
+
+    architecture: Architecture
+    hl: HLArchitecture
+    params: int
+    flops: int
+    macs: int
+    tcet: float
+    batch: str
+    input_shape: tuple[int, ...] = (3, 32, 32)
+    classes: int = 10
+    dense: bool = False
+
+    def build(self, *, seed: int | None = None) -> nn.Module:
+        """The trainable network; `seed` as in `network.build`."""
+        return build(self.architecture, input_shape=self.input_shape, classes=self.classes, dense=self.dense, seed=seed)
+
+    def to_dict(self) -> dict:
+        """JSON-ready form."""
+        fields = {
+            name: getattr(self, name) for name in ("params", "flops", "macs", "tcet", "batch", "classes", "dense")
+        }
+        nested = {"architecture": self.architecture.to_dict(), "hl": self.hl.to_dict()}
+        return {**nested, **fields, "input_shape": list(self.input_shape)}
+
+    @classmethod
+    def from_dict(cls, data: dict) -> Design:
+        """Inverse of `to_dict`; ValueError names what is missing."""
+        wanted = set(cls.__dataclass_fields__)
+        if not isinstance(data, dict) or set(data) != wanted:
+            raise ValueError(f"A design must have exactly the fields {sorted(wanted)}; got {str(sorted(data))[:120]}.")
+        architecture, hl = Architecture.from_dict(data["architecture"]), HLArchitecture.from_dict(data["hl"])
+        return cls(**{**data, "architecture": architecture, "hl": hl, "input_shape": tuple(data["input_shape"])})
+
+    def to_json(self) -> str:
+        """Text that `from_json` reads."""
+        return json.dumps(self.to_dict())
+
+    @classmethod
+    def from_json(cls, text: str) -> Design:
+        """Inverse of `to_json`."""
+        return cls.from_dict(json.loads(text))
+
+    def save(self, path: Path | str) -> Path:
+        """Write the design as JSON; returns the path."""
+        path = Path(path)
+        if path.suffix != ".json":
+            raise ValueError(f"A design is saved as JSON: the path must end in .json; got {path.name!r}.")
+        return artifacts.write(path, self.to_dict())
+
+    @classmethod
+    def load(cls, path: Path | str) -> Design:
+        """Inverse of `save`."""
+        return cls.from_json(Path(path).read_text())
+
+
+class Designs(list):
+    """Designs, highest T-CET first, with a table; `unscored` counts candidates whose T-CET could not be computed."""
+
+    unscored: int = 0
+
+    def table(self) -> pd.DataFrame:
+        """One row a design."""
+        import pandas as pd
+
+        rows = [
+            {
+                "params": d.params,
+                "flops": d.flops,
+                "macs": d.macs,
+                "tcet": d.tcet,
+                "cells": len(d.architecture.triples),
+                "channels": " ".join(str(t.channels) for t in d.architecture.triples),
+                "strides": " ".join(str(t.stride) for t in d.architecture.triples),
+                "head": d.architecture.head_channels or 0,
+            }
+            for d in self
+        ]
+        return pd.DataFrame(rows)
+
+    def _repr_html_(self) -> str:
+        if not self:
+            return "<p>no designs</p>"
+        return self.table()._repr_html_() + f"<p>T-CET on {escape(self[0].batch)}.</p>"
+
+
+def design(
+    params: float | None = None,
+    flops: float | None = None,
+    *,
+    input_shape: tuple[int, ...] = (3, 32, 32),
+    classes: int = 10,
+    n: int = 10,
+    seed: int = 0,
+    scale: str | None = None,
+    images: Tensor | None = None,
+    labels: Tensor | None = None,
+    tolerance: float = 0.05,
+    candidates: int | None = None,
+    dense: bool = False,
+    device: str = "auto",
+    progress: bool = False,
+    generator: SequenceGenerator | None = None,
+    sampler: CellSampler | None = None,
+) -> Designs:
+    """Networks for a budget, best first (Eq. 12 and "Final model selection").
+
+    Args:
+        params: wanted parameters, or None for any.
+        flops: wanted FLOPs in the paper's unit (2 x MACs) at `input_shape`, or None for any.
+        input_shape: (C, H, W), or (C, L) for one spatial dimension.
+        classes: outputs.
+        n: networks to return.
+        seed: of cells, weights under T-CET, and noise images; equal arguments give equal designs.
+        scale: whose trained artifacts to use; default the one that ships.
+        images: a batch (B, *input_shape) that T-CET is taken on; None takes 16 of standard normal noise.
+        labels: its targets (B,); given together with `images`.
+        tolerance: largest relative error of the costs; at or under the request is preferred.
+        candidates: networks to score, at least n (default n); the paper scores 10 to 100.
+        dense: one prediction a position, all strides 1.
+        device: where T-CET is computed.
+        progress: show a bar.
+        generator: a trained generator, instead of that of `scale`.
+        sampler: likewise for the cells.
+
+    Returns:
+        Designs: n distinct networks, or fewer where so few could be drawn.
+
+    Raises:
+        ValueError: no budget, or an argument out of range.
+        BudgetUnreachable: no design meets the budget; names the nearest one.
+        ProxyError: T-CET failed on every candidate.
+    """
+    target = Target(params, flops, tolerance)
+    wanted = n if candidates is None else candidates
+    if n < 1 or wanted < n:
+        raise ValueError(f"n must be at least 1 and candidates at least n; got {n} and {wanted}.")
+    if not isinstance(classes, int) or classes < 1:
+        raise ValueError(f"classes must be a positive number; got {classes!r}.")
+    place = artifacts.pick_device(device)
+    batch = _Batch.of(images, labels, input_shape, classes, dense, seed)
+    generator = generator or SequenceGenerator.load(scale).to(place)
+    sampler = sampler or CellSampler.load(scale, device=place)
+    drawer = _Drawer(target, tuple(input_shape), classes, dense, seed, sampler)
+    fits = drawer.candidates(_macros(target, generator, drawer), wanted)
+    if len(fits) < n:
+        warnings.warn(f"{n} distinct designs were asked for; {len(fits)} could be drawn for this budget.", stacklevel=2)
+    return _selected(fits, drawer, batch, n, place, progress)
+
+
+# ---- macro designs
+
+
+def _macros(target: Target, generator: SequenceGenerator, drawer: _Drawer) -> list[HLArchitecture]:
+    """Greedy designs for shares of the request, distinct."""
+    reference = generator.config.input_shape
+    area = math.prod(reference[1:]) / math.prod(drawer.input_shape[1:]) * drawer.stem_stride ** (len(reference) - 1)
+    rows = []
+    for share in SHARES:
+        asked = {"params": target.params, "flops": target.flops and target.flops * area}
+        rows.append([asked[name] * share if asked.get(name) else math.nan for name in CONDITIONS])
+    conditions = torch.tensor(rows, dtype=torch.float64)
+    found = generator.generate_many(conditions, max_strides=drawer.max_strides)
+    macros = dict.fromkeys(hl for (hl,) in found if hl is not None)
+    return [replace(hl, stem_stride=drawer.stem_stride) for hl in macros]
+
+
+def _plain_macros(n_families: int, max_strides: int, stem_stride: int) -> list[HLArchitecture]:
+    """One family throughout, doubled in width at each stride: where the generator's designs cannot be fitted."""
+    macros = []
+    for depth, family in ((1, 0), (1, 0), (1, 0), (3, n_families // 2), (10, n_families - 1), (1, n_families - 1)):
+        strided = {round((i + 1) * depth / (max_strides + 1)) for i in range(max_strides)} & set(range(1, depth))
+        triples, width = [], 32
+        for i in range(depth):
+            width *= 2 if i in strided else 1
+            triples.append(HLTriple(family, width, 2 if i in strided else 1))
+        macros.append(HLArchitecture(tuple(triples), None, stem_stride))
+    return macros
+
+
+@dataclass
+class _Drawer:
+    """Draws cells for macro designs and fits them to the target."""
+
+    target: Target
+    input_shape: tuple[int, ...]
+    classes: int
+    dense: bool
+    seed: int
+    sampler: CellSampler
+    nearest: Costs | None = None
+    draws: int = 0
+    costs: Callable[[Architecture], Costs] = field(init=False)
+
+    def __post_init__(self):
+        side = min(self.input_shape[1:], default=1)
+        self.stem_stride = 2 if side >= LARGE and not self.dense else 1
+        self.max_strides = 0 if self.dense else max_strides(-(-side // self.stem_stride))
+        self.costs = partial(count, input_shape=self.input_shape, classes=self.classes, dense=self.dense)
+
+    def candidates(self, macros: list[HLArchitecture], wanted: int) -> list[Fit]:
+        """`wanted` distinct fitted designs, cells drawn anew for each, the macro designs in turn.
+
+        A macro design is replaced by its fitted form, so that its next draw starts near the budget; one that cannot
+        be fitted goes, and plain ones stand in where none is left.
+        """
+        plain = _plain_macros(self.sampler.families.n_clusters, self.max_strides, self.stem_stride)
+        start = self._fitted(macros, failures=2) or self._fitted(plain, failures=len(plain))
+        if not start:
+            raise unreachable(self.target, self.nearest)
+        found = {fitted.individual.architecture.key(): fitted for fitted in start[:wanted]}
+        for i in range(REDRAWS * wanted):
+            if len(found) == wanted:
+                break
+            if (fitted := self.draw(start[i % len(start)].individual.hl)) is not None:
+                found.setdefault(fitted.individual.architecture.key(), fitted)
+        return list(found.values())
+
+    def _fitted(self, macros: list[HLArchitecture], *, failures: int) -> list[Fit]:
+        """One fitted draw of each macro design that has one; after so many failures none is expected any more."""
+        found: list[Fit] = []
+        for hl in macros:
+            if (fitted := self.draw(hl)) is not None:
+                found.append(fitted)
+            elif (failures := failures - 1) == 0:
+                break
+        return found
+
+    def draw(self, hl: HLArchitecture) -> Fit | None:
+        """Cells for `hl` (Eq. 8), then the fit; None where the budget is missed."""
+        architecture = realise(hl, self.sampler, seed=1_000_003 * self.seed + self.draws)
+        self.draws += 1
+        fitted = fit(HLIndividual(hl, architecture), self.target, costs=self.costs, max_strides=self.max_strides)
+        if self.nearest is None or fitted.error < self.target.error(self.nearest):
+            self.nearest = fitted.costs
+        return fitted if self.target.met(fitted.costs) else None
+
+
+# ---- selection
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """Images and labels for T-CET, and what they are."""
+
+    images: Tensor
+    labels: Tensor
+    words: str
+
+    @classmethod
+    def of(cls, images, labels, input_shape, classes: int, dense: bool, seed: int) -> _Batch:
+        if (images is None) != (labels is None):
+            raise ValueError("images and labels must be given together, or neither; got one of them.")
+        shape = tuple(input_shape)
+        if images is not None:
+            if tuple(images.shape[1:]) != shape or len(images) != len(labels):
+                came = f"{tuple(images.shape)} and {len(labels)} labels"
+                raise ValueError(f"images must be (B, {', '.join(map(str, shape))}) with a label each; got {came}.")
+            return cls(images, labels, f"{len(images)} given images")
+        source = torch.Generator().manual_seed(seed)
+        noise = torch.randn(BATCH, *shape, generator=source)
+        size = (BATCH, *shape[1:]) if dense else (BATCH,)
+        made = torch.randint(classes, size, generator=source)
+        return cls(noise, made, f"{BATCH} images of standard normal noise with random labels (none were given)")
+
+
+def _selected(fits: list[Fit], drawer: _Drawer, batch: _Batch, n: int, device, progress: bool) -> Designs:
+    """Score every candidate by T-CET and keep the n best; a candidate whose score fails is counted, not ranked."""
+    from tqdm.auto import tqdm
+
+    images, labels = batch.images.to(device), batch.labels.to(device)
+    designs, unscored, last = Designs(), 0, None
+    for fitted in tqdm(fits, desc="T-CET", disable=not progress):
+        made = _design(fitted, drawer, batch, math.nan)
+        try:
+            tcet = proxies.tcet(made.build(seed=drawer.seed).to(device), images, labels, chunk=CHUNK)
+        except proxies.ProxyError as error:
+            unscored, last = unscored + 1, error
+            continue
+        designs.append(replace(made, tcet=tcet))
+    if not designs and last is not None:
+        raise last
+    designs.sort(key=lambda made: -made.tcet)
+    del designs[n:]
+    designs.unscored = unscored
+    return designs
+
+
+def _design(fitted: Fit, drawer: _Drawer, batch: _Batch, tcet: float) -> Design:
+    return Design(
+        architecture=fitted.individual.architecture,
+        hl=fitted.individual.hl,
+        params=fitted.costs.params,
+        flops=fitted.costs.flops,
+        macs=fitted.costs.macs,
+        tcet=tcet,
+        batch=batch.words,
+        input_shape=drawer.input_shape,
+        classes=drawer.classes,
+        dense=drawer.dense,
+    )

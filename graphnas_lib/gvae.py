@@ -1,0 +1,407 @@
+"""The graph variational auto-encoder: encoder f, decoder f^-1, ZC predictor q and their loss (Eq. 4-5, Tab. 6).
+
+The encoder sees a canonical cell as a graph of 9 nodes (a global node reads all, then input, six operations, output)
+and runs graph convolutions along and against the edges. The decoder is one-shot: 28 edge bits, and for each of six
+operation slots one of ten types or "unused", and a kernel. One canonical order a cell makes exact recovery possible;
+the "unused" class makes the description total, so that every slot and every bit has a target and a decode never has
+to guess how many nodes were meant. `latent` is the paper's f, `zc` its z (standardised by `clusters.ZCTransform`).
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch_geometric.nn import DenseGCNConv
+from tqdm.auto import trange
+
+from graphnas_lib import artifacts
+from graphnas_lib.artifacts import Checkpoint, TrainLog
+from graphnas_lib.clusters import ZC_NAMES
+from graphnas_lib.codes import (
+    VIEW_FEATURES,
+    VIEW_NODES,
+    CellCodes,
+    Decoded,
+    Logits,
+    MixedBatches,
+    as_codes,
+    decoded,
+    featurise,
+    graph_view,
+    hard_decode,
+)
+from graphnas_lib.losses import (
+    choose_triplets,
+    kl_divergence,
+    predictor_loss,
+    reconstruction_loss,
+    triplet_margin_loss,
+)
+from graphnas_lib.space import EDGES, KERNELS, OP_NODES, OP_TYPES, Cell
+
+__all__ = ["GVAE", "CellCodes", "Decoded", "GVAEConfig", "GVAELoss", "Logits", "featurise", "train"]
+
+VARIANTS = {"regularised": "gvae", "naive": "gvae_naive"}
+READOUTS = ("both", "global")
+_BATCH = 4096
+
+
+@dataclass(frozen=True, kw_only=True)
+class GVAEConfig:
+    """Sizes and weights; defaults are the paper's where it states them."""
+
+    hidden: int = 512  # paper: Tab. 6
+    latent_dim: int = 256  # paper: Tab. 6
+    layers: int = 4  # paper: Tab. 6
+    readout: str = "both"  # flattened node states, the global node's among them; "global": that node's alone
+    decoder_hidden: int = 512
+    learning_rate: float = 3.5e-4  # paper: Tab. 6 ("3.5e4"); the text of App. A has 1e-3
+    weight_decay: float = 5e-4  # paper: App. A
+    kl_weight: float = 0.005  # Eq. 4 prints 1, at which most units collapse
+    kl_warmup: float = 0.1  # share of the steps over which the KL weight rises from 0
+    triplet_weight: float = 1.0  # paper: Eq. 5
+    predictor_weight: float = 1.0  # paper: Eq. 5
+    margin: float = 0.1  # m of Eq. 5, in mean-L1 units of a latent of unit scale
+    min_gap: float = 0.25  # triples whose two d differ by less say nothing
+    labelled_fraction: float = 0.25  # of a batch
+    patience: int = 10  # paper: App. A, epochs without a fall of the loss
+
+
+class GraphEncoder(nn.Module):
+    """Graph convolutions (Kipf & Welling, 2017) along and against the edges, LayerNorm, ReLU; then (mu, logvar).
+
+    Each layer adds to the node states: without that, layers smooth them until the readout can hardly tell nodes apart.
+    """
+
+    def __init__(self, config: GVAEConfig):
+        super().__init__()
+        if config.readout not in READOUTS:
+            raise ValueError(f"readout must be one of {READOUTS}; got {config.readout!r}.")
+        widths = [VIEW_FEATURES] + [config.hidden] * config.layers
+        pairs = list(zip(widths, widths[1:], strict=False))
+        self.forward_convs = nn.ModuleList(DenseGCNConv(i, o) for i, o in pairs)
+        self.backward_convs = nn.ModuleList(DenseGCNConv(i, o, bias=False) for i, o in pairs)
+        self.norms = nn.ModuleList(nn.LayerNorm(config.hidden) for _ in pairs)
+        self.nodes = VIEW_NODES if config.readout == "both" else 1
+        self.readout = nn.Linear(self.nodes * config.hidden, 2 * config.latent_dim)
+
+    def forward(self, codes: CellCodes) -> tuple[Tensor, Tensor]:
+        """mu and logvar of p(f | x), (B, m) each."""
+        adjacency, x = graph_view(codes)
+        transposed = adjacency.transpose(1, 2).contiguous()
+        for successors, predecessors, norm in zip(self.forward_convs, self.backward_convs, self.norms, strict=True):
+            h = F.relu(norm(successors(x, adjacency, add_loop=False) + predecessors(x, transposed, add_loop=False)))
+            x = x + h if x.shape == h.shape else h  # (B, 9, hidden)
+        mu, logvar = self.readout(x[:, : self.nodes].flatten(1)).chunk(2, dim=-1)
+        return mu, logvar
+
+
+class GVAE(nn.Module):
+    """Encoder f, decoder f^-1 and predictor q (Sec. 3.1).
+
+    Attributes:
+        config: sizes.
+        regularised: trained with the triplet and predictor terms (Eq. 5); a naive one has no trained q.
+        zc_hash: `ZCTransform.hash` of the labels' transform, "" when not given.
+        latent_mean, latent_std: aggregate over the training cells' mu, (m,); zeros and ones before training.
+    """
+
+    def __init__(self, config: GVAEConfig | None = None, *, regularised: bool = True, zc_hash: str = ""):
+        super().__init__()
+        self.config = config = config or GVAEConfig()
+        self.regularised, self.zc_hash = regularised, zc_hash
+        self.encoder = GraphEncoder(config)
+        self.decoder = nn.Sequential(
+            *_block(config.latent_dim, config.decoder_hidden),
+            *_block(config.decoder_hidden, config.decoder_hidden),
+            nn.Linear(config.decoder_hidden, len(EDGES) + OP_NODES * (len(OP_TYPES) + 1 + len(KERNELS))),
+        )
+        self.predictor = nn.Sequential(  # paper: App. A, the hidden state mirrors the latent size
+            nn.Linear(config.latent_dim, config.latent_dim), nn.ReLU(), nn.Linear(config.latent_dim, len(ZC_NAMES))
+        )
+        self.register_buffer("latent_mean", torch.zeros(config.latent_dim))
+        self.register_buffer("latent_std", torch.ones(config.latent_dim))
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are; inputs are moved there."""
+        return self.latent_mean.device
+
+    @torch.no_grad()
+    def encode_distribution(self, cells: Sequence[Cell] | CellCodes) -> tuple[Tensor, Tensor]:
+        """Mean and log-variance of p(f | x), (n, m) each; cells are made canonical first."""
+        codes = as_codes(cells)
+        parts = [self.encoder(codes[i : i + _BATCH].to(self.device)) for i in range(0, max(len(codes), 1), _BATCH)]
+        return torch.cat([mu for mu, _ in parts]), torch.cat([logvar for _, logvar in parts])
+
+    def encode(self, cells: Sequence[Cell] | CellCodes) -> Tensor:
+        """Mean latents f(x), (n, m)."""
+        return self.encode_distribution(cells)[0]
+
+    def logits(self, latent: Tensor) -> Logits:
+        """Decoder outputs of latents (B, m)."""
+        sizes = [len(EDGES), OP_NODES * (len(OP_TYPES) + 1), OP_NODES * len(KERNELS)]
+        edges, types, kernels = self.decoder(latent).split(sizes, dim=-1)
+        return Logits(edges, types.unflatten(-1, (OP_NODES, -1)), kernels.unflatten(-1, (OP_NODES, -1)))
+
+    @torch.no_grad()
+    def decode_raw(self, latent: Tensor) -> list[Decoded]:
+        """f^-1 with its outcome, one `Decoded` a row of `latent` (n, m); equal graphs are made canonical once."""
+        return decoded(self.decode_codes(latent))
+
+    def decode(self, latent: Tensor) -> list[Cell | None]:
+        """f^-1: canonical cells of latents (n, m), None where no valid cell came out."""
+        return [outcome.cell for outcome in self.decode_raw(latent)]
+
+    @torch.no_grad()
+    def predict_zc(self, latent: Tensor) -> Tensor:
+        """q(f): standardised ZC vectors (n, 4); use `.predictor` where gradients are wanted.
+
+        Raises:
+            ValueError: the model is naive, its q was never trained.
+        """
+        if not self.regularised:
+            raise ValueError("predict_zc needs a G-VAE trained with the predictor term (Eq. 5); this one is naive.")
+        return self.predictor(latent.to(self.device))
+
+    @torch.no_grad()
+    def decode_codes(self, latent: Tensor) -> CellCodes:
+        """Raw decode of latents (n, m), neither checked nor pruned; ValueError when m differs."""
+        latent = torch.as_tensor(latent, dtype=torch.float32, device=self.device)
+        if latent.dim() != 2 or latent.shape[1] != self.config.latent_dim:
+            raise ValueError(f"latent must be (n, {self.config.latent_dim}); got {tuple(latent.shape)}.")
+        parts = [hard_decode(self.logits(latent[i : i + _BATCH])) for i in range(0, max(len(latent), 1), _BATCH)]
+        return CellCodes(torch.cat([p.edges for p in parts]), torch.cat([p.operations for p in parts]))
+
+    def to_files(self, prefix: str = "gvae") -> dict:
+        """Files for `artifacts.save("gvae", ...)`: the weights under `prefix`, and the shared configuration."""
+        config = {"config": asdict(self.config), "zc_hash": self.zc_hash}
+        return {f"{prefix}.safetensors": dict(self.state_dict()), "gvae.json": config}
+
+    @classmethod
+    def load(cls, scale: str | None = None, variant: str = "regularised") -> GVAE:
+        """A trained G-VAE of a scale's artifacts; MissingArtifactError says how to make it."""
+        if variant not in VARIANTS:
+            raise ValueError(f"variant must be one of {tuple(VARIANTS)}; got {variant!r}.")
+        scale = scale or artifacts.default_scale()
+        fields = artifacts.load("gvae", "gvae.json", scale)
+        model = cls(GVAEConfig(**fields["config"]), regularised=variant == "regularised", zc_hash=fields["zc_hash"])
+        model.load_state_dict(artifacts.load("gvae", f"{VARIANTS[variant]}.safetensors", scale))
+        return model.eval()
+
+
+def _block(width: int, out: int) -> list[nn.Module]:
+    return [nn.Linear(width, out), nn.LayerNorm(out), nn.ReLU()]
+
+
+# ---- training
+
+
+@dataclass(frozen=True)
+class GVAELoss:
+    """Terms of Eq. 4-5 in nats a cell (reconstruction, kl) or squared units; `total` is weighted, the parts are not."""
+
+    total: Tensor
+    reconstruction: Tensor
+    kl: Tensor
+    triplet: Tensor
+    predictor: Tensor
+
+
+def gvae_loss(
+    model: GVAE, codes: CellCodes, zc: Tensor, *, kl_weight: float, regularised: bool, generator: torch.Generator
+) -> GVAELoss:
+    """Eq. 4-5 on one batch whose first `len(zc)` cells are the labelled ones.
+
+    The latent is sampled, f = mu + sigma * noise, for the decoder and for q; the triplet term takes mu. With
+    `regularised=False` both terms of Eq. 5 are zero.
+    """
+    config = model.config
+    mu, logvar = model.encoder(codes)
+    noise = torch.randn(mu.shape, generator=generator, device=mu.device)
+    latent = mu + (0.5 * logvar).exp() * noise
+    reconstruction = reconstruction_loss(model.logits(latent), codes)
+    kl = kl_divergence(mu, logvar)
+    triplet = predictor = mu.new_zeros(())
+    if regularised and len(zc):
+        triples = choose_triplets(zc, min_gap=config.min_gap, generator=generator)
+        triplet = triplet_margin_loss(mu[: len(zc)], *triples, margin=config.margin)
+        predictor = predictor_loss(model.predictor(latent[: len(zc)]), zc)
+    total = reconstruction + kl_weight * kl + config.triplet_weight * triplet + config.predictor_weight * predictor
+    return GVAELoss(total, reconstruction, kl, triplet, predictor)
+
+
+def train(
+    cells: Sequence[Cell] | CellCodes,
+    labelled: Sequence[Cell] | CellCodes,
+    zc_standardised: Tensor,
+    *,
+    config: GVAEConfig | None = None,
+    steps: int,
+    batch_size: int = 64,  # paper: Tab. 6
+    seed: int = 0,
+    device: str = "auto",
+    regularised: bool = True,
+    checkpoint: Checkpoint | None = None,
+    progress: bool = False,
+    log_every: int = 100,
+    zc_hash: str = "",
+) -> tuple[GVAE, TrainLog]:
+    """Train a G-VAE on mixed batches: unlabelled cells, and a share of labelled ones for the terms of Eq. 5.
+
+    AdamW with a cosine from `learning_rate` to 0, KL warm-up, at most `steps` steps; stops earlier once the loss has
+    not fallen for `patience` epochs (App. A). A naive model sees the same batches and only loses Eq. 5. On a CPU with a
+    fixed thread count a resumed run equals an uninterrupted one bit for bit. The checkpoint is left in place, complete,
+    for the caller to clear once the result is saved.
+
+    Args:
+        cells: unlabelled cells, or their `CellCodes` (saves making 400,000 cells canonical again).
+        labelled: labelled cells.
+        zc_standardised: their z after `ZCTransform`, (n_labelled, 4).
+        steps: upper bound, and length of the cosine.
+        batch_size: cells a step, `config.labelled_fraction` of them labelled.
+        log_every: steps a log row averages over.
+        zc_hash: `ZCTransform.hash` of the transform, kept with the model.
+
+    Raises:
+        ValueError: no cells, or labels and labelled cells differ in number.
+        FloatingPointError: the loss is no longer finite.
+    """
+    began, config, device = time.monotonic(), config or GVAEConfig(), artifacts.pick_device(device)
+    batches = MixedBatches(
+        as_codes(cells).to(device), as_codes(labelled).to(device), zc_standardised.float().to(device)
+    )
+    model = _initialised(config, seed=seed, regularised=regularised, zc_hash=zc_hash).to(device)
+    optimizer = torch.optim.AdamW(model.parameters(), weight_decay=config.weight_decay, fused=True)
+    generator = torch.Generator(device).manual_seed(seed)
+    checkpoint = checkpoint or Checkpoint.none()
+    done, rows, sums, seconds = _restore(checkpoint.load(), model, optimizer, generator)
+    n_labelled = round(batch_size * config.labelled_fraction) if len(batches.zc) else 0
+    warmup = config.kl_warmup * steps
+    epoch = math.ceil(len(batches.cells) / batch_size / log_every)  # in log rows
+    for step in trange(done, steps, initial=done, total=steps, desc="G-VAE", disable=not progress):
+        if step % log_every == 0 and _stalled(rows, epoch=epoch, patience=config.patience):
+            break
+        optimizer.param_groups[0]["lr"] = 0.5 * config.learning_rate * (1 + math.cos(math.pi * step / steps))
+        kl_weight = config.kl_weight * min(1.0, (step + 1) / max(warmup, 1))
+        codes, zc = batches.draw(batch_size, n_labelled, generator=generator)
+        loss = gvae_loss(model, codes, zc, kl_weight=kl_weight, regularised=regularised, generator=generator)
+        optimizer.zero_grad(set_to_none=True)
+        loss.total.backward()
+        optimizer.step()
+        sums += torch.stack([getattr(loss, name).detach() for name in _PARTS])  # no .item(): a step never waits
+        done = step + 1
+        if done % log_every == 0 or done == steps:
+            rows.append(_row(done, sums / ((done - 1) % log_every + 1), kl_weight))
+            sums.zero_()
+        if checkpoint.due():
+            checkpoint.save(_state(done, rows, sums, seconds + time.monotonic() - began, model, optimizer, generator))
+    seconds += time.monotonic() - began
+    checkpoint.save(_state(done, rows, sums, seconds, model, optimizer, generator))
+    _store_statistics(model, batches.cells)
+    return model.eval(), TrainLog(rows, done, seconds)
+
+
+_PARTS = ("total", "reconstruction", "kl", "triplet", "predictor")
+
+
+def _initialised(config: GVAEConfig, *, seed: int, **options) -> GVAE:
+    """A model whose weights depend on `seed` alone; the global generator is left as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return GVAE(config, **options)
+
+
+def _row(step: int, parts: Tensor, kl_weight: float) -> dict:
+    row = {"step": step, "kl_weight": kl_weight, **dict(zip(_PARTS, parts.tolist(), strict=True))}
+    if not math.isfinite(row["total"]):
+        raise FloatingPointError(f"The G-VAE loss must stay finite; it is {row}. Lower config.learning_rate.")
+    return row
+
+
+def _stalled(rows: list[dict], *, epoch: int, patience: int) -> bool:
+    """Whether the loss at full KL weight has not fallen for `patience` epochs of `epoch` log rows each (App. A)."""
+    totals = [row["total"] for row in rows if row["kl_weight"] == rows[-1]["kl_weight"]]
+    means = [sum(totals[i : i + epoch]) / epoch for i in range(0, len(totals) - epoch + 1, epoch)]
+    return len(means) > patience and min(means[-patience:]) >= min(means[:-patience])
+
+
+def _state(done: int, rows: list, sums: Tensor, seconds: float, model: GVAE, optimizer, generator) -> dict:
+    trained = {"model": dict(model.state_dict()), "optimizer": optimizer.state_dict()}
+    return {"step": done, "rows": rows, "sums": sums, "seconds": seconds, "generator": generator.get_state(), **trained}
+
+
+def _restore(state: dict | None, model: GVAE, optimizer, generator) -> tuple[int, list, Tensor, float]:
+    """Steps done, log rows, running sums and seconds of a stored state, whose weights are put back; or of a start."""
+    if state is None:
+        return 0, [], torch.zeros(len(_PARTS), device=model.device), 0.0
+    model.load_state_dict(state["model"])
+    optimizer.load_state_dict(state["optimizer"])
+    generator.set_state(state["generator"])
+    return state["step"], state["rows"], state["sums"].to(model.device), state["seconds"]
+
+
+def _store_statistics(model: GVAE, codes: CellCodes, most: int = 20_000) -> None:
+    """Aggregate mean and std of mu over (at most `most`) training cells, kept with the weights."""
+    mu = model.encode(codes[:most])
+    model.latent_mean.copy_(mu.mean(dim=0))
+    model.latent_std.copy_(mu.std(dim=0, correction=0))
+
+
+# ---- measures
+
+
+@torch.no_grad()
+def reconstruction_rate(gvae: GVAE, cells: Sequence[Cell] | CellCodes, *, sample_seed: int | None = None) -> float:
+    """Share of cells that come back exactly, decode(encode(x)) = x in canonical form.
+
+    From the mean latent, or from one sample of the posterior when `sample_seed` is given.
+    """
+    codes = as_codes(cells)
+    latent, logvar = gvae.encode_distribution(codes)
+    if sample_seed is not None:
+        generator = torch.Generator(latent.device).manual_seed(sample_seed)
+        latent = latent + (0.5 * logvar).exp() * torch.randn(latent.shape, generator=generator, device=latent.device)
+    raw = gvae.decode_codes(latent).to(codes.edges.device)
+    exact = (raw.edges == codes.edges).all(dim=1) & (raw.operations == codes.operations).all(dim=1)
+    rest = torch.nonzero(~exact).squeeze(-1)  # may still be the same cell, written otherwise
+    wanted = [cell.key() for cell in codes[rest].cells()]
+    found = [outcome.cell.key() if outcome.cell else None for outcome in decoded(raw[rest])]
+    same = sum(a == b for a, b in zip(wanted, found, strict=True))
+    return (int(exact.sum()) + same) / max(len(codes), 1)
+
+
+@torch.no_grad()
+def element_accuracy(gvae: GVAE, cells: Sequence[Cell] | CellCodes) -> dict[str, float]:
+    """Share of edge bits and of slots that come back, {"edges", "operations"}: arch2vec's weaker measure."""
+    codes = as_codes(cells)
+    raw = gvae.decode_codes(gvae.encode(codes)).to(codes.edges.device)
+    pairs = {name: (getattr(raw, name), getattr(codes, name)) for name in ("edges", "operations")}
+    return {name: (found == wanted).float().mean().item() for name, (found, wanted) in pairs.items()}
+
+
+def validity(gvae: GVAE, latents: Tensor, known_keys: set[str] | frozenset[str] = frozenset()) -> dict[str, float]:
+    """What latents (n, m) decode to, as shares.
+
+    Returns:
+        n; "valid" of n; "unique" of the valid; "new" of the unique, not in `known_keys`; "raw_strict" of n, valid with
+        no dangling node before pruning; "no_path" and "identity" of n.
+    """
+    outcomes = gvae.decode_raw(latents)
+    n, keys = len(outcomes), [outcome.cell.key() for outcome in outcomes if outcome.cell]
+    unique = set(keys)
+    shares = {status: sum(o.status == status for o in outcomes) / max(n, 1) for status in ("no_path", "identity")}
+    return {
+        "n": n,
+        "valid": len(keys) / max(n, 1),
+        "unique": len(unique) / max(len(keys), 1),
+        "new": len(unique - known_keys) / max(len(unique), 1),
+        "raw_strict": sum(o.strict for o in outcomes) / max(n, 1),
+        **shares,
+    }

@@ -1,0 +1,69 @@
+"""The four terms of the G-VAE's loss (Eq. 4-5), one function each, and the choice of triples.
+
+All follow the device of their inputs. Reconstruction and KL are sums over what a cell consists of, in nats a cell;
+`zc` is always standardised by `clusters.ZCTransform`.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from graphnas_lib.clusters import zc_distance
+from graphnas_lib.codes import KERNEL_OF, TYPE_OF, CellCodes, Logits
+
+
+def reconstruction_loss(logits: Logits, codes: CellCodes) -> Tensor:
+    """-log p(x | f) (Eq. 4), summed over bits and slots, mean over cells.
+
+    Binary cross-entropy on 28 edges; cross-entropy (the proper likelihood of a one-hot) on the type of every slot,
+    "unused" included, and on the kernel of the slots that have one.
+    """
+    operations = codes.operations.long()
+    types, kernels = TYPE_OF.to(operations.device)[operations], KERNEL_OF.to(operations.device)[operations]
+    edges = F.binary_cross_entropy_with_logits(logits.edges, codes.edges.to(logits.edges.dtype), reduction="sum")
+    types = F.cross_entropy(logits.types.flatten(0, 1), types.flatten(), reduction="sum")
+    kernels = F.cross_entropy(logits.kernels.flatten(0, 1), kernels.flatten(), ignore_index=-1, reduction="sum")
+    return (edges + types + kernels) / len(codes)
+
+
+def kl_divergence(mu: Tensor, logvar: Tensor) -> Tensor:
+    """KL[N(mu, exp(logvar)) || N(0, I)] (Eq. 4), summed over dimensions, mean over cells."""
+    return 0.5 * (mu**2 + logvar.exp() - 1 - logvar).sum(dim=-1).mean()
+
+
+def choose_triplets(zc: Tensor, *, min_gap: float, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Triples (x, a, b) with d(x, a) < d(x, b), by d on standardised z (n, 4) (Sec. 3.1).
+
+    Every cell is an anchor once, with two other random cells. Returns indices x, a, b, (n,) each, and the mask (n,) of
+    those with d(x, b) - d(x, a) >= min_gap.
+    """
+    n = len(zc)
+    first, second = (
+        torch.randint(1, max(n, 2), (n,), generator=generator, device=zc.device),
+        torch.randint(1, max(n, 2), (n,), generator=generator, device=zc.device),
+    )
+    anchor = torch.arange(n, device=zc.device)
+    first, second = (anchor + first) % n, (anchor + second) % n  # never the anchor itself
+    gap = zc_distance(zc, zc[second]) - zc_distance(zc, zc[first])
+    return anchor, torch.where(gap > 0, first, second), torch.where(gap > 0, second, first), gap.abs() >= min_gap
+
+
+def triplet_margin_loss(
+    latent: Tensor, anchor: Tensor, positive: Tensor, negative: Tensor, mask: Tensor, *, margin: float
+) -> Tensor:
+    """E max(D(x, a)^2 - D(x, b)^2 + m, 0) (Eq. 5), D the mean-L1 distance of embeddings (n, m).
+
+    The paper prints d, which is constant in the weights; its prose asks for L1 in the latent space. The mean over
+    dimensions in place of the sum keeps D near 1, so that the margin does not depend on m. Zero when no triple counts.
+    """
+    near = (latent[anchor] - latent[positive]).abs().mean(dim=-1)
+    far = (latent[anchor] - latent[negative]).abs().mean(dim=-1)
+    losses = F.relu(near**2 - far**2 + margin)  # Eq. 5
+    return (losses * mask).sum() / mask.sum().clamp(min=1)
+
+
+def predictor_loss(predicted: Tensor, zc: Tensor) -> Tensor:
+    """Mean squared error of q(f(x)) against standardised z(x), (n, 4) (Eq. 5)."""
+    return F.mse_loss(predicted, zc)

@@ -1,0 +1,197 @@
+"""One look at a network that leaves it as it was, bit for bit: the pass that every zero-cost proxy stands on.
+
+`run` makes one forward (and one backward) through stand-ins for the parameters and copies of the buffers, so that
+nothing of the caller's network is written: not parameters, buffers, modes, `requires_grad`, `.grad` or hooks, and no
+global random state moves. What it saw is keyed by layer name. `proxies` turns it into scores.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn import functional as F
+
+LAYERS = (nn.Conv1d, nn.Conv2d, nn.Linear)  # the layers that proxies score, by their `weight`
+SINGULAR = 1e-8  # a code kernel with a pivot below this share of its largest is singular: log-determinant 0
+BLOCK = 1 << 16  # units a matrix product; far below 2^24, so float32 counts exactly
+INT8 = torch.backends.cpu.get_cpu_capability().startswith("AVX512")  # CPUs whose int8 products beat float32 here
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+
+
+class ProxyError(RuntimeError):
+    """A network could not be scored: not finite, or nothing to score."""
+
+
+# ---- one pass over the network
+
+
+@dataclass(frozen=True)
+class Pass:
+    """What one forward (and backward) showed, by layer name; `kernels` is float64 (B, B)."""
+
+    kernels: dict[str, Tensor]
+    weights: dict[str, Tensor]
+    gradients: dict[str, Tensor | None]
+
+    @property
+    def saliency(self) -> dict[str, Tensor]:
+        """SNIP saliency S(w) = |w dL/dw| of each layer, float64, flat; zeros where no gradient arrives."""
+        return {n: saliency_of(w, self.gradients[n]) for n, w in self.weights.items()}
+
+
+def saliency_of(weight: Tensor, gradient: Tensor | None) -> Tensor:
+    """|w dL/dw|, float64, flat; zeros without gradient."""
+    if gradient is None:
+        return weight.new_zeros(weight.numel(), dtype=torch.float64)
+    return (weight.detach() * gradient).abs().flatten().double()
+
+
+@contextmanager
+def moded(model: nn.Module, mode: str, seed: int = 0) -> Iterator[None]:
+    """The model in `mode`, random state forked and seeded (dropout); all restored on leaving."""
+    if mode not in ("train", "eval"):
+        raise ValueError(f"mode must be 'train' or 'eval'; got {mode!r}.")
+    before = [(module, module.training) for module in model.modules()]
+    devices = sorted({p.device.index for p in model.parameters() if p.is_cuda})
+    try:
+        for module, _ in before:
+            module.training = mode == "train"
+        with torch.random.fork_rng(devices):
+            torch.default_generator.manual_seed(seed)
+            for index in devices:
+                torch.cuda.default_generators[index].manual_seed(seed)
+            yield
+    finally:
+        for module, training in before:
+            module.training = training
+
+
+@contextmanager
+def hooked(modules: dict[str, nn.Module], hook: Callable[[str, nn.Module, Tensor, Tensor], None]) -> Iterator[None]:
+    """`hook(name, module, input, output)` after each module's forward."""
+    handles = []
+    try:
+        for name, module in modules.items():
+            handles.append(module.register_forward_hook(lambda m, i, o, name=name: hook(name, m, i[0], o)))
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def layers_of(model: nn.Module) -> dict[str, nn.Module]:
+    """The scored layers by name."""
+    found = {name: module for name, module in model.named_modules() if isinstance(module, LAYERS)}
+    if not found:
+        raise ProxyError("A scored network must have a Conv1d, Conv2d or Linear layer; this one has none.")
+    return found
+
+
+def stand_ins(model: nn.Module, scored: Sequence[str] = ()) -> dict[str, Tensor]:
+    """Stand-ins for parameters (same storage, gradients on `scored` weights alone) and copies of buffers."""
+    leaves = {p: p.detach() for p in model.parameters()}
+    state = {name: leaves[p] for name, p in model.named_parameters(remove_duplicate=False)}
+    for name in scored:
+        if f"{name}.weight" not in state:
+            raise ProxyError(
+                f"A scored layer's weight must be a plain parameter; that of '{name}' is computed. "
+                "Remove its parametrisation first."
+            )
+        state[f"{name}.weight"].requires_grad_()
+    return state | {name: b.clone() for name, b in model.named_buffers()}
+
+
+def run(
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor | None = None,
+    *,
+    mode: str,
+    watch: dict[str, nn.Module] | None = None,
+    loss: Loss = F.cross_entropy,
+) -> Pass:
+    """One forward in `mode`, taking code kernels of the outputs of `watch`; one backward if there are labels.
+
+    Raises:
+        ProxyError: the outputs are not finite, the loss depends on no scored weight, or a weight is parametrised.
+    """
+    layers = layers_of(model)
+    grams: dict[str, Tensor] = {}
+
+    def see(name: str, _module: nn.Module, _input: Tensor, output: Tensor) -> None:
+        kernel = code_kernel(output.detach())
+        grams[name] = grams[name] + kernel if name in grams else kernel
+
+    state = stand_ins(model, layers if labels is not None else ())
+    weights = {name: state[f"{name}.weight"] for name in layers} if labels is not None else {}
+    with moded(model, mode), hooked(watch or {}, see), torch.set_grad_enabled(labels is not None):
+        logits = functional_call(model, state, (images,))
+        check_finite(logits)
+        if labels is None:
+            return Pass(grams, {}, {})
+        value = loss(logits, labels)
+        if not value.requires_grad:
+            raise ProxyError("A gradient proxy needs a loss that depends on a scored weight; this one depends on none.")
+        found = torch.autograd.grad(value, list(weights.values()), allow_unused=True)
+    return Pass(grams, weights, dict(zip(weights, found, strict=True)))
+
+
+def check_finite(tensor: Tensor) -> None:
+    """ProxyError unless every entry is finite."""
+    if not torch.isfinite(tensor).all():
+        raise ProxyError(
+            "A network's outputs must be finite to be scored; these hold NaN or infinity. Check its inputs and weights."
+        )
+
+
+def finite(name: str, value: Tensor | float) -> float:
+    """`value` as a float; ProxyError, naming the proxy, when it is NaN or infinite."""
+    value = float(value)
+    if not math.isfinite(value):
+        raise ProxyError(f"The proxy '{name}' must be finite; got {value}. The network overflows at initialisation.")
+    return value
+
+
+# ---- binary codes
+
+
+def code_kernel(units: Tensor) -> Tensor:
+    """K[i, j] = number of units where the binary codes 1[u > 0] of samples i and j agree (Mellor et al., Sec. 3).
+
+    With X the 0/1 codes, K = X X^T + (1-X)(1-X)^T = 2 X X^T - n_i - n_j + N, one matrix product; n_i = (X X^T)_ii.
+
+    Args:
+        units: pre-activations, (B, ...), N units a sample.
+
+    Returns:
+        Integer-valued float64 (B, B), diagonal N.
+    """
+    if units.dim() == 4 and units.is_contiguous(memory_format=torch.channels_last):
+        units = units.permute(0, 2, 3, 1)  # the order of units does not matter; this one needs no copy
+    flat = units.flatten(1)  # (B, N)
+    gram = torch.zeros(len(flat), len(flat), dtype=torch.float64, device=flat.device)
+    for block in flat.split(BLOCK, dim=1):
+        if INT8 and not flat.is_cuda:
+            codes = (block > 0).view(torch.int8)
+            gram += torch._int_mm(codes, codes.T)  # (B, B), int32
+        else:
+            codes = torch.empty(block.shape, dtype=torch.float32, device=flat.device)
+            torch.gt(block, 0, out=codes)
+            gram += codes @ codes.T  # (B, B)
+    ones = gram.diagonal()
+    return 2 * gram - ones[:, None] - ones[None, :] + flat.shape[1]
+
+
+def safe_logdet(kernels: Tensor) -> Tensor:
+    """log|K| of symmetric positive semi-definite (..., B, B); 0 where K is singular."""
+    factor, info = torch.linalg.cholesky_ex(kernels)
+    pivots = factor.diagonal(dim1=-2, dim2=-1).square()
+    regular = (info == 0) & (pivots.amin(-1) > SINGULAR * pivots.amax(-1))
+    return torch.where(regular, pivots.log().sum(-1), 0.0)

@@ -1,0 +1,171 @@
+"""The road of the paper as stages: each reads the artifacts of those before it and writes its own.
+
+`produce` is what notebooks call. At smoke it makes the stage from scratch unless exactly this one is there already
+(same sizes, seed, data, library code and inputs); at lite and paper it opens what is there and never starts hours of
+work by itself. `run` always makes it, continuing from a checkpoint when there is one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from importlib import import_module
+
+import torch
+
+from graphnas_lib import artifacts, datasets
+from graphnas_lib.artifacts import Checkpoint, MissingArtifactError
+from graphnas_lib.paper import SCALES, Scale
+
+NEEDS = {  # stage -> stages whose artifacts it reads
+    "cells": (),
+    "labels": ("cells",),
+    "families": ("cells", "labels"),
+    "gvae": ("cells", "labels", "families"),
+    "ccnf": ("cells", "labels", "families", "gvae"),
+    "table1": ("families", "gvae", "ccnf"),
+    "evolution": ("families", "gvae", "ccnf"),
+    "sequence": ("families", "evolution"),
+    "table2": ("families", "gvae", "ccnf", "sequence"),
+    "table3": ("families", "gvae", "ccnf", "sequence"),
+    "table4": ("families", "gvae", "ccnf", "sequence"),
+}
+STAGES = tuple(NEEDS)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One run of a stage: what a stage's function is given.
+
+    Attributes:
+        name: of the stage.
+        scale: every size.
+        seed: of the run.
+        device: where to compute.
+        fresh: forget checkpoints of an earlier, unfinished run.
+        config: facts to keep beside the result; the stage's function adds to it.
+        points: checkpoints handed out; cleared once the result is saved.
+    """
+
+    name: str
+    scale: Scale
+    seed: int
+    device: torch.device
+    fresh: bool = False
+    progress: bool = True
+    config: dict = field(default_factory=dict)
+    points: list[Checkpoint] = field(default_factory=list)
+
+    def load(self, stage: str, filename: str):
+        """One file of an earlier stage at this scale."""
+        return artifacts.load(stage, filename, self.scale.name)
+
+    def checkpoint(self, name: str = "") -> Checkpoint:
+        """Where a long loop of this stage keeps its state."""
+        point = artifacts.checkpoint(f"{self.name}-{self.seed}", self.scale.name, fresh=self.fresh, name=name)
+        self.points.append(point)
+        return point
+
+    def dataset(self, name: str = "auto", **options) -> datasets.Dataset:
+        """Images, with their source noted in `config`."""
+        data = datasets.load(name, **options)
+        self.config["data"] = data.source
+        return data
+
+
+def produce(stage: str, scale: str, *, seed: int = 0, device: str = "auto", progress: bool | None = None) -> dict:
+    """The manifest of a stage, made first where this scale makes it from scratch.
+
+    Args:
+        stage: one of `STAGES`.
+        scale: "smoke" makes a stale or missing stage; "lite" and "paper" open what is there.
+        seed: of a run that has to be made.
+        device: "auto", "cpu" or "cuda".
+        progress: draw progress bars; None asks `$GRAPHNAS_PROGRESS` (the headless runner sets it to 0).
+
+    Raises:
+        MissingArtifactError: a stage before it is missing, or this one is at lite or paper.
+    """
+    _check(stage, scale)
+    if progress is None:
+        progress = os.environ.get("GRAPHNAS_PROGRESS", "1") != "0"
+    if scale != "smoke":
+        return artifacts.load_manifest(stage, scale)
+    if artifacts.manifest_path(stage, scale).exists():
+        manifest = artifacts.load_manifest(stage, scale)
+        if manifest["key"] == freshness(stage, scale, seed, device):
+            return manifest
+    return run(stage, scale, seed=seed, device=device, progress=progress)
+
+
+def run(
+    stage: str, scale: str, *, seed: int = 0, device: str = "auto", fresh: bool = False, progress: bool = True
+) -> dict:
+    """Make a stage and save its artifact; returns the manifest.
+
+    A killed run goes on from its checkpoint when the same command is given again; `fresh` starts over.
+
+    Raises:
+        ValueError: no such stage or scale.
+        MissingArtifactError: a stage before it is missing.
+    """
+    _check(stage, scale)
+    for earlier in NEEDS[stage]:
+        artifacts.load_manifest(earlier, scale)
+    where = artifacts.pick_device(device)
+    key = freshness(stage, scale, seed, device)
+    job = Stage(stage, SCALES[scale], seed, where, fresh, progress)
+    began = time.monotonic()
+    files = _function(stage)(job)
+    manifest = artifacts.save(
+        stage,
+        files,
+        scale=scale,
+        seed=seed,
+        seconds=job.config.pop("seconds", None) or time.monotonic() - began,
+        device=_device_name(where),
+        config=job.config,
+        key=key,
+    )
+    for point in job.points:
+        point.clear()
+    return manifest
+
+
+def freshness(stage: str, scale: str, seed: int, device: str) -> str:
+    """Key of everything that decides a stage's result: sizes, seed, data at hand, code, and the inputs' own files."""
+    inputs = {}
+    for earlier in NEEDS[stage]:
+        if artifacts.manifest_path(earlier, scale).exists():
+            inputs[earlier] = {name: f["sha256"] for name, f in artifacts.load_manifest(earlier, scale)["files"].items()}
+    parts = [
+        asdict(SCALES[scale]),
+        seed,
+        artifacts.pick_device(device).type,
+        artifacts.data_at_hand(),
+        artifacts.library_hash([f"graphnas_lib.stages.{stage}"]),
+        inputs,
+    ]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def _function(stage: str) -> Callable[[Stage], dict]:
+    """The function `make` of `stages/<stage>.py`."""
+    return import_module(f"graphnas_lib.stages.{stage}").make
+
+
+def _check(stage: str, scale: str) -> None:
+    if stage not in STAGES:
+        raise ValueError(f"stage must be one of {', '.join(STAGES)}; got {stage!r}.")
+    artifacts.check_scale(scale)
+
+
+def _device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+
+
+__all__ = ["NEEDS", "STAGES", "MissingArtifactError", "Stage", "freshness", "produce", "run"]

@@ -1,0 +1,39 @@
+"""Stage "cells": distinct random cells, the unlabelled corpus (App. A), stored as integer codes."""
+
+from __future__ import annotations
+
+import torch
+
+from graphnas_lib import artifacts
+from graphnas_lib.codes import CellCodes
+from graphnas_lib.space import random_cell, sample_cells
+from graphnas_lib.stages import Stage
+
+HELD_OUT = 0.1  # last tenth of the corpus: no model sees it in training
+LAW_DRAWS = 2_000  # draws that measure the sampling law itself
+
+
+def make(stage: Stage) -> dict:
+    """Sample the corpus; also measure how raw draws fall out before pruning and de-duplication."""
+    cells = sample_cells(stage.scale.unlabelled, seed=stage.seed)
+    codes = CellCodes.of(cells, canonical=True)
+    generator = torch.Generator().manual_seed(stage.seed)
+    draws = [random_cell(generator) for _ in range(LAW_DRAWS)]
+    law = {
+        "valid": sum(cell.is_valid for cell in draws) / LAW_DRAWS,
+        "strict": sum(cell.strict for cell in draws) / LAW_DRAWS,
+        "mean_live": sum(len(cell.live) for cell in draws if cell.is_valid) / sum(cell.is_valid for cell in draws),
+    }
+    stage.config.update(n=len(codes), held_out=round(HELD_OUT * len(codes)), law=law)
+    return {"cells.safetensors": {"edges": codes.edges, "operations": codes.operations}}
+
+
+def load(scale: str) -> CellCodes:
+    """The whole corpus, training cells first."""
+    return CellCodes(**artifacts.load("cells", "cells.safetensors", scale))
+
+
+def split(codes: CellCodes) -> tuple[CellCodes, CellCodes]:
+    """(training cells, held-out cells)."""
+    n = len(codes) - round(HELD_OUT * len(codes))
+    return codes[:n], codes[n:]

@@ -1,0 +1,115 @@
+"""Stage "evolution": HL-Evo for each budget (App. C), and two baselines with as many evaluations for the first."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import pandas as pd
+import torch
+
+from graphnas_lib import artifacts, evolution
+from graphnas_lib.evolution import HLIndividual
+from graphnas_lib.macro import Architecture
+from graphnas_lib.network import count
+from graphnas_lib.scores import ProxyScore
+from graphnas_lib.search import SearchResult, history_table, random_search
+from graphnas_lib.space import REFERENCE_CELL
+from graphnas_lib.stages import Stage
+from graphnas_lib.synonyms import CellSampler
+
+
+def make(stage: Stage) -> dict:
+    """Maximise T-CET under each budget; every recorded network goes into the history that the generator learns."""
+    scale = stage.scale
+    data = stage.dataset(resolution=scale.tcet_resolution)
+    images, labels = data.batch(scale.tcet_batch, device=stage.device)
+    score = ProxyScore(images, labels, data.classes, extra=("naswot",), seed=stage.seed)
+    costs = partial(count, input_shape=data.input_shape, classes=data.classes)
+    sampler = CellSampler.load(scale.name, device=stage.device)
+    tables, counts = [], {}
+    for i, (quantity, bound) in enumerate(scale.budgets):
+        name = budget_name(quantity, bound)
+        feasible = evolution.budget(costs, **{quantity: bound}, resolution=scale.tcet_resolution)
+        options = {"score": score, "feasible": feasible, "population": scale.population, "seed": stage.seed + i}
+        options |= {"iterations": scale.iterations, "costs": costs, "progress": stage.progress}
+        generate = partial(generate_cell, sampler, stage.seed + i)
+        found = evolution.hl_evo(
+            small_start(generate, sampler.families.n_clusters),
+            generate_cell=generate,
+            n_families=sampler.families.n_clusters,
+            channel_step="local" if scale.name == "smoke" else "uniform",
+            checkpoint=stage.checkpoint(f"hl{i}"),
+            **options,
+        )
+        tables.append(_table("HL-Evo", name, found))
+        counts[f"HL-Evo {name}"] = found.counts
+        if i == 0:
+            flat = evolution.flat_evo(flat_start(), checkpoint=stage.checkpoint("flat"), **options)
+            tables.append(_table("Evo (flat)", name, flat))
+            counts[f"Evo (flat) {name}"] = flat.counts
+            drawn = _random(sampler, stage.checkpoint("random"), **options)
+            tables.append(_table("Random", name, drawn))
+            counts[f"Random {name}"] = drawn.counts
+    stage.config.update(
+        counts=counts, fallbacks=sampler.fallbacks, requests=sampler.requests, input_shape=list(data.input_shape)
+    )
+    stage.config.update(classes=data.classes, batch=scale.tcet_batch, temperature=sampler.temperature)
+    return {"evolution.parquet": pd.concat(tables, ignore_index=True)}
+
+
+def load(scale: str) -> pd.DataFrame:
+    """Every recorded network: method, budget, iteration, phase, score, naswot, params, flops, individual (JSON)."""
+    return artifacts.load("evolution", "evolution.parquet", scale)
+
+
+def budget_name(quantity: str, bound: float) -> str:
+    """For example "params <= 1M"."""
+    return f"{quantity} <= {bound / 1e6:g}M"
+
+
+def generate_cell(sampler: CellSampler, seed: int, family: int, index: int):
+    """GenCell (Algorithm 1, line 1) for a search: the family's index-th cell under the search's own seed."""
+    return sampler.generate_cell(family, index=index, seed=seed)
+
+
+def flat_start() -> Architecture:
+    """The flat searches' start: alpha_0's widths and strides (halved, to fit every budget) with one plain cell."""
+    from graphnas_lib.macro import Triple
+
+    return Architecture(tuple(Triple(REFERENCE_CELL, c // 4, s) for _, c, s in evolution.ALPHA_0))
+
+
+def small_start(generate, n_families: int) -> HLIndividual:
+    """alpha_0 of App. C with a quarter of its widths, so that it satisfies every budget whatever its cell costs."""
+    from dataclasses import replace
+
+    individual = evolution.initial_individual(partial(generate, index=0), n_families)
+    pairs = [(family, replace(triple, channels=triple.channels // 4)) for family, triple in individual.pairs()]
+    return HLIndividual.from_pairs(pairs)
+
+
+def _random(sampler: CellSampler, checkpoint, *, costs, population, seed, **options) -> SearchResult:
+    """Independent draws from the HL space; `population` has no meaning here."""
+    supply = evolution.CellSupply(partial(generate_cell, sampler, seed + 1_000), sampler.families.n_clusters)
+
+    def draw(generator: torch.Generator) -> Architecture:
+        individual = evolution.random_individual(
+            generator, generate_cell=supply, n_families=sampler.families.n_clusters, max_cells=6
+        )
+        return individual.architecture
+
+    return random_search(
+        draw,
+        seed=seed,
+        key=Architecture.key,
+        describe=lambda architecture: evolution.cost_columns(costs, architecture),
+        supply=supply,
+        checkpoint=checkpoint,
+        dump=Architecture.to_json,
+        parse=Architecture.from_json,
+        **options,
+    )
+
+
+def _table(method: str, budget: str, found: SearchResult) -> pd.DataFrame:
+    return history_table(found.history).assign(method=method, budget=budget)

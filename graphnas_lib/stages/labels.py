@@ -1,0 +1,59 @@
+"""Stage "labels": the zero-cost vectors of the first cells of the corpus (App. A), on real images."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+
+import pandas as pd
+import torch
+from torch import Tensor
+
+from graphnas_lib import artifacts, corpus
+from graphnas_lib.codes import CellCodes
+from graphnas_lib.space import REFERENCE_CELL, Cell
+from graphnas_lib.stages import Stage, cells
+
+
+def make(stage: Stage) -> dict:
+    """Label in two processes, shard by shard; the NATS reference cell is labelled beside them."""
+    scale = stage.scale
+    data = stage.dataset(resolution=scale.label_resolution)
+    images, targets = data.batch(scale.label_batch)
+    chosen = cells.load(scale.name)[: scale.labelled].cells()
+    identity = hashlib.sha256(f"{stage.seed} {data.source} {tuple(images.shape)}".encode()).hexdigest()[:12]
+    folder = artifacts.data_dir(scale.name) / "checkpoints" / f"labels-{identity}"
+    if stage.fresh:
+        shutil.rmtree(folder, ignore_errors=True)
+    table = corpus.label(
+        chosen, images, targets, seed=stage.seed, out=folder, classes=data.classes, progress=stage.progress
+    )
+    reference = corpus.label_cell(REFERENCE_CELL, images, targets, {"seed": stage.seed, "classes": data.classes})
+    stage.config.update(
+        n=len(table), failed=int((table["error"] != "").sum()), batch=scale.label_batch, resolution=scale.label_resolution
+    )
+    stage.config.update(reference=reference)
+    shutil.rmtree(folder, ignore_errors=True)
+    return {"labels.parquet": table}
+
+
+def load(scale: str) -> pd.DataFrame:
+    """Labelled rows alone; `position` is the row's place in the corpus."""
+    table = artifacts.load("labels", "labels.parquet", scale)
+    table["position"] = range(len(table))
+    return corpus.labelled_only(table)
+
+
+def vectors(table: pd.DataFrame) -> Tensor:
+    """Raw ZC vectors, float64 (n, 4)."""
+    return corpus.zc_matrix(table)
+
+
+def codes_of(table: pd.DataFrame, codes: CellCodes) -> CellCodes:
+    """Codes of the labelled cells, row by row."""
+    return codes[torch.tensor(table["position"].to_numpy())]
+
+
+def cells_of(table: pd.DataFrame, codes: CellCodes) -> list[Cell]:
+    """The labelled cells, row by row."""
+    return codes_of(table, codes).cells()

@@ -1,0 +1,141 @@
+"""Stage "table1": random, neighbourhood and CCNF sampling around the NATS reference, every cell trained (Tab. 1)."""
+
+from __future__ import annotations
+
+import json
+from functools import partial
+
+import pandas as pd
+import torch
+from torch import Tensor
+
+from graphnas_lib import artifacts, proxies, synonyms
+from graphnas_lib.clusters import ZC_NAMES
+from graphnas_lib.datasets import Dataset
+from graphnas_lib.macro import stack_cell
+from graphnas_lib.network import build
+from graphnas_lib.space import REFERENCE_CELL, Cell
+from graphnas_lib.stages import Stage, rows
+from graphnas_lib.synonyms import CellSampler, Generated
+from graphnas_lib.training import train
+
+DECODES = 20  # paper: Tab. 1, cells a strategy
+REFERENCE_SEEDS = 3
+SIGMAS = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0)  # of the neighbourhood, in units of the latents' own deviation
+REFERENCE = "NATS-Bench ref."
+
+
+def make(stage: Stage) -> dict:
+    """Twenty decodes a strategy for the success rate; of the valid ones, as many as the scale says are trained."""
+    scale = stage.scale
+    sampler = CellSampler.load(scale.name)
+    scoring = stage.dataset(resolution=scale.label_resolution)
+    batch = scoring.batch(scale.label_batch)
+    data = stage.dataset(resolution=scale.train_resolution, n_train=scale.train_images, n_test=scale.test_images)
+    z = proxies.zc_vector(REFERENCE_CELL, *batch, seed=stage.seed, classes=scoring.classes)
+    condition = sampler.families.transform(z)
+    strategies = _strategies(sampler, condition, stage)
+    jobs = {}
+    options = {"stage": stage, "batch": batch, "data": data, "classes": scoring.classes}
+    for seed in range(REFERENCE_SEEDS):
+        jobs[f"{REFERENCE} {seed}"] = _job(REFERENCE, REFERENCE_CELL, stage.seed + seed, **options)
+    for name, generated in strategies.items():
+        for i, cell in enumerate(generated.valid[: scale.table1_cells]):
+            jobs[f"{name} {i}"] = _job(name, cell, stage.seed, **options)
+    table = pd.DataFrame(rows.collect(jobs, stage.checkpoint(), device=stage.device, progress=stage.progress))
+    success = {name: [len(found.valid), found.n_attempts] for name, found in strategies.items()}
+    distinct = {name: len({cell.key() for cell in found.valid}) for name, found in strategies.items()}
+    stage.config.update(success=success, distinct=distinct, recipe="nats12", epochs=scale.train_epochs)
+    stage.config.update(width=scale.train_width, repeats=scale.train_repeats, resolution=scale.train_resolution)
+    stage.config.update(n_train=data.size("train"), n_test=data.size("test"))
+    return {"table1_rows.csv": table}
+
+
+def _strategies(sampler: CellSampler, condition: Tensor, stage: Stage) -> dict[str, Generated]:
+    """The three samplers; the neighbourhood is the smallest that gives as many distinct cells as the flow."""
+    flow = synonyms.ccnf_cells(sampler, condition, DECODES, seed=stage.seed)
+    wanted = len({cell.key() for cell in flow.valid})
+    spread = float(sampler.gvae.latent_std.mean())
+    for sigma in SIGMAS:
+        near = synonyms.neighbourhood_cells(sampler, REFERENCE_CELL, DECODES, seed=stage.seed, sigma=sigma * spread)
+        if len({cell.key() for cell in near.valid}) >= wanted:
+            break
+    stage.config.update(sigma=sigma, sigma_unit="mean deviation of the training latents")
+    random = synonyms.random_cells(sampler, DECODES, seed=stage.seed)
+    return {"Random": random, "Neighbourhood": near, "CCNF": flow}
+
+
+def _job(name: str, cell: Cell, seed: int, *, stage: Stage, batch, data: Dataset, classes: int):
+    return partial(
+        measure,
+        name,
+        cell.to_dict(),
+        seed,
+        batch=batch,
+        data=data,
+        classes=classes,
+        width=stage.scale.train_width,
+        repeats=stage.scale.train_repeats,
+        epochs=stage.scale.train_epochs,
+        device=stage.device.type,
+    )
+
+
+def measure(strategy, cell, seed, *, batch, data, classes, width, repeats, epochs, device) -> dict:
+    """One row: the cell's ZC vector on alpha_x, and its accuracy after training the reduced alpha_x."""
+    x = Cell.from_dict(cell)
+    z = proxies.zc_vector(x, *batch, seed=seed, classes=classes)
+    architecture = stack_cell(x, width=width, repeats=repeats)
+    model = build(architecture, input_shape=data.input_shape, classes=data.classes, seed=seed)
+    result = train(model, data, "nats12", seed=seed, device=device, epochs=epochs, batch_size=min(256, data.size("train") // 8))
+    zc = dict(zip(ZC_NAMES, z.tolist(), strict=True))
+    return {
+        "strategy": strategy,
+        **zc,
+        "accuracy": result.accuracy,
+        "diverged": result.diverged,
+        "seconds": round(result.seconds, 2),
+        "seed": seed,
+        "key": x.key(),
+        "cell": json.dumps(cell),
+    }
+
+
+def load(scale: str) -> tuple[pd.DataFrame, dict]:
+    """Rows of trained cells, and the stage's facts (success, sigma, recipe)."""
+    return artifacts.load("table1", "table1_rows.csv", scale), artifacts.load_manifest("table1", scale)["config"]
+
+
+def summary(table: pd.DataFrame, facts: dict) -> dict[str, dict[str, dict]]:
+    """Our Table 1 in the form that `results.compare` takes."""
+    ours = {}
+    for strategy, group in table.groupby("strategy", sort=False):
+        row = {}
+        for column, name, unit in (
+            ("NASWOT", "naswot", 1),
+            ("SNIP", "snip_ssnr", 1e4),
+            ("Params. (M)", "params", 1e6),
+            ("FLOPs (M)", "flops", 1e6),
+            ("C-10 Mean", "accuracy", 1),
+        ):
+            values = group[name] / unit
+            row[column] = {"value": values.mean(), "spread": values.std() if len(values) > 1 else None, "n": len(group)}
+        if strategy in facts["success"]:
+            good, tried = facts["success"][strategy]
+            row["Gen. success"] = {"value": f"{good}/{tried}", "n": tried}
+            row["C-10 Min"] = {"value": group["accuracy"].min(), "n": len(group)}
+            row["C-10 Max"] = {"value": group["accuracy"].max(), "n": len(group)}
+        ours[strategy] = row
+    return ours
+
+
+def difference(table: pd.DataFrame, a: str, b: str, *, seed: int = 0, draws: int = 10_000) -> dict[str, float]:
+    """Mean accuracy of strategy `a` minus `b`, with a 95% bootstrap interval, in points."""
+    generator = torch.Generator().manual_seed(seed)
+    first, second = (torch.tensor(table.loc[table["strategy"] == name, "accuracy"].to_numpy()) for name in (a, b))
+    means = [
+        values[torch.randint(len(values), (draws, len(values)), generator=generator)].mean(dim=1)
+        for values in (first, second)
+    ]
+    low, high = torch.quantile(means[0] - means[1], torch.tensor([0.025, 0.975], dtype=means[0].dtype)).tolist()
+    return {"difference": (first.mean() - second.mean()).item(), "low": low, "high": high}

@@ -1,0 +1,92 @@
+"""Stage "table3": three designs for each FLOPs budget of Table 3; trained on ImageNet-1k where that is at hand."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import pandas as pd
+
+from graphnas_lib import artifacts, datasets
+from graphnas_lib.archives import MissingDataError
+from graphnas_lib.datasets import ImageFolderDataset
+from graphnas_lib.design import Design, design
+from graphnas_lib.network import build
+from graphnas_lib.sequence import SequenceGenerator
+from graphnas_lib.stages import Stage, rows
+from graphnas_lib.synonyms import CellSampler
+from graphnas_lib.training import train
+
+SEARCHES = 3  # paper: mean and deviation of three searches, one training each
+BUDGETS = ("450M", "600M", "1000M")  # the paper's names, in the order of `Scale.table3_budgets`
+CLASSES = 1000
+
+
+def make(stage: Stage) -> dict:
+    """Search at every scale; train (ZenNAS's recipe, without its teacher) only at paper scale with the files there."""
+    scale = stage.scale
+    parts = {"generator": SequenceGenerator.load(scale.name), "sampler": CellSampler.load(scale.name)}
+    shape = (3, scale.table3_resolution, scale.table3_resolution)
+    classes = CLASSES if scale.name == "paper" else 10
+    found, imagenet, jobs = [], _imagenet(scale.name), {}
+    for name, flops in zip(BUDGETS, scale.table3_budgets, strict=True):
+        for search in range(SEARCHES):
+            best = design(
+                flops=flops, input_shape=shape, classes=classes, n=3, seed=stage.seed + search, device=stage.device.type, **parts
+            )[0]
+            row = {"budget": name, "requested": flops, "search": search, "design": best.to_json()}
+            found.append({**row, "params": best.params, "flops": best.flops, "macs": best.macs, "tcet": best.tcet})
+            if imagenet is not None:
+                jobs[f"{name} {search}"] = partial(_trained, best.to_json(), imagenet, stage.seed + search, stage.device.type)
+    table = pd.DataFrame(found)
+    if jobs:
+        trained = rows.collect(jobs, stage.checkpoint(), device=stage.device, progress=stage.progress)
+        table["accuracy"] = [row["accuracy"] for row in trained]
+    stage.config.update(input_shape=list(shape), classes=classes, batch=best.batch)
+    stage.config.update(trained=bool(jobs), why=_why(scale.name))
+    return {"table3_rows.csv": table}
+
+
+def _imagenet(scale: str) -> ImageFolderDataset | None:
+    """ImageNet-1k at paper scale when `imagenet/train` and `imagenet/val` are in the data folders."""
+    if scale != "paper":
+        return None
+    for folder in datasets.roots():
+        if (folder / "imagenet" / "train").is_dir():
+            return ImageFolderDataset(folder / "imagenet")
+    return None
+
+
+def _why(scale: str) -> str:
+    return "needs ImageNet-1k (480 epochs)" if scale == "paper" else f"ImageNet-1k is not trained on at {scale} scale"
+
+
+def _trained(text: str, data: ImageFolderDataset, seed: int, device: str) -> dict:
+    chosen = Design.from_json(text)
+    model = build(chosen.architecture, input_shape=chosen.input_shape, classes=chosen.classes, seed=seed)
+    result = train(model, data, "zennas_imagenet", seed=seed, device=device)
+    return {"accuracy": result.accuracy, "seconds": result.seconds}
+
+
+def load(scale: str) -> tuple[pd.DataFrame, dict]:
+    """Rows of searched networks, and the stage's facts."""
+    return artifacts.load("table3", "table3_rows.csv", scale), artifacts.load_manifest("table3", scale)["config"]
+
+
+def summary(table: pd.DataFrame, facts: dict) -> dict[str, dict[str, dict]]:
+    """Our rows of Table 3; accuracy only where networks were trained on ImageNet-1k."""
+    ours = {}
+    for budget, group in table.groupby("budget", sort=False):
+        note = f"at {facts['input_shape'][1]} px, request {group['requested'].iloc[0] / 1e6:g}M FLOPs (2 x MACs)"
+        row = {
+            "Params. (M)": {"value": group["params"].mean() / 1e6, "spread": group["params"].std() / 1e6, "n": len(group)},
+            "FLOPs (M)": {"value": group["flops"].mean() / 1e6, "spread": group["flops"].std() / 1e6, "n": len(group)},
+            "Acc. (%)": {"value": None, "note": facts["why"]},
+        }
+        if facts["trained"]:
+            accuracy = group["accuracy"]
+            row["Acc. (%)"] = {"value": accuracy.mean(), "spread": accuracy.std(), "n": len(group)}
+        ours[f"{budget}: Ours"] = {name: {**value, "note": value.get("note", note)} for name, value in row.items()}
+    return ours
+
+
+__all__ = ["BUDGETS", "MissingDataError", "load", "make", "summary"]

@@ -1,0 +1,104 @@
+"""Stage "table4": a design for each NAS-Bench-360 task whose files are there, trained on it (Tab. 4)."""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+
+import pandas as pd
+
+from graphnas_lib import artifacts, nasbench360
+from graphnas_lib.design import Design, design
+from graphnas_lib.fitting import BudgetUnreachable
+from graphnas_lib.sequence import SequenceGenerator
+from graphnas_lib.stages import Stage, rows
+from graphnas_lib.synonyms import CellSampler
+from graphnas_lib.tasks import TASKS
+from graphnas_lib.training import train_task
+
+COLUMNS = {  # task -> the paper's column
+    "spherical": "Spherical",
+    "darcy": "Darcy Flow",
+    "psicov": "PSICOV",
+    "cosmic": "Cosmic",
+    "ninapro": "NinaPro",
+    "ecg": "ECG",
+    "satellite": "Satellite",
+    "deepsea": "DeepSEA",
+}
+
+
+def make(stage: Stage) -> dict:
+    """Ask for the Wide-ResNet's parameters (Sec. 4.3; scaled down at smoke), best of ten by T-CET, then train."""
+    scale = stage.scale
+    available = nasbench360.available()
+    parts = {"generator": SequenceGenerator.load(scale.name), "sampler": CellSampler.load(scale.name)} if available else {}
+    limit = None if scale.name == "paper" else scale.table4_samples
+    jobs = {
+        name: partial(measure, name, _budget(name, scale.name), limit, scale.table4_epochs, stage.seed, stage.device.type, parts)
+        for name in available
+    }
+    found = rows.collect(jobs, stage.checkpoint(), device=stage.device, progress=stage.progress, workers=1)
+    done = {row["task"]: row for row in found}
+    table = [done.get(name) or {"task": name, "value": math.nan, "note": "its files are not there"} for name in TASKS]
+    stage.config.update(available=list(available), limit=limit, epochs=scale.table4_epochs)
+    return {"table4_rows.csv": pd.DataFrame(table)}
+
+
+def _budget(name: str, scale: str) -> float:
+    """Parameters to ask for: the Wide-ResNet's, a tenth of them at smoke."""
+    return TASKS[name].wrn_params * (0.1 if scale == "smoke" else 1.0)
+
+
+def measure(name: str, params: float, limit: int | None, epochs: int, seed: int, device: str, parts: dict) -> dict:
+    """One row: the design chosen on real samples of the task, and its metric after training."""
+    task = nasbench360.load_task(name, limit=limit, seed=seed)
+    inputs, targets, _ = task.train.fetch(_first(16, len(task.train)))
+    given = {} if task.facts.kind != "points" else {"images": inputs, "labels": targets}
+    try:
+        chosen: Design = design(
+            params=params, input_shape=task.input_shape, classes=task.facts.classes, dense=task.dense, n=3,
+            candidates=3, seed=seed, device=device, **given, **parts,
+        )[0]  # fmt: skip
+    except BudgetUnreachable as error:
+        return {"task": name, "value": None, "note": str(error)}
+    result = train_task(chosen.build(seed=seed), task, seed=seed, device=device, epochs=epochs)
+    return {
+        "task": name,
+        "value": result.value,
+        "metric": result.metric,
+        "chance": result.chance,
+        "at_chance": result.at_chance,
+        "validation": result.validation,
+        "params": chosen.params,
+        "flops": chosen.flops,
+        "n_train": result.n_train,
+        "n_test": result.n_test,
+        "epochs": result.epochs,
+        "seconds": round(result.seconds, 2),
+        "source": result.source,
+        "note": "no better than a constant answer" if result.at_chance else "",
+        "design": chosen.to_json(),
+    }
+
+
+def _first(n: int, size: int):
+    import torch
+
+    return torch.arange(min(n, size))
+
+
+def load(scale: str) -> tuple[pd.DataFrame, dict]:
+    """One row a task, and the stage's facts."""
+    return artifacts.load("table4", "table4_rows.csv", scale), artifacts.load_manifest("table4", scale)["config"]
+
+
+def summary(table: pd.DataFrame, facts: dict) -> dict[str, dict[str, dict]]:
+    """Our row of Table 4."""
+    row = {}
+    for line in table.to_dict("records"):
+        note = line["note"] if isinstance(line["note"], str) else ""
+        if isinstance(line.get("n_train"), float) and line["n_train"] == line["n_train"]:
+            note = "; ".join(part for part in (note, f"{line['n_train']:.0f} training samples, {facts['epochs']} epochs") if part)
+        row[COLUMNS[line["task"]]] = {"value": line["value"], "n": 1, "note": note}
+    return {"Ours": row}

@@ -1,0 +1,146 @@
+"""Lines and small tables that notebooks show: no mathematics, only what a reader wants to see beside a figure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import pandas as pd
+from torch import Tensor
+
+from graphnas_lib import artifacts, datasets, operations
+from graphnas_lib.clusters import ZC_NAMES, Families
+from graphnas_lib.datasets import Dataset
+from graphnas_lib.paper import SCALES
+from graphnas_lib.report import farthest_families
+from graphnas_lib.space import OPERATIONS, Cell
+from graphnas_lib.stages import labels
+
+QUICK = {"smoke": (1_024, 512, 4), "lite": (8_000, 2_000, 4), "paper": (None, None, 12)}  # train, test images, epochs
+_SUFFIXES = ("csv", "json", "pdf", "png")
+
+
+def banner(scale: str, device: str) -> str:
+    """First line of every notebook: scale and device, and what the scale's numbers are worth."""
+    worth = {
+        "smoke": "everything from scratch in minutes; numbers are NOT comparable with the paper",
+        "lite": "what two CPU cores make in hours; sizes stand in every table",
+        "paper": "the paper's sizes",
+    }
+    return f"scale {artifacts.check_scale(scale)}: {worth[scale]} | device {artifacts.pick_device(device).type}"
+
+
+def written(scale: str, *, figures: Sequence[str] = (), tables: Sequence[str] = ()) -> str:
+    """The files of figures and tables that are there and not empty, one line each; the check cells print this."""
+    lines = []
+    for name in figures:
+        lines.append(f"figure {name}: {_present(artifacts.figures_dir(scale), name, _SUFFIXES)}")
+    for name in tables:
+        lines.append(f"table {name}: {_present(artifacts.results_dir(scale), name, ('csv', 'md'))}")
+    return "\n".join(lines)
+
+
+def _present(folder, name: str, suffixes: Sequence[str]) -> str:
+    paths = [folder / f"{name}.{suffix}" for suffix in suffixes]
+    return " ".join(path.suffix[1:] for path in paths if path.exists() and path.stat().st_size)
+
+
+def proxy_batch(scale: str) -> tuple[Dataset, tuple[Tensor, Tensor]]:
+    """The data set at the scale's resolution, and the first images and labels of it."""
+    sizes = SCALES[scale]
+    data = datasets.load("auto", resolution=sizes.label_resolution)
+    return data, data.batch(sizes.label_batch)
+
+
+def quick_sizes(scale: str) -> tuple[int | None, int | None]:
+    """Training and test images of the quickstart."""
+    return QUICK[scale][:2]
+
+
+def quick_epochs(scale: str) -> int:
+    """Epochs of the quickstart."""
+    return QUICK[scale][2]
+
+
+def refusal(function: Callable, **arguments) -> str:
+    """The one-line answer to a request that cannot be met."""
+    try:
+        function(**arguments)
+    except ValueError as error:
+        return f"{type(error).__name__}: {error}"
+    raise AssertionError("This request was expected to be refused; it was met.")
+
+
+def operation_costs(*, channels: int, side: int) -> pd.DataFrame:
+    """Parameters, multiply-accumulates and layers of each operation inside a cell."""
+    rows = []
+    for name in OPERATIONS:
+        layers = operations.layers(name, channels, channels)
+        costs = _layer_costs(layers, side)
+        rows.append({"operation": name, "layers": " ".join(layer.kind for layer in layers) or "-", **costs})
+    return pd.DataFrame(rows)
+
+
+def _layer_costs(layers, side: int) -> dict[str, int]:
+    params = sum(layer.params(2) for layer in layers)
+    macs = sum(layer.macs((side, side))[0] for layer in layers)
+    counted = sum(layer.macs((side, side))[1] for layer in layers)
+    return {"params": params, "macs": macs, "flops": 2 * counted}
+
+
+def family_table(families: Families) -> pd.DataFrame:
+    """One row a family: cells, weight, centre in natural units, operations of its medoid."""
+    centres = families.inverse(families.means)
+    rows = []
+    for k in range(families.n_clusters):
+        medoid = Cell.from_dict(families.medoid_cells[k])
+        centre = dict(zip(ZC_NAMES, centres[k].tolist(), strict=True))
+        ops = " ".join(name for name in medoid.operations if name)
+        rows.append({"family": k, "cells": families.counts[k], "weight": families.weights[k], **centre, "medoid": ops})
+    return pd.DataFrame(rows)
+
+
+def distant_families(scale: str, n: int = 4) -> list[int]:
+    """The families that Fig. 2 colours: far apart in standardised z, chosen by rule."""
+    families = Families.load(scale)
+    zc = labels.vectors(labels.load(scale))
+    return farthest_families(families.transform(zc), families.assign(zc), n)
+
+
+def count_table(counts: Mapping[str, Mapping[str, int]]) -> pd.DataFrame:
+    """Recorded, discarded, failed and redrawn individuals of each search."""
+    return pd.DataFrame(counts).T.rename_axis("search").reset_index()
+
+
+def request_table(requests: pd.DataFrame) -> pd.DataFrame:
+    """How well the generator follows a request, by quantity."""
+    rows = []
+    for quantity, group in requests.groupby("quantity"):
+        error = (group["realised"] / group["requested"] - 1).abs()
+        rows.append(
+            {
+                "quantity": quantity,
+                "requests": len(group),
+                "legal": group["legal_masked"].mean(),
+                "legal without mask": group["legal_unmasked"].mean(),
+                "median error": error.median(),
+                "Spearman": group[["requested", "realised"]].corr("spearman").iloc[0, 1],
+                "distinct designs": group["design"].nunique(),
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def search_curves(curves: pd.DataFrame, methods: Sequence[str]) -> dict[str, list[float]]:
+    """Best-so-far of GraphNet methods, by short name; methods without evaluations are left out."""
+    found = {}
+    for method in methods:
+        values = curves.loc[curves["method"] == f"GraphNet: {method}", "best"].tolist()
+        if values:
+            found[method] = values
+    return found
+
+
+def table2_reasons(facts: Mapping) -> dict[str, str]:
+    """Why numbers of Table 2 are missing."""
+    missing = "" if "cifar100" in facts["datasets"] else "no CIFAR-100 files here; "
+    return {"": f"{missing}ImageNet-1k not trained on; pretraining cost in Table 5"}

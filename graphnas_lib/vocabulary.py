@@ -1,0 +1,191 @@
+"""Tokens of the sequence generator (Sec. 3.3): conditions as bins, designs as one token a field, and their grammar.
+
+`BOS p f n s | family channels stride | ... | EOS`, where p, f, n, s are bins of the conditions y = z(alpha) or DROP.
+Every condition slot is always there, so the prefix has five tokens whatever is asked. The paper gives no tokenisation;
+its 64 positions (Tab. 6) are 4 conditions and 20 cells of 3 tokens. `head_channels` and `stem_stride` have no tokens.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import asdict, dataclass
+
+import torch
+from torch import Tensor
+
+from graphnas_lib.macro import CHANNELS, MAX_CELLS, STRIDES, HLArchitecture, HLTriple
+
+CONDITIONS = ("params", "flops", "naswot", "snip_ssnr")
+LOGARITHMIC = (True, True, False, True)  # ours: bins of log10; NASWOT is a log-determinant already
+PAD, BOS, EOS, DROP = range(4)
+PREFIX = 1 + len(CONDITIONS)
+MAX_NEW = 3 * MAX_CELLS + 1
+
+
+class IllegalSequenceError(ValueError):
+    """Tokens that are no design; only unmasked decoding can produce them."""
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """Tokens and their meaning: PAD BOS EOS DROP, four blocks of bins, families, channels, strides.
+
+    Attributes:
+        n_families: K.
+        bins: bins a condition.
+        low: lower end of each condition's bins, after log10 where `LOGARITHMIC`.
+        high: upper ends.
+    """
+
+    n_families: int
+    bins: int
+    low: tuple[float, ...]
+    high: tuple[float, ...]
+
+    @classmethod
+    def fit(cls, conditions: Tensor, *, n_families: int, bins: int) -> Vocabulary:
+        """Bins between the 0.5% and 99.5% quantiles of raw conditions (n, 4), NaN where unknown; ends are open."""
+        low, high = [], []
+        for values in _logged(check_conditions(conditions)).T:
+            known = values[~values.isnan()]
+            a, b = known.quantile(known.new_tensor([0.005, 0.995])).tolist() if len(known) else (0.0, 1.0)
+            low.append(a)
+            high.append(b if b > a else a + 1e-3)
+        return cls(n_families, bins, tuple(low), tuple(high))
+
+    @property
+    def families(self) -> int:
+        """First family token; before it lie the special tokens and the bins."""
+        return 4 + len(CONDITIONS) * self.bins
+
+    @property
+    def channels(self) -> int:
+        """First channel token."""
+        return self.families + self.n_families
+
+    @property
+    def strides(self) -> int:
+        """First stride token."""
+        return self.channels + len(CHANNELS)
+
+    def __len__(self) -> int:
+        return self.strides + len(STRIDES)
+
+    def condition_tokens(self, conditions: Tensor, *, jitter: Tensor | float = 0.0) -> Tensor:
+        """Raw conditions (n, 4), NaN = not given, to tokens (n, 4); `jitter` in bins is added before rounding."""
+        values = _logged(check_conditions(conditions))
+        low, high = values.new_tensor(self.low), values.new_tensor(self.high)
+        place = (values - low) / (high - low) * self.bins + jitter  # (n, 4)
+        bins = place.floor().nan_to_num(0.0).clamp(0, self.bins - 1).long()
+        offset = 4 + self.bins * torch.arange(len(CONDITIONS), device=values.device)
+        return torch.where(values.isnan(), torch.full_like(bins, DROP), bins + offset)
+
+    def range(self, name: str) -> tuple[float, float]:
+        """Raw range of one condition that the bins cover."""
+        i = CONDITIONS.index(name)
+        return tuple(10**x if LOGARITHMIC[i] else x for x in (self.low[i], self.high[i]))
+
+    def encode(self, hl: HLArchitecture) -> list[int]:
+        """Tokens of a design, EOS last, without the prefix."""
+        tokens = []
+        for triple in hl.triples:
+            if triple.cluster >= self.n_families:
+                raise ValueError(f"A design's families must be 0 to {self.n_families - 1}; got {triple.cluster}.")
+            tokens += [
+                self.families + triple.cluster,
+                self.channels + CHANNELS.index(triple.channels),
+                self.strides + STRIDES.index(triple.stride),
+            ]
+        return [*tokens, EOS]
+
+    def decode(self, tokens: list[int]) -> HLArchitecture:
+        """Design of tokens without the prefix, up to EOS; IllegalSequenceError names the first bad place."""
+        starts = (self.families, self.channels, self.strides)
+        ends = (self.channels, self.strides, len(self))
+        fields = []
+        for i, token in enumerate(tokens):
+            if token == EOS and i % 3 == 0 and 3 <= i <= 3 * MAX_CELLS:
+                rows = [fields[j : j + 3] for j in range(0, i, 3)]
+                return HLArchitecture(tuple(HLTriple(k, CHANNELS[c], STRIDES[s]) for k, c, s in rows))
+            if not starts[i % 3] <= token < ends[i % 3]:
+                name = ("a family or EOS", "channels", "a stride")[i % 3]
+                raise IllegalSequenceError(f"Token {i} of a design must be {name}; got {token}.")
+            fields.append(token - starts[i % 3])
+        raise IllegalSequenceError(f"A design must end in EOS after 1 to {MAX_CELLS} cells; got {len(tokens)} tokens.")
+
+    def to_dict(self) -> dict:
+        """JSON-ready form."""
+        return {name: list(x) if isinstance(x, tuple) else x for name, x in asdict(self).items()}
+
+    @classmethod
+    def from_dict(cls, data: dict) -> Vocabulary:
+        """Inverse of `to_dict`."""
+        return cls(data["n_families"], data["bins"], tuple(data["low"]), tuple(data["high"]))
+
+    def to_json(self) -> str:
+        """Text that `from_json` reads."""
+        return json.dumps(self.to_dict())
+
+    @classmethod
+    def from_json(cls, text: str) -> Vocabulary:
+        """Inverse of `to_json`."""
+        return cls.from_dict(json.loads(text))
+
+
+def check_conditions(conditions: Tensor) -> Tensor:
+    """Raw conditions (n, 4) as float64; ValueError on a wrong shape or a value that has no logarithm."""
+    conditions = torch.as_tensor(conditions, dtype=torch.float64)
+    if conditions.ndim != 2 or conditions.shape[1] != len(CONDITIONS):
+        raise ValueError(f"conditions must be (n, 4) in the order {CONDITIONS}; got {tuple(conditions.shape)}.")
+    if bool((conditions[:, list(LOGARITHMIC)] <= 0).any()) or bool(conditions.isinf().any()):
+        raise ValueError(
+            "conditions must be finite (NaN = not given) and params, flops, snip_ssnr positive; they are not."
+        )
+    return conditions
+
+
+def _logged(conditions: Tensor) -> Tensor:
+    logarithmic = torch.tensor(LOGARITHMIC, device=conditions.device)
+    return torch.where(logarithmic, conditions.clamp_min(1e-300).log10(), conditions)
+
+
+def drop_conditions(conditions: Tensor, *, rate: float, generator: torch.Generator) -> Tensor:
+    """Raw conditions (n, 4) with some set to NaN: the sets that are requested later, or each on its own.
+
+    10% of the rows keep parameters alone, 10% FLOPs alone, 10% both, 5% nothing; in the rest each is dropped with
+    probability `rate` (App. A drops tokens "randomly"; the shares are ours).
+    """
+    n = len(conditions)
+    case = torch.rand(n, 1, generator=generator)
+    keep = torch.rand(n, len(CONDITIONS), generator=generator) >= rate
+    for bound, kept in ((0.35, (0, 0, 0, 0)), (0.30, (1, 1, 0, 0)), (0.20, (0, 1, 0, 0)), (0.10, (1, 0, 0, 0))):
+        keep = torch.where(case < bound, torch.tensor(kept, dtype=torch.bool), keep)
+    return conditions.masked_fill(~keep, math.nan)
+
+
+class GrammarMask:
+    """Logits processor that leaves the legal tokens alone (`transformers` calls it with ids and scores).
+
+    Args:
+        vocabulary: meaning of the tokens.
+        max_strides: how many cells may have stride 2.
+    """
+
+    def __init__(self, vocabulary: Vocabulary, *, max_strides: int = MAX_CELLS):
+        self.vocabulary, self.max_strides = vocabulary, max_strides
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """ids (B, prefix + tokens so far), scores (B, vocabulary) -> scores with -inf at illegal tokens."""
+        v, place = self.vocabulary, input_ids.shape[1] - PREFIX  # the prefix is constant: all rows share the phase
+        start = (v.families, v.channels, v.strides)[place % 3]
+        end = (v.channels, v.strides, len(v))[place % 3]
+        legal = torch.zeros_like(scores, dtype=torch.bool)
+        if place < 3 * MAX_CELLS:
+            legal[:, start:end] = True
+        if place % 3 == 0 and place > 0:
+            legal[:, EOS] = True
+        if place % 3 == 2:
+            used = (input_ids[:, PREFIX:] == v.strides + 1).sum(dim=1)
+            legal[:, v.strides + 1] = used < self.max_strides
+        return scores.masked_fill(~legal, -math.inf)

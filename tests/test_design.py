@@ -1,0 +1,205 @@
+"""Budget to networks, on real but untrained parts: the budget is met whatever the generator says."""
+
+import math
+
+import pytest
+import torch
+
+from graphnas_lib import design as module
+from graphnas_lib import evolution, fitting, proxies
+from graphnas_lib.ccnf import CCNF, CCNFConfig
+from graphnas_lib.clusters import Families
+from graphnas_lib.design import BudgetUnreachable, Design, design
+from graphnas_lib.fitting import Target, fit
+from graphnas_lib.gvae import GVAE, GVAEConfig
+from graphnas_lib.macro import Triple, stack_cell
+from graphnas_lib.network import Costs, count
+from graphnas_lib.sequence import SequenceConfig, SequenceGenerator
+from graphnas_lib.space import sample_cells
+from graphnas_lib.synonyms import CellSampler
+from graphnas_lib.vocabulary import Vocabulary
+
+SHAPE = (3, 16, 16)
+CELLS = sample_cells(60, seed=0)
+
+
+@pytest.fixture(scope="module")
+def parts() -> dict:
+    """An untrained generator, and an untrained sampler whose medoids are real cells."""
+    costs = [count(stack_cell(cell, repeats=1)) for cell in CELLS]
+    generator = torch.Generator().manual_seed(0)
+    zc = torch.tensor([[c.params**0.5 + 1, c.params**0.9 + 1, c.params, c.flops] for c in costs], dtype=torch.float64)
+    zc[:, :2] *= 1 + 0.2 * torch.rand(len(zc), 2, generator=generator)
+    families = Families.fit(zc, n_clusters=6, seed=0, cells=CELLS, n_init=1)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        gvae = GVAE(GVAEConfig(hidden=16, latent_dim=8, decoder_hidden=16))
+        flow = CCNF(CCNFConfig(latent_dim=8, hidden=16, layers=2))
+    vocabulary = Vocabulary(6, 16, (4.0, 6.0, 100.0, 3.0), (6.5, 9.0, 2000.0, 7.0))
+    config = SequenceConfig(n_families=6, bins=16, hidden=32, layers=2, heads=4, input_shape=SHAPE)
+    return {"generator": SequenceGenerator(config, vocabulary, seed=0), "sampler": CellSampler(gvae, flow, families)}
+
+
+@pytest.fixture(scope="module")
+def batch() -> dict:
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.randint(10, (8,), generator=generator)
+    return {"images": torch.randn(8, *SHAPE, generator=generator), "labels": labels, "input_shape": SHAPE}
+
+
+@pytest.mark.parametrize("budget", [{"params": 5e4}, {"flops": 2e6}, {"params": 3e4, "flops": 6e6}])
+def test_designs_meet_the_budget_and_come_best_first(parts, batch, budget):
+    designs = design(**budget, n=3, seed=0, **batch, **parts)
+    assert len(designs) == 3 and len({d.architecture.key() for d in designs}) == 3
+    for d in designs:
+        costs = count(d.architecture, input_shape=SHAPE)
+        assert (d.params, d.macs, d.flops) == (costs.params, costs.macs, costs.flops)
+        for name, wanted in budget.items():
+            assert abs(getattr(d, name) / wanted - 1) <= 0.05
+        assert [(t.channels, t.stride) for t in d.hl.triples] == [
+            (t.channels, t.stride) for t in d.architecture.triples
+        ]
+    scores = [d.tcet for d in designs]
+    assert scores == sorted(scores, reverse=True) and all(map(math.isfinite, scores))
+
+
+def test_design_is_the_network_it_says(parts, batch, tmp_path):
+    best = design(params=2e4, n=1, seed=1, classes=7, **{**batch, "labels": batch["labels"] % 7}, **parts)[0]
+    network = best.build(seed=1)
+    assert sum(p.numel() for p in network.parameters()) == best.params
+    assert proxies.tcet(network, batch["images"], batch["labels"] % 7) == best.tcet
+    assert network(batch["images"]).shape == (8, 7)
+    assert Design.from_json(best.to_json()) == best
+    assert Design.load(best.save(tmp_path / "best.json")) == best
+    with pytest.raises(ValueError, match=r"\.json"):
+        best.save(tmp_path / "best.pt")
+    with pytest.raises(ValueError, match="exactly the fields"):
+        Design.from_json("{}")
+
+
+def test_equal_seeds_give_equal_designs_and_others_differ(parts, batch):
+    one, two, other = (design(params=2e4, n=2, seed=seed, **batch, **parts) for seed in (0, 0, 5))
+    assert [d.to_json() for d in one] == [d.to_json() for d in two] != [d.to_json() for d in other]
+
+
+def test_more_candidates_never_lower_the_best_score(parts, batch):
+    few = design(params=2e4, n=2, seed=0, **batch, **parts)
+    many = design(params=2e4, n=2, seed=0, candidates=6, **batch, **parts)
+    assert len(many) == 2 and many[0].tcet >= few[0].tcet
+
+
+def test_noise_stands_in_for_images_and_is_named(parts):
+    designs = design(params=1e4, n=1, input_shape=(1, 8, 8), classes=3, **parts)
+    assert "noise" in designs[0].batch and "noise" in designs._repr_html_()
+    assert list(designs.table()["params"]) == [designs[0].params]
+
+
+def test_one_dimensional_and_dense_inputs(parts):
+    signal = design(params=2e4, n=1, input_shape=(2, 64), classes=4, **parts)[0]
+    assert signal.build()(torch.randn(2, 2, 64)).shape == (2, 4) and abs(signal.params / 2e4 - 1) <= 0.05
+    dense = design(params=1e4, n=1, input_shape=(1, 8, 8), classes=2, dense=True, **parts)[0]
+    assert dense.build()(torch.randn(2, 1, 8, 8)).shape == (2, 2, 8, 8)
+
+
+def test_large_inputs_get_a_strided_stem(parts):
+    drawer = module._Drawer(Target(params=1e6), (3, 224, 224), 10, False, 0, parts["sampler"])
+    assert drawer.stem_stride == 2 and drawer.max_strides == 5
+    macros = module._macros(Target(params=1e6), parts["generator"], drawer)
+    assert macros and all(hl.stem_stride == 2 for hl in macros)
+
+
+def test_unreachable_budgets_name_the_nearest_point(parts, batch):
+    with pytest.raises(BudgetUnreachable, match="nearest reachable") as refusal:
+        design(params=100, n=1, **batch, **parts)
+    nearest = refusal.value.nearest
+    assert 100 < nearest.params < 3000 and f"{nearest.params:,}" in str(refusal.value)
+    reached = design(params=nearest.params, n=1, seed=0, **batch, **parts)
+    assert abs(reached[0].params / nearest.params - 1) <= 0.05
+
+
+def test_contradictory_budgets_are_refused(parts, batch):
+    with pytest.raises(BudgetUnreachable, match="params = 1,000,000 and flops = 1,000,000"):
+        design(params=1e6, flops=1e6, n=1, **batch, **parts)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({}, "give params, flops, or both"),
+        ({"params": -1}, "params must be a positive number"),
+        ({"flops": math.nan}, "flops must be a positive number"),
+        ({"params": 1e4, "n": 0}, "n must be at least 1"),
+        ({"params": 1e4, "n": 5, "candidates": 3}, "candidates at least n"),
+        ({"params": 1e4, "tolerance": 0}, "tolerance"),
+        ({"params": 1e4, "classes": 0}, "classes"),
+        ({"params": 1e4, "images": torch.zeros(2, 3, 16, 16)}, "together"),
+        (
+            {"params": 1e4, "images": torch.zeros(2, 3, 8, 8), "labels": torch.zeros(2)},
+            r"images must be \(B, 3, 16, 16\)",
+        ),
+    ],
+)
+def test_arguments_are_checked(parts, arguments, words):
+    with pytest.raises(ValueError, match=words):
+        design(**{"input_shape": SHAPE, **arguments}, **parts)
+
+
+def test_missing_artifacts_name_their_stage(tmp_path, monkeypatch):
+    monkeypatch.setenv("GRAPHNAS_HOME", str(tmp_path))
+    with pytest.raises(FileNotFoundError, match="run sequence --scale smoke"):
+        design(params=1e5, scale="smoke")
+
+
+# ---- fitting
+
+
+def individual(widths, strides, cells=CELLS):
+    pairs = [(i % 6, Triple(cells[i], c, s)) for i, (c, s) in enumerate(zip(widths, strides))]
+    return evolution.HLIndividual.from_pairs(pairs)
+
+
+@pytest.mark.parametrize("params", [2e4, 3e5, 1e6, 2e7])
+def test_single_budgets_are_met_at_or_under_the_request(params):
+    for i in range(0, 24, 6):
+        start = individual((16, 32, 64, 64), (1, 2, 2, 1), CELLS[i:])
+        fitted = fit(start, Target(params=params), costs=count)
+        assert 0.95 <= fitted.costs.params / params <= 1.0
+        assert [k for k, _ in fitted.individual.pairs()] == [0, 1, 2, 3]  # widths suffice: families and depth stay
+
+
+def test_fitting_starts_with_the_smallest_change():
+    start = individual((16, 32, 64), (1, 2, 1))
+    costs = count(start.architecture)
+    kept = fit(start, Target(params=costs.params), costs=count).individual
+    scale = [b.channels / a.channels for a, b in zip(start.architecture.triples, kept.architecture.triples)]
+    assert all(0.5 <= s <= 1.5 for s in scale)
+    assert [t.stride for t in kept.architecture.triples] == [1, 2, 1] and kept.architecture.head_channels is None
+
+
+def test_both_budgets_move_strides_and_depth():
+    start = individual((32, 64, 64), (1, 1, 1))
+    found = [fit(start, Target(params=2e5, flops=f), costs=count) for f in (2e7, 1.5e8)]
+    assert all(f.error <= 0.05 for f in found)
+    strides = [sum(t.stride == 2 for t in f.individual.architecture.triples) for f in found]
+    assert strides[0] > 0 and max(strides) <= 3
+
+
+def test_too_many_strides_are_taken_back():
+    fitted = fit(individual((16,) * 5, (2,) * 5), Target(params=1e5), costs=count, max_strides=2)
+    assert sum(t.stride == 2 for t in fitted.individual.architecture.triples) <= 2
+
+
+def test_errors_are_relative_to_the_request():
+    target = Target(params=1000, flops=2000, tolerance=0.1)
+    assert target.error(Costs(950, 0, 2300)) == pytest.approx(0.15)
+    assert target.met(Costs(1090, 0, 1810)) and not target.met(Costs(1090, 0, 1790))
+    assert not target.met(Costs(1090, 0, 1810), under=True) and target.met(Costs(1000, 0, 1810), under=True)
+    refusal = fitting.unreachable(target, Costs(950, 0, 2300))
+    assert isinstance(refusal, ValueError) and "15% off" in str(refusal) and refusal.nearest.flops == 2300
+
+
+def test_plain_macros_are_legal():
+    for strides in (0, 1, 3, 5):
+        for hl in module._plain_macros(6, strides, 1):
+            assert sum(t.stride == 2 for t in hl.triples) <= strides
+            assert all(0 <= t.cluster < 6 for t in hl.triples)

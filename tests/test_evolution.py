@@ -1,0 +1,309 @@
+"""Algorithm 1 on toy problems: its invariants, its literal form, refusals, and bit-equal resumption."""
+
+import math
+from collections import Counter
+from functools import partial
+
+import pytest
+import torch
+
+from graphnas_lib import evolution
+from graphnas_lib.artifacts import Checkpoint
+from graphnas_lib.evolution import HLIndividual, ScoreError, SearchError, best_so_far, evolve, history_table
+from graphnas_lib.macro import Architecture, Triple
+from graphnas_lib.network import count
+from graphnas_lib.space import sample_cells
+
+POOL = sample_cells(48, seed=0)
+K = 8
+
+
+def generate_cell(family: int, index: int):
+    return POOL[(7 * family + index) % len(POOL)]
+
+
+def width_score(architecture: Architecture) -> float:
+    """Cheap, with a known direction: near 128 channels everywhere, shallow."""
+    return -sum(abs(math.log2(t.channels / 128)) for t in architecture.triples) - 0.01 * len(architecture.triples)
+
+
+def hl_search(**changes):
+    options = {"iterations": 400, "population": 24, "seed": 3, "n_families": K}
+    options |= {"score": width_score, "feasible": lambda _: True, "generate_cell": generate_cell}
+    return evolution.hl_evo(**{**options, **changes})
+
+
+def toy_search(**changes):
+    """Individuals are integers; neighbours differ by up to 3; the best is 40."""
+    options = {"iterations": 300, "population": 10, "seed": 0, "key": str, "score": lambda x: -abs(x - 40)}
+    options |= {"mutate": lambda x, _, g: x + torch.randint(-3, 4, (), generator=g).item(), "feasible": lambda _: True}
+    return evolve(0, **{**options, **changes})
+
+
+def families(individual: HLIndividual) -> list[int]:
+    return [triple.cluster for triple in individual.hl.triples]
+
+
+def test_population_never_exceeds_its_size():
+    result = toy_search()
+    alive: dict[int, float] = {}
+    for row in result.history:
+        assert row["parent"] in alive or row["iteration"] == 0
+        assert (row["removed"] >= 0) == (len(alive) >= 10)
+        alive.pop(row["removed"], None)
+        alive[row["iteration"]] = row["score"]
+        assert len(alive) <= 10
+    assert len(result.history) == 301 and result.best == 40 and result.best_score == 0
+
+
+def test_removed_member_is_the_worst():
+    alive: dict[int, float] = {}
+    removals = 0
+    for row in toy_search(seed=5).history:
+        if row["removed"] >= 0:
+            worst = min(alive.values())
+            assert alive.pop(row["removed"]) == worst
+            removals += 1
+        alive[row["iteration"]] = row["score"]
+    assert removals == 291
+
+
+def test_best_so_far_never_falls_and_ends_at_the_best():
+    result = hl_search()
+    curve = best_so_far(result.history)
+    assert all(a <= b for a, b in zip(curve, curve[1:]))
+    assert curve[-1] == result.best_score == width_score(result.best.architecture) > curve[0]
+
+
+def test_exploitation_never_changes_families_but_exploration_does():
+    history = hl_search().history
+    changed = Counter()
+    for row in history[1:]:
+        parent = history[row["parent"]]["individual"]
+        changed[row["phase"]] += families(parent) != families(row["individual"])
+    assert changed["exploitation"] == 0 and changed["exploration"] > 50
+    phases = [row["phase"] for row in history[1:]]
+    assert phases == ["exploration"] * 200 + ["exploitation"] * 200  # two phases with equal budget
+
+
+def test_children_differ_from_their_parent_in_one_place():
+    history = hl_search(depth_mutation=False).history
+    for row in history[1:]:
+        parent, child = history[row["parent"]]["individual"].pairs(), row["individual"].pairs()
+        assert sum(a != b for a, b in zip(parent, child)) <= 1
+
+
+def test_literal_form_keeps_depth_and_ours_changes_it():
+    literal = hl_search(depth_mutation=False).history
+    assert {len(row["individual"].hl.triples) for row in literal} == {3}
+    depths = {len(row["individual"].hl.triples) for row in hl_search(iterations=800).history}
+    assert len(depths) > 3 and max(depths) <= 20 and min(depths) >= 1
+
+
+def test_individuals_keep_widths_and_strides_in_step():
+    for row in hl_search().history:
+        individual = row["individual"]
+        sizes = [(t.channels, t.stride) for t in individual.hl.triples]
+        assert sizes == [(t.channels, t.stride) for t in individual.architecture.triples]
+
+
+def test_initial_individual_is_the_papers():
+    start = evolution.initial_individual(lambda family: generate_cell(family, 0), 32)
+    assert [(t.cluster, t.channels, t.stride) for t in start.hl.triples] == [(5, 32, 1), (5, 64, 2), (5, 64, 1)]
+    assert len({t.cell for t in start.architecture.triples}) == 1
+    few = evolution.initial_individual(lambda family: generate_cell(family, 0), 4)
+    assert families(few) == [1, 1, 1]
+
+
+def test_cells_come_with_a_running_index():
+    asked = []
+    hl_search(generate_cell=lambda family, index: asked.append((family, index)) or generate_cell(family, index))
+    by_family = {k: [index for family, index in asked if family == k] for k in range(K)}
+    assert all(indices == list(range(len(indices))) for indices in by_family.values()) and len(asked) > 100
+
+
+def test_twenty_thousand_iterations_at_the_papers_size():
+    result = toy_search(
+        iterations=20_000, population=512, mutate=lambda x, _, g: torch.randint(10**9, (), generator=g).item()
+    )
+    assert result.counts["recorded"] == 20_001
+    assert result.best_score == max(row["score"] for row in result.history)
+
+
+def test_equal_seeds_give_equal_histories():
+    first, second, other = hl_search(), hl_search(), hl_search(seed=4)
+    assert history_table(first.history).equals(history_table(second.history))
+    assert not history_table(first.history).equals(history_table(other.history))
+
+
+class Killed(Exception):
+    """Stands for the kill: not an error that the search may catch."""
+
+
+@pytest.mark.parametrize("dies_at", [1, 30, 100])
+def test_resumed_search_equals_an_uninterrupted_one(tmp_path, dies_at):
+    calls = Counter()
+
+    def dying(architecture):
+        calls["n"] += 1
+        if calls["n"] == dies_at:
+            raise Killed
+        return {"score": width_score(architecture), "naswot": 1.5 * len(architecture.triples)}
+
+    def whole(architecture):
+        return {"score": width_score(architecture), "naswot": 1.5 * len(architecture.triples)}
+
+    sizes = {"iterations": 110, "costs": count}
+    expected = hl_search(score=whole, **sizes)
+    checkpoint = Checkpoint(tmp_path / "evolution.safetensors", every=0.0)
+    with pytest.raises(Killed):
+        hl_search(score=dying, checkpoint=checkpoint, **sizes)
+    resumed = hl_search(score=whole, checkpoint=checkpoint, **sizes)
+    assert history_table(resumed.history).equals(history_table(expected.history))
+    assert resumed.counts == expected.counts and resumed.best.key() == expected.best.key()
+
+
+def test_checkpoint_without_text_form_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="dump"):
+        toy_search(checkpoint=Checkpoint(tmp_path / "x.safetensors"))
+
+
+def test_discards_use_up_iterations_only_on_request():
+    even = {"feasible": lambda x: x % 2 == 0, "iterations": 100}
+    kept = toy_search(**even)
+    assert kept.counts["recorded"] == 101 and kept.counts["discarded"] > 20
+    literal = toy_search(**even, count_discards=True)
+    assert literal.counts["recorded"] - 1 + literal.counts["discarded"] == 100
+    assert all(row["individual"] % 2 == 0 for row in kept.history + literal.history)
+
+
+def test_failed_scores_are_counted_and_never_ranked():
+    def score(x):
+        if x % 3 == 1:
+            raise ScoreError(f"no score for {x}")
+        return -abs(x - 40)
+
+    scored = Counter()
+    result = toy_search(
+        score=lambda x: scored.update([x]) or score(x),
+        mutate=lambda x, _, g: x + torch.randint(-40, 41, (), generator=g).item(),
+    )
+    assert max(scored.values()) == 1  # neither a score nor a failure is computed twice
+    assert result.counts["failed"] > 0 and "no score for" in result.failures[0]
+    assert all(row["individual"] % 3 != 1 for row in result.history) and len(result.history) == 301
+
+
+def test_other_errors_stop_the_search():
+    with pytest.raises(ZeroDivisionError):
+        toy_search(score=lambda x: 1 / x)
+    with pytest.raises(ValueError, match="NaN"):
+        toy_search(score=lambda x: math.nan)
+
+
+def test_hopeless_searches_end_with_a_reason():
+    with pytest.raises(ValueError, match="initial individual"):
+        toy_search(feasible=lambda _: False)
+    with pytest.raises(SearchError, match="Loosen the constraints"):
+        toy_search(feasible=lambda x: x == 0, mutate=lambda x, *_: x + 1)
+
+    def score(x):
+        if x:
+            raise ScoreError("broken")
+        return 0.0
+
+    with pytest.raises(SearchError, match="broken"):
+        toy_search(score=score, mutate=lambda x, *_: x + 1)
+    with pytest.raises(ScoreError, match="initial"):
+        toy_search(score=lambda x: score(x + 1))
+    with pytest.raises(ValueError, match="population"):
+        toy_search(population=0)
+
+
+def test_equal_children_share_one_score():
+    scored = Counter()
+    toy_search(score=lambda x: scored.update([x]) or -abs(x - 40), iterations=500)
+    assert max(scored.values()) == 1
+
+
+def test_parallel_search_is_deterministic_and_scores_each_child_once():
+    joblib = pytest.importorskip("joblib")
+    with joblib.parallel_config(backend="threading"):
+        first, second = hl_search(workers=3, iterations=40), hl_search(workers=3, iterations=40)
+    assert history_table(first.history).equals(history_table(second.history))
+    assert len(first.history) == 41
+
+
+def test_budget_bounds_costs_and_feature_maps():
+    cell = POOL[0]
+    small = Architecture((Triple(cell, 16, 1), Triple(cell, 32, 2)))
+    costs = count(small)
+    assert evolution.budget(count, params=costs.params, flops=costs.flops)(small)
+    assert not evolution.budget(count, params=costs.params - 1)(small)
+    assert not evolution.budget(count, flops=costs.flops - 1)(small)
+    four = Architecture(tuple(Triple(cell, 16, 2) for _ in range(4)))
+    assert not evolution.budget(count)(four) and evolution.budget(count, resolution=64)(four)
+    assert [evolution.max_strides(n) for n in (4, 7, 8, 16, 32, 33, 224)] == [0, 1, 1, 2, 3, 3, 6]
+
+
+def test_flat_mutation_stays_in_the_space_and_reaches_every_kind():
+    generator = torch.Generator().manual_seed(0)
+    architecture = Architecture(tuple(Triple(cell, 32, 1) for cell in POOL[:4]))
+    seen = Counter()
+    for _ in range(300):
+        child = evolution.flat_mutate(architecture, True, generator)
+        assert all(t.cell.is_valid for t in child.triples) and 1 <= len(child.triples) <= 20
+        n, m = len(architecture.triples), len(child.triples)
+        changed = [(a, b) for a, b in zip(architecture.triples, child.triples) if a != b] if n == m else []
+        seen["insert" if m > n else "remove" if m < n else "same" if not changed else ""] += 1
+        for a, b in changed:
+            seen["cell"] += a.cell != b.cell
+            seen["channels"] += a.channels != b.channels
+            seen["stride"] += a.stride != b.stride
+        architecture = child
+    assert all(seen[kind] > 5 for kind in ("insert", "remove", "cell", "channels", "stride"))
+    assert len(evolution.flat_mutate(architecture, False, generator).triples) == len(architecture.triples)
+
+
+@pytest.mark.parametrize("kind", ["edge", "operation"])
+def test_cell_mutation_gives_a_different_valid_canonical_cell(kind):
+    generator = torch.Generator().manual_seed(1)
+    for cell in POOL:
+        changed = evolution.mutate_cell(cell, kind, generator)
+        assert changed.is_valid and changed.key() != cell.key() and changed == changed.canonical()
+
+
+def test_flat_search_and_local_channels():
+    start = Architecture((Triple(POOL[0], 64, 1), Triple(POOL[1], 64, 2)))
+    feasible = evolution.budget(count, params=2e6)
+    options = {"score": width_score, "feasible": feasible, "iterations": 60, "population": 8, "seed": 0}
+    result = evolution.flat_evo(start, costs=count, **options)
+    assert all(row["params"] <= 2e6 for row in result.history) and result.history[-1]["phase"] == "exploration"
+    generator = torch.Generator().manual_seed(0)
+    widths = {evolution._channels(64, "local", generator) for _ in range(200)}
+    assert 64 not in widths and min(widths) >= 48 and max(widths) <= 88
+    with pytest.raises(ValueError, match="local"):
+        evolution._channels(64, "brute", generator)
+
+
+def test_random_search_spends_its_evaluations_on_feasible_draws():
+    feasible = evolution.budget(count, params=5e5)
+    result = evolution.random_search(
+        partial(evolution.random_architecture, max_cells=6),
+        score=width_score,
+        feasible=feasible,
+        iterations=30,
+        seed=0,
+        key=Architecture.key,
+    )
+    assert len(result.history) == 31 and all(feasible(row["individual"]) for row in result.history)
+    assert {row["phase"] for row in result.history} == {"random"}
+    assert len({len(row["individual"].triples) for row in result.history}) > 3
+
+
+def test_individual_survives_json_and_history_is_a_table():
+    result = hl_search(iterations=10, costs=count)
+    for row in result.history:
+        assert HLIndividual.from_json(row["individual"].to_json()) == row["individual"]
+        assert row["params"] == count(row["individual"].architecture).params
+    table = history_table(result.history)
+    assert list(table["iteration"]) == list(range(11)) and isinstance(table["individual"][3], str)

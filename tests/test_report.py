@@ -1,0 +1,343 @@
+"""Figures hold what they were given, files are complete and repeatable, comparisons never hide a gap."""
+
+import itertools
+import json
+
+import matplotlib
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+
+matplotlib.use("Agg")
+
+from graphnas_lib import artifacts, draw, paper, report  # noqa: E402
+from graphnas_lib.macro import Architecture, HLArchitecture, HLTriple, Triple, stack_cell  # noqa: E402
+from graphnas_lib.space import Cell, sample_cells  # noqa: E402
+
+OPS = ("mbconv6_5", "bconv0.25_3", "avg_pool_3", "dil_conv_5", "conv_1", "skip")
+FULL = Cell.from_edges(list(itertools.combinations(range(8), 2)), OPS)
+ZC = ("naswot", "snip_ssnr", "params", "flops")
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch):
+    monkeypatch.setenv("GRAPHNAS_HOME", str(tmp_path))
+    return tmp_path
+
+
+@pytest.fixture(scope="module")
+def families():
+    """Standardised and raw z of 5 well separated families of 60 cells, their labels."""
+    generator = np.random.default_rng(0)
+    centres = np.array([[0, 0, 0, 0], [3, 0, 0, 0], [0, 4, 0, 0], [0, 0, 5, 5], [1, 1, 1, 1]], float)
+    labels = np.repeat(np.arange(5), 60)
+    z = centres[labels] + 0.2 * generator.normal(size=(300, 4))
+    return z, np.stack([750 + 50 * z[:, 0], 10 ** (5 + z[:, 1]), 10 ** (5 + z[:, 2]), 10 ** (7 + z[:, 3])], 1), labels
+
+
+def _overflowing(fig):
+    """Texts that stick out of the rounded box they are centred in."""
+    fig.draw_without_rendering()
+    out = []
+    for ax in fig.axes:
+        boxes = [p.get_window_extent() for p in ax.patches if isinstance(p, matplotlib.patches.FancyBboxPatch)]
+        for text in ax.texts:
+            extent = text.get_window_extent()
+            x, y = (extent.x0 + extent.x1) / 2, (extent.y0 + extent.y1) / 2
+            home = [box for box in boxes if box.x0 < x < box.x1 and box.y0 < y < box.y1]
+            out += [text.get_text() for box in home if extent.width > box.width or extent.height > box.height]
+    return out
+
+
+# ---- drawings
+
+
+def test_layout_of_the_full_cell_keeps_lines_off_boxes():
+    edges = list(itertools.combinations(range(8), 2))
+    place, lanes = draw.layered_layout(list(range(8)), edges)
+    assert [place[node][0] for node in range(8)] == sorted(place[node][0] for node in range(8))
+    assert all(len(lanes[a, b]) == b - a - 1 for a, b in edges)
+    for route in lanes.values():
+        for x, y in route:
+            there = [other for other in place.values() if abs(other[0] - x) < 1e-9]
+            assert all(abs(y - other[1]) > 0.5 for other in there)
+    at_same_x = {}
+    for x, y in (point for route in lanes.values() for point in route):
+        at_same_x.setdefault(x, []).append(y)
+    assert all(np.diff(sorted(ys)).min() > 0.29 for ys in at_same_x.values() if len(ys) > 1)
+
+
+def test_layout_layers_are_longest_paths():
+    place, lanes = draw.layered_layout([0, 1, 2, 3, 7], [(0, 1), (1, 2), (0, 3), (2, 7), (3, 7), (0, 7)])
+    depth = {node: round(x / draw._LAYER) for node, (x, _) in place.items()}
+    assert depth == {0: 0, 1: 1, 2: 2, 3: 1, 7: 3}
+    assert {edge: len(route) for edge, route in lanes.items() if route} == {(3, 7): 1, (0, 7): 2}
+
+
+def test_layout_finds_the_drawing_without_crossings():
+    edges = [(0, 1), (0, 2), (0, 3), (1, 6), (2, 5), (3, 4), (4, 7), (5, 7), (6, 7)]
+    place, _ = draw.layered_layout(list(range(8)), edges)
+    first, second = sorted((1, 2, 3), key=lambda n: place[n][1]), sorted((4, 5, 6), key=lambda n: place[n][1])
+    assert [dict(edges[3:6])[n] for n in first] == second
+
+
+def test_spacing_is_the_nearest_that_keeps_order_and_gaps():
+    assert draw._spaced([0.0, 0.0], [1.0, 1.0], [1.0]) == pytest.approx([-0.5, 0.5])
+    assert draw._spaced([0.0, 5.0], [1.0, 1.0], [1.0]) == pytest.approx([0.0, 5.0])
+    assert draw._spaced([0.0, 0.0], [3.0, 1.0], [1.0]) == pytest.approx([-0.25, 0.75])
+
+
+def test_plot_cell_names_every_operation_and_draws_every_edge():
+    fig = report.plot_cell(FULL, "full")
+    texts = [text.get_text() for text in fig.axes[0].texts]
+    assert texts == [
+        "input",
+        "mbconv6\n5×5",
+        "bconv0.25\n3×3",
+        "avg_pool\n3×3",
+        "dil_conv\n5×5",
+        "conv\n1×1",
+        "skip",
+        "output",
+    ]
+    arrows = [patch for patch in fig.axes[0].patches if isinstance(patch, matplotlib.patches.FancyArrowPatch)]
+    assert len(arrows) == 28
+
+
+def test_texts_stay_in_their_boxes():
+    figs = [report.plot_cell(FULL), report.plot_cells([FULL, *sample_cells(3, seed=0)])]
+    figs += [report.plot_pipeline(), report.plot_pipeline("cells")]
+    assert [_overflowing(fig) for fig in figs] == [[], [], [], []]
+
+
+def test_plot_cell_accepts_what_a_decoder_may_make():
+    report.plot_cell(Cell.from_edges([], [None] * 6))
+    report.plot_cell(Cell.from_edges([(0, 7)], [None] * 6))
+    report.plot_cell(Cell.from_edges([(1, 2), (0, 7)], ["conv_1", "conv_3", None, None, None, None]))
+    fig = report.plot_cells([FULL, None], ["a", "b"])
+    assert [ax.get_title() for ax in fig.axes] == ["a", "b"]
+    assert fig.axes[1].texts[0].get_text() == "no valid cell"
+
+
+def test_plot_architecture_shows_channels_strides_and_sides():
+    a, b = sample_cells(2, seed=1)
+    architecture = Architecture((Triple(a, 16, 1), Triple(b, 40, 2), Triple(a, 64, 2)), head_channels=128)
+    texts = [text.get_text() for text in report.plot_architecture(architecture, cells=True).axes[0].texts]
+    assert [t for t in texts if t in {"16", "40", "64", "128"}] == ["16", "16", "40", "64", "128"]
+    assert texts.count("/2") == 2 and [t for t in texts if "²" in t] == ["32²", "16²", "8²"]
+    assert [t for t in texts if t in {"A", "B"}] == ["A", "B", "A"]
+    stacked = [text.get_text() for text in report.plot_architecture(stack_cell(a)).axes[0].texts]
+    assert stacked.count("A") == 17 and [t for t in stacked if "²" in t] == ["32²", "16²", "8²"]
+
+
+def test_plot_architecture_of_families_and_odd_sides():
+    hl = HLArchitecture((HLTriple(5, 32, 2), HLTriple(31, 1024, 2)), stem_stride=2)
+    texts = [text.get_text() for text in report.plot_architecture(hl, resolution=46).axes[0].texts]
+    assert "31" in texts and [t for t in texts if "²" in t] == ["12²", "6²"]
+
+
+def test_plot_pipeline_names_its_choices():
+    with pytest.raises(ValueError, match=r"which must be one of \('overview', 'cells'\); got 'figure 9'"):
+        report.plot_pipeline("figure 9")
+
+
+# ---- plots of data
+
+
+def test_farthest_families_is_a_rule_on_centres(families):
+    z, _, labels = families
+    assert report.farthest_families(z, labels, 3) == [0, 2, 3]  # ties of size go to the first; then 3, then 2
+    assert report.farthest_families(z, labels, 9) == [0, 1, 2, 3, 4]
+
+
+def test_clusters_and_latents_share_colours(families):
+    z, raw, labels = families
+    chosen = report.farthest_families(z, labels, 3)
+    styles = [{}, {}]
+    figs = (
+        report.plot_clusters(raw, labels, ZC, chosen),
+        report.plot_latents({"b": z[:, :2], "c": z[:, 2:]}, labels, highlight=chosen),
+    )
+    for seen, fig in zip(styles, figs, strict=True):
+        for dots in fig.axes[-1].collections:
+            seen[dots.get_label().split(" (")[0]] = tuple(dots.get_facecolor()[0][:3])
+    assert styles[0] == styles[1] and len(set(styles[0].values())) == 4
+    assert sum(len(dots.get_offsets()) for dots in figs[0].axes[0].collections) == 300
+
+
+def test_cluster_styles_are_distinct_for_64_families():
+    assert len({report.cluster_style(k) for k in range(64)}) == 64
+
+
+def test_criterion_marks_the_chosen_number():
+    curve = pd.DataFrame(
+        {"k": [1, 2, 4], "bic": [3.0, 2.0, 2.5], "aic": [3.0, 2.0, 1.9], "chosen": [False, True, False]}
+    )
+    lines = {line.get_label(): line for line in report.plot_criterion(curve).axes[0].lines}
+    assert list(lines) == ["BIC", "AIC", "chosen: K = 2"] and list(lines["chosen: K = 2"].get_xdata()) == [2, 2]
+
+
+def test_plot_log_takes_a_trainlog_and_refuses_unknown_keys():
+    log = artifacts.TrainLog([{"step": i, "loss": 100.0 / (i + 1), "kl": float(i)} for i in range(80)], 80, 1.0)
+    fig = report.plot_log(log, ["loss", "kl"])
+    assert [ax.get_yscale() for ax in fig.axes] == ["log", "linear"]
+    assert len(report.plot_log(pd.DataFrame(log.rows), ["kl"]).axes[0].lines[0].get_xdata()) == 80
+    with pytest.raises(ValueError, match=r"Logged quantities are \['step', 'loss', 'kl'\]; got \['lss'\]"):
+        report.plot_log(log, ["lss"])
+
+
+def test_plot_search_draws_one_line_a_method_and_bands_over_runs():
+    fig = report.plot_search({"Evo": range(400), "HL-Evo": np.tile(np.arange(40.0), (3, 1)), "SG": range(10)})
+    lines = [line for line in fig.axes[0].lines if len(line.get_xdata()) > 1]
+    assert [len(line.get_xdata()) for line in lines] == [400, 40, 10]
+    assert fig.axes[0].get_xscale() == "log" and len(fig.axes[0].collections) == 1
+
+
+def test_hist_and_scatter_state_n_and_rank():
+    fig = report.plot_hist({"a": np.arange(10), "b": np.arange(5)}, "NASWOT")
+    assert [text.get_text() for text in fig.axes[0].get_legend().get_texts()] == ["a (n = 10)", "b (n = 5)"]
+    with pytest.raises(ValueError, match="at least one finite positive number"):
+        report.plot_hist([-1.0, 0.0], "params", log=True)
+    x = np.array([1.0, 2.0, 3.0, np.nan])
+    fig = report.plot_scatter(x, -x, ("x", "y"))
+    assert fig.axes[0].get_title(loc="right") == "Spearman -1.00, n = 3"
+
+
+def test_families_over_depth_are_shares_of_those_that_reach():
+    hl = [HLArchitecture((HLTriple(0, 8, 1), HLTriple(1, 16, 2))), HLArchitecture((HLTriple(1, 8, 1),))]
+    fig = report.plot_families_over_depth(hl)
+    assert fig.axes[0].images[0].get_array().tolist() == [[0.5, 0.0], [0.5, 1.0]]
+
+
+def test_plots_leave_no_open_figure_and_no_changed_style():
+    before = dict(plt.rcParams)
+    report.plot_hist([1.0, 2.0], "x")
+    assert plt.get_fignums() == [] and dict(plt.rcParams) == before
+
+
+# ---- files
+
+
+def test_figure_files_are_complete_and_repeatable(home):
+    data = pd.DataFrame({"x": [1, 2], "y": [0.5, 0.25]})
+    first = [p.read_bytes() for p in report.save_figure(report.plot_cell(FULL), "fig", scale="lite", data=data)]
+    paths = report.save_figure(report.plot_cell(FULL), "fig", scale="lite", data=data)
+    assert [p.read_bytes() for p in paths] == first
+    assert [p.relative_to(home).as_posix() for p in paths] == [
+        f"figures/lite/fig.{s}" for s in ("pdf", "png", "csv", "json")
+    ]
+    assert first[0].startswith(b"%PDF") and first[1].startswith(b"\x89PNG") and b"CreationDate" not in first[0]
+    receipt = json.loads(paths[3].read_text())
+    assert receipt["files"]["fig.png"]["sha256"] == artifacts.sha256(paths[1]) and receipt["rows"] == 2
+    assert sorted(p.name for p in paths[0].parent.iterdir()) == ["fig.csv", "fig.json", "fig.pdf", "fig.png"]
+
+
+def test_only_smoke_figures_say_that_they_are_smoke(home):
+    notes = {}
+    for scale in ("smoke", "lite"):
+        fig = report.plot_hist([1.0, 2.0], "x")
+        report.save_figure(fig, "h", scale=scale, data={"x": [1.0, 2.0]})
+        report.save_figure(fig, "h", scale=scale, data={"x": [1.0, 2.0]})
+        notes[scale] = [text.get_text() for text in fig.texts]
+    assert notes == {"smoke": ["smoke scale: not comparable with the paper"], "lite": []}
+
+
+def test_figure_names_stay_in_their_folder(home):
+    with pytest.raises(ValueError, match="plain file name"):
+        report.save_figure(report.plot_hist([1.0], "x"), "../x", scale="lite", data=[])
+    with pytest.raises(ValueError, match="scale must be one of"):
+        report.save_figure(report.plot_hist([1.0], "x"), "x", scale="huge", data=[])
+
+
+def test_table_files(home):
+    table = pd.DataFrame({"row": ["a|b", "c"], "ours": [93.081, float("nan")], "n": [20, 3]})
+    csv, md = report.save_table(table, "table1", scale="smoke", note="n: seeds")
+    assert csv.relative_to(home).as_posix() == "data/smoke/results/table1.csv"
+    assert (
+        md.read_text() == "| row | ours | n |\n| --- | --: | --: |\n| a\\|b | 93.08 | 20 |\n| c |  | 3 |\n\nn: seeds\n"
+    )
+
+
+# ---- paper against ours
+
+
+def test_compare_gives_every_printed_number_a_line_and_never_a_blank():
+    table = report.compare(paper.TABLE_1, {}, scale="lite", why={"": "no GPU here"})
+    printed = [1 for row in paper.TABLE_1 for _, cell in row if cell.value is not None]
+    assert len(table) == len(printed) == 29
+    assert (table["ours"] == "not run (no GPU here)").all() and table["delta"].isna().all()
+    assert not (table[["row", "quantity", "paper", "ours", "n", "scale"]] == "").any(axis=None)
+
+
+def test_compare_sets_numbers_beside_each_other():
+    ours = {"CCNF": {"C-10 Mean": {"value": 61.0, "spread": 1.25, "n": 20, "note": "6 epochs"}, "Gen. success": 0.95}}
+    table = report.compare(paper.TABLE_1, ours, scale="smoke").set_index(["row", "quantity"])
+    line = table.loc[("CCNF", "C-10 Mean")]
+    assert (line["paper"], line["ours"], line["n"], line["scale"], line["note"]) == (
+        "93.08±0.85", "61.00±1.250", "20", "smoke", "6 epochs",
+    )  # fmt: skip
+    assert line["delta"] == pytest.approx(61.0 - 93.08)
+    assert table.loc[("CCNF", "Gen. success"), "delta"] == pytest.approx(-0.05)
+    assert table.loc[("Random", "C-10 Mean"), "ours"] == "not run (no result at smoke)"
+
+
+def test_compare_treats_nan_as_not_run_with_its_own_reason():
+    ours = {"CCNF": {"SNIP": {"value": float("nan"), "note": "3 of 3 diverged"}, "NASWOT": {"value": None}}}
+    table = report.compare(paper.TABLE_1, ours, scale="lite").set_index(["row", "quantity"])["ours"]
+    assert table[("CCNF", "SNIP")] == "not run (3 of 3 diverged)"
+    assert table[("CCNF", "NASWOT")] == "not run (no result at lite)"
+
+
+def test_compare_knows_quoted_rows_and_rows_of_our_own():
+    frame = pd.DataFrame([{"row": "450M: random search", "quantity": "Acc. (%)", "value": 40.0, "n": 3}])
+    table = report.compare(paper.TABLE_3, frame, scale="lite", columns=["Acc. (%)"])
+    assert len(table) == 17
+    assert table.iloc[0]["ours"] == "not run (quoted from other work)"
+    assert table.iloc[-1][["row", "paper", "ours", "n"]].tolist() == ["450M: random search", "-", "40.00", "3"]
+
+
+def test_compare_refuses_a_misspelt_quantity():
+    with pytest.raises(ValueError, match=r"Quantities must be columns of the table.*got \['C-10 mean'\]"):
+        report.compare(paper.TABLE_1, {"CCNF": {"C-10 mean": 1.0}}, scale="lite")
+
+
+# ---- embedding
+
+
+def test_embedding_is_repeatable_and_separates(families):
+    z, _, labels = families
+    points = report.embed(z[::5], seed=3)
+    assert points.shape == (60, 2) and np.array_equal(points, report.embed(z[::5], seed=3))
+    near = ((points[:, None] - points[None]) ** 2).sum(-1).argsort(1)[:, 1]
+    assert (labels[::5][near] == labels[::5]).mean() > 0.95
+    with pytest.raises(ValueError, match="at least 8 points; got 5"):
+        report.embed(z[:5])
+
+
+def test_cluster_metrics_reward_structure_and_not_the_control(families):
+    z, _, labels = families
+    kept = report.cluster_metrics(np.concatenate([z, -z], 1), z, labels, seed=0).set_index("metric")
+    lost = report.cluster_metrics(np.random.default_rng(1).normal(size=(300, 8)), z, labels, seed=0).set_index("metric")
+    assert list(kept.index) == list(lost.index) and len(kept) == 5
+    assert (kept["value"] > kept["shuffled"] + 0.3).all()
+    assert (kept["value"] > lost["value"] + 0.3).all()
+    assert (abs(lost["value"] - lost["shuffled"]) < 0.15).all()
+
+
+def test_cluster_metrics_refuse_mismatched_rows(families):
+    z, _, labels = families
+    with pytest.raises(ValueError, match="one row a cell; got 300, 299 and 300"):
+        report.cluster_metrics(z, z[:-1], labels)
+    with pytest.raises(ValueError, match="need 40 cells; got 20"):
+        report.cluster_metrics(z[:20], z[:20], labels[:20])
+
+
+def test_bars_and_strips_show_every_value_and_say_what_is_missing():
+    fig = report.plot_bars(pd.Series([1234.0, 0.5, float("nan")], index=["a", "b", "c"], name="seconds"), "stage")
+    assert [text.get_text() for text in fig.axes[0].texts] == ["1,234", "0.5", "not run"]
+    assert (fig.axes[0].get_ylabel(), fig.axes[0].get_xlabel()) == ("seconds", "stage")
+    fig = report.plot_strip(["r", "r", "c"], [1.0, 3.0, 5.0], "accuracy (%)", groups=["x", "x", "y"])
+    means = [line.get_segments()[0][0][1] for line in fig.axes[0].collections if hasattr(line, "get_segments")]
+    assert means == [2.0, 5.0]
+    assert sum(len(dots.get_offsets()) for dots in fig.axes[0].collections if not hasattr(dots, "get_segments")) == 3

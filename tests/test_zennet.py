@@ -1,0 +1,152 @@
+"""The ZenNet space: published counts, counts against built networks, mutation."""
+
+from collections import Counter
+
+import pytest
+import torch
+
+from graphnas_lib import proxies, zennet
+from graphnas_lib.zenblocks import BASIC_KINDS, BOTTLENECK_KINDS
+from graphnas_lib.zennet import PUBLISHED, ZenNet, ZenNetError
+
+# name: layers, params and MACs by the ZenNAS counter (re-counted from its published structures)
+COUNTS = {
+    "cifar-0.5M": (16, 0.5403, 135.0),
+    "cifar-1M": (18, 1.0312, 155.2),
+    "cifar-2M": (20, 2.0151, 478.2),
+    "imagenet-400M": (14, 5.674, 399.98),
+}
+
+
+def sizes(name):
+    return {"resolution": 224, "classes": 1000} if name.startswith("imagenet") else {"resolution": 32, "classes": 100}
+
+
+@pytest.mark.parametrize("name", COUNTS)
+def test_published_structures_count_as_published(name):
+    net, (layers, params, macs) = ZenNet.parse(PUBLISHED[name]), COUNTS[name]
+    costs = zennet.count(net, **sizes(name))
+    digits = 4 if name.startswith("cifar") else 3
+    assert net.depth == layers
+    assert round(costs.params / 1e6, digits) == params
+    assert round(costs.macs / 1e6, 1 if digits == 4 else 2) == macs
+
+
+def test_squeeze_excite_counts_as_published():
+    costs = zennet.count(ZenNet.parse(PUBLISHED["imagenet-400M"]), se=True, **sizes("imagenet"))
+    assert (round(costs.params / 1e6, 3), round(costs.macs / 1e6, 1)) == (7.442, 403.1)
+
+
+@pytest.mark.parametrize(("space", "params", "macs"), [("cifar", 0.102, 6.6), ("imagenet", 2.81, 162)])
+def test_initial_structures_count_as_published(space, params, macs):
+    costs = zennet.count(zennet.initial(space), **sizes(space))
+    assert round(costs.params / 1e6, 3 if space == "cifar" else 2) == params
+    assert round(costs.macs / 1e6, 1 if space == "cifar" else 0) == macs
+
+
+def test_strings_round_trip_and_wrong_ones_are_named():
+    for text in PUBLISHED.values():
+        assert str(ZenNet.parse(text)) == text
+    assert str(ZenNet.parse(" SuperConvK3BNRELU(3, 8,1,1)\n")) == "SuperConvK3BNRELU(3,8,1,1)"
+    for text, message in {
+        "SuperConvK3BNRELU(3,8,1,1": "must be a row of Kind",
+        "SuperConvK9BNRELU(3,8,1,1,1)": "must be a known kind",
+        "SuperConvK3BNRELU(3,8,1,4,1)": "takes 4 numbers",
+        "SuperResK3K3(8,16,1,1)": "takes 5 numbers",
+        "SuperResK3K3(8,16,1,0,1)": "needs 5 positive numbers",
+        "SuperConvK3BNRELU(3,8,1,1)SuperResK3K3(16,16,1,8,1)": "must meet",
+        "": "at least one block",
+    }.items():
+        with pytest.raises(ZenNetError, match=message):
+            ZenNet.parse(text)
+
+
+MIXED = (
+    "SuperConvK3BNRELU(3,8,2,2)SuperResK5K5(8,16,2,8,2)SuperResK1K7K1(16,24,2,8,2)SuperResK1K3K1(24,24,1,8,1)"
+    "SuperResIDWE4K3(24,16,1,16,2)SuperResIDWE1K5(16,16,2,8,2)SuperConvK1BNRELU(16,40,1,1)"
+)
+
+
+@pytest.mark.parametrize("residual", [True, False])
+@pytest.mark.parametrize("se", [True, False])
+def test_exact_count_equals_the_built_network(residual, se):
+    net, options = ZenNet.parse(MIXED), {"classes": 7, "residual": residual, "se": se}
+    model = zennet.build(net, seed=0, **options)
+    counted = zennet.count(net, resolution=30, convention="paper", **options)
+    assert proxies.module_costs(model, (3, 30, 30)) == counted
+    with torch.no_grad():
+        assert model(torch.zeros(2, 3, 30, 30)).shape == (2, 7)
+        assert model.features(torch.zeros(2, 3, 30, 30)).shape == (2, 40, 2, 2)
+
+
+def test_residual_off_drops_every_shortcut_and_nothing_else():
+    net = ZenNet.parse(MIXED)
+    full, plain = (zennet.build(net, residual=on, seed=0).state_dict() for on in (True, False))
+    assert set(plain) == {name for name in full if "shortcut" not in name} < set(full)
+
+
+def test_an_identity_shortcut_adds_its_input():
+    unit = zennet.build(ZenNet.parse("SuperResK3K3(4,4,1,4,2)"), classes=2, seed=0).units[1].eval()
+    x = torch.randn(1, 4, 5, 5, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(unit(x), (unit.body(x) + x).relu())
+
+
+def test_build_is_reproducible_and_leaves_the_random_state():
+    net, state = zennet.initial("cifar"), torch.get_rng_state()
+    a, b, c = (zennet.build(net, seed=s).classifier.weight for s in (1, 1, 2))
+    assert torch.equal(torch.get_rng_state(), state)
+    assert torch.equal(a, b) and not torch.equal(a, c)
+
+
+@pytest.mark.parametrize("space", ["cifar", "imagenet"])
+def test_mutants_stay_in_their_space(space):
+    g = torch.Generator().manual_seed(0)
+    net, seen = zennet.initial(space), set()
+    kinds = {kind for family in zennet.SPACES[space] for kind in family}
+    for _ in range(150):
+        net = zennet.mutate(net, g, space=space)
+        seen |= {block.kind for block in net.blocks[1:-1]}
+        assert net.blocks[0].inputs == 3 and net.blocks[0].kind == "SuperConvK3BNRELU"
+        assert all(block.outputs % 8 == 0 and block.sub_layers < zennet.SPLIT_AT for block in net.blocks)
+        assert all(block.kind in kinds and block.bottleneck % 8 == 0 for block in net.blocks[1:-1])
+        if space == "imagenet":
+            assert net.blocks[-1].outputs == 2048
+        if net.depth > 40:
+            net = zennet.initial(space)
+    assert seen == kinds
+
+
+def test_mutation_changes_only_the_blocks_drawn():
+    g = torch.Generator().manual_seed(1)
+    net = zennet.initial("cifar")
+    for _ in range(20):
+        child = zennet.mutate(net, g, n_blocks=1)
+        changed = [a.kind != b.kind or a.outputs != b.outputs for a, b in zip(net.blocks, child.blocks, strict=True)]
+        assert sum(changed) <= 1
+    assert str(net) == zennet.INITIAL["cifar"]
+
+
+def test_long_blocks_are_split_in_two():
+    parts = zennet._split(ZenNet.parse("SuperResK3K3(8,16,2,8,7)").blocks[0])
+    assert "".join(map(str, parts)) == "SuperResK3K3(8,16,2,8,3)SuperResK3K3(16,16,1,8,4)"
+
+
+@pytest.mark.parametrize("quirk", [False, True])
+def test_kinds_are_uniform_or_over_sampled_as_released(quirk):
+    g, block = torch.Generator().manual_seed(2), ZenNet.parse(PUBLISHED["cifar-1M"]).blocks[2]
+    n = 1000
+    found = Counter(zennet._mutated(block, g, "cifar", quirk).kind for _ in range(n))
+    for family in (BASIC_KINDS, BOTTLENECK_KINDS):
+        shares = [found[kind] / n for kind in family]
+        assert shares == pytest.approx([1 / 4, 1 / 6, 1 / 12] if quirk else [1 / 6] * 3, abs=0.06)
+
+
+def test_budgets_and_choices():
+    net = ZenNet.parse(PUBLISHED["cifar-1M"])
+    assert zennet.feasible(net, max_params=1e6, classes=10) and not zennet.feasible(net, max_params=1e6)
+    assert zennet.feasible(net, max_layers=18) and not zennet.feasible(net, max_layers=17)
+    assert zennet.feasible(net, max_macs=156e6) and not zennet.feasible(net, max_macs=155e6)
+    with pytest.raises(ValueError, match="convention must be one of"):
+        zennet.count(net, convention="flops")
+    with pytest.raises(ValueError, match="space must be one of"):
+        zennet.initial("mnist")
