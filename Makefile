@@ -51,10 +51,8 @@ reproduce: $(STAMP) ## all notebooks, headlessly: every table and figure (SCALE=
 
 test: lint unit smoke nbval ## everything CI checks: lint, unit tests, all notebooks at smoke, nbval
 
-# One after the other, also under make -j: each uses all cores.
-unit: lint
-smoke: unit
-nbval: smoke
+# One after the other, also under make -j: each uses all cores, and nbval reads what smoke has made.
+.NOTPARALLEL:
 
 lint: $(STAMP) ## ruff: format and rules, code and notebooks
 	@"$(PY)" -m ruff format --check --quiet . || { echo "Run make format." >&2; exit 1; }

@@ -1,4 +1,4 @@
-"""The four terms of the G-VAE's loss (Eq. 4-5), one function each, and the choice of triples.
+"""The four terms of the G-VAE's loss (Eq. 4-5), one function each, their sum, and the choice of triples.
 
 All follow the device of their inputs. Reconstruction and KL are sums over what a cell consists of, in nats a cell;
 `zc` is always standardised by `clusters.ZCTransform`.
@@ -6,9 +6,11 @@ All follow the device of their inputs. Reconstruction and KL are sums over what 
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from graphnas_lib.clusters import zc_distance
 from graphnas_lib.codes import KERNEL_OF, TYPE_OF, CellCodes, Logits
@@ -67,3 +69,37 @@ def triplet_margin_loss(
 def predictor_loss(predicted: Tensor, zc: Tensor) -> Tensor:
     """Mean squared error of q(f(x)) against standardised z(x), (n, 4) (Eq. 5)."""
     return F.mse_loss(predicted, zc)
+
+
+@dataclass(frozen=True)
+class GVAELoss:
+    """Terms of Eq. 4-5; reconstruction and kl in nats a cell. `total` is weighted, the parts are not."""
+
+    total: Tensor
+    reconstruction: Tensor
+    kl: Tensor
+    triplet: Tensor
+    predictor: Tensor
+
+
+def gvae_loss(
+    model: nn.Module, codes: CellCodes, zc: Tensor, *, kl_weight: float, regularised: bool, generator: torch.Generator
+) -> GVAELoss:
+    """Eq. 4-5 of a `gvae.GVAE` on one batch whose first `len(zc)` cells are the labelled ones.
+
+    The latent is sampled, f = mu + sigma * noise, for the decoder and for q; the triplet term takes mu. With
+    `regularised=False` both terms of Eq. 5 are zero.
+    """
+    config = model.config
+    mu, logvar = model.encoder(codes)
+    noise = torch.randn(mu.shape, generator=generator, device=mu.device)
+    latent = mu + (0.5 * logvar).exp() * noise
+    reconstruction = reconstruction_loss(model.logits(latent), codes)
+    kl = kl_divergence(mu, logvar)
+    triplet = predictor = mu.new_zeros(())
+    if regularised and len(zc):
+        triples = choose_triplets(zc, min_gap=config.min_gap, generator=generator)
+        triplet = triplet_margin_loss(mu[: len(zc)], *triples, margin=config.margin)
+        predictor = predictor_loss(model.predictor(latent[: len(zc)]), zc)
+    total = reconstruction + kl_weight * kl + config.triplet_weight * triplet + config.predictor_weight * predictor
+    return GVAELoss(total, reconstruction, kl, triplet, predictor)

@@ -29,6 +29,7 @@ class Recipe:
         mixup: alpha of Beta(alpha, alpha), one draw a batch; 0 for none.
         bn_momentum, bn_eps: set on every batch normalisation, or None to leave them.
         init: "default" (PyTorch's) or "xavier" (ZenNAS: Xavier-normal with gain 3.26033).
+        bfloat16: autocast on CUDA; not for regression, where eight bits of mantissa cap the metric.
         mean, std: normalisation, or None for the data set's own.
         source: where these numbers come from.
     """
@@ -54,6 +55,7 @@ class Recipe:
     bn_momentum: float | None = None
     bn_eps: float | None = None
     init: str = "default"
+    bfloat16: bool = True
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
     source: str = ""

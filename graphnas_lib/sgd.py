@@ -92,11 +92,11 @@ def place(model: nn.Module, recipe: Recipe, device: torch.device) -> nn.Module:
     return model.to(device, memory_format=torch.channels_last)
 
 
-def forward(model: nn.Module, inputs: Tensor) -> Tensor:
-    """Outputs in float32; images channels-last, bfloat16 inside on CUDA."""
+def forward(model: nn.Module, inputs: Tensor, bfloat16: bool = True) -> Tensor:
+    """Outputs in float32; images channels-last, with `bfloat16` autocast inside on CUDA."""
     if inputs.dim() == 4:
         inputs = inputs.contiguous(memory_format=torch.channels_last)
-    with torch.autocast(inputs.device.type, torch.bfloat16, enabled=inputs.device.type == "cuda"):
+    with torch.autocast(inputs.device.type, torch.bfloat16, enabled=bfloat16 and inputs.device.type == "cuda"):
         return model(inputs).float()
 
 
@@ -143,7 +143,7 @@ def fit(
             rate = learning_rate(recipe, state.step, per_epoch)
             for group in optimizer.param_groups:
                 group["lr"] = rate
-            loss = loss_of(forward(wrapped, inputs))
+            loss = loss_of(forward(wrapped, inputs, recipe.bfloat16))
             optimizer.zero_grad(set_to_none=True)
             accelerator.backward(loss) if accelerator else loss.backward()
             optimizer.step()

@@ -119,7 +119,7 @@ class CellSampler:
         for _ in range(MAX_TRIES):
             if not pending:
                 break
-            drawn = self._decode(self.families.means[[families[i] for i in pending]], generator, self.temperature)
+            drawn = self._decode(self._centres([families[i] for i in pending]), generator, self.temperature)
             self.attempts += drawn.n_attempts
             for i, cell in zip(pending, drawn.cells, strict=True):
                 cells[i] = cell
@@ -129,6 +129,11 @@ class CellSampler:
         for i in pending:
             cells[i] = self._medoid(families[i])
         return cells
+
+    def _centres(self, families: list[int]) -> Tensor:
+        """mu of each family (Eq. 9), moved into the range of conditions that the flow was trained on."""
+        flow = self.ccnf
+        return self.families.means[families].to(flow.zc_low).clamp(flow.zc_low, flow.zc_high)
 
     def _medoid(self, family: int) -> Cell:
         if not self.families.medoid_cells:

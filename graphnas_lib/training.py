@@ -160,7 +160,7 @@ def train_task(
         recipe: batch size and learning rate are the task's; one-dimensional tasks have two more milestones (DASH).
         seed, device, epochs, batch_size, checkpoint, progress, reset: as in `train`.
     """
-    recipe = replace(get(recipe), batch_size=task.facts.batch_size, lr=task.facts.lr)
+    recipe = replace(get(recipe), batch_size=task.facts.batch_size, lr=task.facts.lr, bfloat16=not task.dense)
     if len(task.input_shape) == 2 and recipe.milestones:
         recipe = replace(recipe, milestones=(30, 60, 90, 120, 160))
     recipe = recipe.sized(epochs, batch_size)
@@ -318,7 +318,7 @@ def _predictions(model: nn.Module, task: Task, split, device: torch.device, size
     parts = []
     for index in torch.arange(len(split), device=split.device).split(size):
         inputs, targets, mask = _moved(split.fetch(index), device)
-        outputs = task.predict(forward(model, inputs))
+        outputs = task.predict(forward(model, inputs, not task.dense))
         parts.append([part if part is None else part.cpu() for part in (outputs, targets, mask)])
     model.train(training)
     return [None if column[0] is None else torch.cat(column) for column in zip(*parts)]

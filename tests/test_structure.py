@@ -32,6 +32,7 @@ LAYERS = (
     "design training",
     "scores",
     "stages",
+    "ledger views",
     "doctor readme reproduce",
     "__main__",
 )

@@ -448,9 +448,10 @@ def test_the_test_split_is_read_with_the_weights_of_the_best_validation_epoch():
     result = train_task(model, task, seed=0, device="cpu", epochs=10)
     validations = [row["validation"] for row in result.history]
     assert result.best_epoch == 1 + int(np.argmin(validations)) < 10 and validations[-1] > 1.02 * min(validations)
-    x, y, _ = task.test.fetch(torch.arange(4))
-    with torch.no_grad():
-        assert task.score(task.predict(model(x)), y, None) == pytest.approx(result.value)
+    for split, expected in ((task.valid, min(validations)), (task.test, result.value)):
+        x, y, _ = split.fetch(torch.arange(4))
+        with torch.no_grad():
+            assert task.score(task.predict(model(x)), y, None) == pytest.approx(expected)
 
 
 def test_a_task_resumes_with_its_best_epoch(tmp_path):

@@ -1,0 +1,435 @@
+"""G-VAE: cells as tensors, the losses of Eq. 4-5 against closed forms, training, decode, artifacts."""
+
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from graphnas_lib import artifacts
+from graphnas_lib.artifacts import Checkpoint
+from graphnas_lib.codes import KERNEL_OF, TYPE_OF, UNUSED, CellCodes, Logits, decoded, graph_view, hard_decode
+from graphnas_lib.gvae import (
+    GVAE,
+    GVAEConfig,
+    element_accuracy,
+    featurise,
+    reconstruction_rate,
+    train,
+    validity,
+)
+from graphnas_lib.losses import (
+    choose_triplets,
+    gvae_loss,
+    kl_divergence,
+    predictor_loss,
+    reconstruction_loss,
+    triplet_margin_loss,
+)
+from graphnas_lib.space import OPERATIONS, REFERENCE_CELL, Cell, sample_cells
+
+TINY = GVAEConfig(hidden=8, latent_dim=4, decoder_hidden=8, layers=2, learning_rate=1e-2)
+UNFOLDED = Cell.from_edges([(0, 1), (1, 7), (0, 7), (0, 2), (2, 7)], ["skip", "conv_3", None, None, None, None])
+
+
+@pytest.fixture(scope="module")
+def cells():
+    return sample_cells(64, seed=0)
+
+
+@pytest.fixture(scope="module")
+def codes(cells):
+    return CellCodes.of(cells)
+
+
+def truth(codes):
+    """Logits of a decoder that is sure of the given cells."""
+    operations = codes.operations.long()
+    types = 20.0 * F.one_hot(TYPE_OF[operations], 11)
+    kernels = 20.0 * F.one_hot(KERNEL_OF[operations].clamp(min=0), 3)
+    return Logits(40.0 * codes.edges.float() - 20.0, types.float(), kernels.float())
+
+
+def zc_of(n, seed=0):
+    return torch.randn(n, 4, generator=torch.Generator().manual_seed(seed))
+
+
+def generator(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+# ---- cells as tensors
+
+
+def test_codes_come_back_as_the_same_cells(cells, codes):
+    assert codes.cells() == cells
+    assert CellCodes.of(cells, canonical=True).cells() == cells
+    assert CellCodes.of([]).cells() == []
+
+
+def test_codes_are_of_the_canonical_form():
+    loose = Cell.from_edges([(0, 3), (3, 7), (0, 5)], [None, None, "conv_3", None, "conv_1", None])
+    assert CellCodes.of([loose]).cells() == [loose.canonical()]
+
+
+def test_view_has_the_papers_shape_and_a_global_node(codes):
+    adjacency, features = graph_view(codes)
+    assert adjacency.shape == (64, 9, 9) and features.shape == (64, 9, 15)  # Tab. 6
+    assert bool((adjacency[:, 0] == 1).all()) and bool((adjacency.diagonal(dim1=1, dim2=2) == 1).all())
+    assert bool((adjacency[:, 1:, 0] == 0).all())
+    assert features[0, [0, 1, 8]].argmax(dim=-1).tolist() == [11, 9, 10]
+
+
+def test_view_is_invertible(cells):
+    """A second reading of the view, slot by slot, gives back the cell."""
+    for cell, adjacency, features in zip(cells, *featurise(cells), strict=True):
+        assert (adjacency[1:, 1:].numpy() - torch.eye(8).numpy() == cell.adjacency).all()
+        for row, name in zip(features[2:8], cell.operations, strict=True):
+            bits = torch.nonzero(row).flatten().tolist()
+            op = None if not bits else "skip" if bits == [12] else OPERATIONS[1 + 3 * bits[0] + bits[1] - 12]
+            assert op == name
+
+
+def test_a_skip_that_cannot_be_folded_is_a_row_with_kernel_one_alone():
+    cell = UNFOLDED.canonical()
+    assert "skip" in cell.operations
+    row = featurise([UNFOLDED])[1][0, 2 + cell.operations.index("skip")]
+    assert torch.nonzero(row).flatten().tolist() == [12]
+
+
+def test_every_operation_has_its_own_type_and_kernel():
+    pairs = set(zip(TYPE_OF.tolist(), KERNEL_OF.tolist(), strict=True))
+    assert len(pairs) == 29
+    assert (TYPE_OF[OPERATIONS.index("mbconv2_5")], KERNEL_OF[OPERATIONS.index("mbconv2_5")]) == (5, 2)
+
+
+# ---- decode
+
+
+def test_decoding_the_true_logits_is_the_identity(cells, codes):
+    raw = hard_decode(truth(codes))
+    assert torch.equal(raw.edges, codes.edges) and torch.equal(raw.operations, codes.operations)
+    outcomes = decoded(raw)
+    assert [outcome.cell for outcome in outcomes] == cells
+    assert {(outcome.status, outcome.strict) for outcome in outcomes} == {("ok", True)}
+
+
+def raw_codes(edges, operations):
+    """Codes that no cell may have."""
+    matrix = torch.zeros(1, 8, 8, dtype=torch.uint8)
+    for a, b in edges:
+        matrix[0, a, b] = 1
+    blank = CellCodes.of([REFERENCE_CELL])
+    order = [(a, b) for b in range(1, 8) for a in range(b)]
+    blank.edges[0] = torch.stack([matrix[0, a, b] for a, b in order])
+    return CellCodes(blank.edges, torch.tensor([operations], dtype=torch.uint8))
+
+
+EMPTY = [UNUSED] * 5
+
+
+@pytest.mark.parametrize(
+    "edges, first, status, strict",
+    [
+        ([(0, 1), (1, 7)], 4, "ok", True),
+        ([(0, 1), (1, 7), (0, 2)], 4, "ok", False),  # an edge at an unused slot
+        ([(0, 1)], 4, "no_path", False),
+        ([], UNUSED, "no_path", False),
+        ([(0, 7)], UNUSED, "identity", False),
+        ([(0, 1), (0, 7)], 4, "identity", False),
+    ],
+)
+def test_decode_says_what_became_of_a_graph(edges, first, status, strict):
+    (outcome,) = decoded(raw_codes(edges, [first, *EMPTY]))
+    assert (outcome.status, outcome.strict) == (status, strict)
+    assert (outcome.cell is None) == (status != "ok")
+
+
+def test_decode_prunes_to_the_canonical_cell_and_says_that_it_was_loose():
+    (outcome,) = decoded(raw_codes([(0, 1), (0, 2), (2, 7)], [4, 5, *EMPTY[1:]]))
+    assert outcome.cell == Cell.from_edges([(0, 1), (1, 7)], [OPERATIONS[5], *[None] * 5])
+    assert outcome.status == "ok" and not outcome.strict
+
+
+def test_equal_latents_decode_equally_in_the_order_given():
+    model = GVAE(TINY)
+    latent = torch.randn(6, 4, generator=generator())
+    twice = model.decode(torch.cat([latent, latent.flip(0)]))
+    assert twice[:6] == twice[6:][::-1] == model.decode(latent)
+    assert model.decode(latent[:0]) == []
+
+
+# ---- losses
+
+
+def test_reconstruction_of_uniform_logits_is_the_code_length(codes):
+    uniform = Logits(torch.zeros(64, 28), torch.zeros(64, 6, 11), torch.zeros(64, 6, 3))
+    with_kernel = (KERNEL_OF[codes.operations.long()] >= 0).sum() / 64
+    expected = 28 * math.log(2) + 6 * math.log(11) + with_kernel * math.log(3)
+    torch.testing.assert_close(reconstruction_loss(uniform, codes), expected)
+    assert reconstruction_loss(truth(codes), codes) < 1e-5
+
+
+def test_kl_equals_torch_distributions():
+    mu, logvar = torch.randn(5, 3, generator=generator()), torch.randn(5, 3, generator=generator(1))
+    ours, prior = torch.distributions.Normal(mu, (0.5 * logvar).exp()), torch.distributions.Normal(0.0, 1.0)
+    expected = torch.distributions.kl_divergence(ours, prior).sum(dim=1).mean()
+    torch.testing.assert_close(kl_divergence(mu, logvar), expected)
+
+
+def test_triplet_loss_by_hand():
+    latent = torch.tensor([[0.0, 0.0], [1.0, 1.0], [2.0, 0.0], [0.5, 0.0]])
+    anchor, positive, negative = torch.tensor([0, 0, 0]), torch.tensor([1, 3, 1]), torch.tensor([2, 1, 3])
+    mask = torch.tensor([True, True, False])
+    # D: 1 and 1 -> 0.1; 0.25 and 1 -> max(0.0625 - 1 + 0.1, 0) = 0
+    found = triplet_margin_loss(latent, anchor, positive, negative, mask, margin=0.1)
+    assert found.item() == pytest.approx((0.1 + 0.0) / 2)
+    assert triplet_margin_loss(latent, anchor, positive, negative, mask & False, margin=0.1) == 0
+
+
+def test_triples_are_ordered_by_d_and_never_hold_the_anchor_twice():
+    zc = zc_of(200)
+    anchor, positive, negative, mask = choose_triplets(zc, min_gap=0.25, generator=generator())
+    near, far = (zc - zc[positive]).abs().sum(dim=1), (zc - zc[negative]).abs().sum(dim=1)
+    assert bool((near <= far).all()) and bool((positive != anchor).all()) and bool((negative != anchor).all())
+    torch.testing.assert_close(mask, far - near >= 0.25)
+    assert 0.7 < mask.float().mean() < 1.0
+
+
+def test_gradients_of_every_loss(codes):
+    few = codes[:2]
+    draws = [
+        torch.randn(shape, dtype=torch.float64, generator=generator()) for shape in ((2, 28), (2, 6, 11), (2, 6, 3))
+    ]
+    logits = [draw.requires_grad_() for draw in draws]
+    assert torch.autograd.gradcheck(lambda *parts: reconstruction_loss(Logits(*parts), few), logits)
+    latent = torch.randn(4, 3, dtype=torch.float64, generator=generator()).requires_grad_()
+    assert torch.autograd.gradcheck(lambda u: kl_divergence(u[:2], u[2:]), latent)
+    triples = [torch.tensor(index) for index in ([0, 1], [1, 2], [2, 3])]
+    assert torch.autograd.gradcheck(
+        lambda u: triplet_margin_loss(u, *triples, torch.tensor([True, True]), margin=2.0), latent
+    )
+    zc = zc_of(4).double()[:, :3]
+    assert torch.autograd.gradcheck(lambda u: predictor_loss(u, zc), latent)
+
+
+def test_total_is_the_weighted_sum_and_naive_drops_both_terms_of_eq_5(codes):
+    model = GVAE(GVAEConfig(hidden=8, latent_dim=4, decoder_hidden=8, triplet_weight=2.0, predictor_weight=3.0))
+    options = {"kl_weight": 0.5, "generator": generator()}
+    full = gvae_loss(model, codes, zc_of(16), regularised=True, **options)
+    expected = full.reconstruction + 0.5 * full.kl + 2 * full.triplet + 3 * full.predictor
+    torch.testing.assert_close(full.total, expected)
+    assert full.triplet > 0 and full.predictor > 0
+    naive = gvae_loss(model, codes, zc_of(16), regularised=False, **options)
+    assert naive.triplet == 0 and naive.predictor == 0
+    torch.testing.assert_close(naive.total, naive.reconstruction + 0.5 * naive.kl)
+
+
+# ---- model and training
+
+
+def test_the_papers_sizes_are_the_defaults():
+    model = GVAE()
+    assert [conv.lin.out_channels for conv in model.encoder.along] == [512] * 4  # Tab. 6
+    assert [layer.out_features for layer in model.predictor if hasattr(layer, "out_features")] == [256, 4]
+    assert model.encode([REFERENCE_CELL]).shape == (1, 256)
+
+
+def test_dense_convolution_equals_the_sparse_one(codes):
+    """The layer's sum over successors, normalised by out-degree, written as a loop over nodes."""
+    conv = GVAE(TINY).encoder.along[0]
+    adjacency, _ = graph_view(codes[:3])
+    x = torch.randn(3, 9, 8, generator=generator())
+    degree = adjacency.sum(dim=2)
+    expected = torch.zeros(3, 9, 8)
+    for n, a, b in torch.nonzero(adjacency).tolist():
+        expected[n, a] += conv.lin(x[n, b]) / (degree[n, a] * degree[n, b]).sqrt()
+    torch.testing.assert_close(conv(x, adjacency, add_loop=False), expected + conv.bias)
+
+
+@pytest.mark.parametrize("readout", ["both", "global"])
+def test_encoder_sees_edges_and_operations(readout):
+    model = GVAE(GVAEConfig(hidden=8, latent_dim=4, decoder_hidden=8, readout=readout))
+    ops = ["conv_3", "conv_1", None, None, None, None]
+    chain, wide = [(0, 1), (1, 2), (2, 7)], [(0, 1), (0, 2), (1, 7), (2, 7)]
+    graphs = [Cell.from_edges(chain, ops), Cell.from_edges(wide, ops), Cell.from_edges(chain, ["conv_5", *ops[1:]])]
+    latent = model.encode(graphs)
+    assert (torch.cdist(latent, latent) + torch.eye(3)).min() > 1e-4
+
+
+def test_encode_does_not_depend_on_how_a_cell_is_written():
+    model = GVAE(TINY)
+    loose = Cell.from_edges([(0, 3), (3, 7), (0, 5)], [None, None, "conv_3", None, "conv_1", None])
+    assert torch.equal(model.encode([loose]), model.encode([loose.canonical()]))
+
+
+def test_a_small_model_overfits_64_cells_exactly(cells, codes):
+    config = GVAEConfig(hidden=32, latent_dim=32, decoder_hidden=128, layers=2, learning_rate=5e-3)
+    model, log = train(cells, [], torch.zeros(0, 4), config=config, steps=200, batch_size=64, device="cpu")
+    assert reconstruction_rate(model, cells) == 1.0
+    assert [a == b for a, b in zip(model.decode(model.encode(cells)), cells, strict=True)] == [True] * 64
+    assert element_accuracy(model, codes) == {"edges": 1.0, "operations": 1.0}
+    assert log.rows[-1]["reconstruction"] < 1 < log.rows[0]["reconstruction"]
+    assert reconstruction_rate(GVAE(config), cells) < 0.1  # the control: an untrained model
+    torch.testing.assert_close(model.latent_mean, model.encode(codes).mean(dim=0))
+
+
+def test_regularised_training_teaches_q_and_orders_the_latent_space(cells):
+    """z is a function of the cell here; Spearman's rank correlation of L1(f) with d(z), and q, against the naive."""
+    from scipy.stats import spearmanr
+
+    live = torch.tensor([[len(c.live), len(c.edges), 0.0, 0.0] for c in cells])
+    zc = (live - live.mean(dim=0)) / live.std(dim=0).clamp(min=1.0)
+    config = GVAEConfig(hidden=16, latent_dim=8, decoder_hidden=32, layers=2, learning_rate=1e-2, labelled_fraction=1.0)
+    upper = torch.triu_indices(64, 64, offset=1)
+    agreement = {}
+    for regularised in (True, False):
+        options = {"steps": 80, "batch_size": 64, "device": "cpu", "regularised": regularised}
+        model, _ = train(cells, cells, zc, config=config, **options)
+        latent = model.encode(cells)
+        near, d = (torch.cdist(u, u, p=1)[upper[0], upper[1]] for u in (latent, zc))
+        agreement[regularised] = spearmanr(near, d).statistic
+        if regularised:
+            assert (model.predict_zc(latent) - zc).square().mean() < 0.1 * zc.square().mean()
+        else:
+            with pytest.raises(ValueError, match="this one is naive"):
+                model.predict_zc(latent)
+    assert agreement[True] > 0.7 and agreement[True] > agreement[False] + 0.1
+
+
+def assert_equal_runs(one, other):
+    (model, log), (model_2, log_2) = one, other
+    assert log.rows == log_2.rows and log.steps == log_2.steps
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, model_2.state_dict()[name]), name
+
+
+OPTIONS = {"config": TINY, "batch_size": 8, "device": "cpu", "log_every": 7, "seed": 3}
+
+
+class Killed(Exception):
+    pass
+
+
+class Dying(Checkpoint):
+    """A checkpoint on disk that stops the process' loop right after its first save at step 20."""
+
+    def due(self):
+        self.asked = getattr(self, "asked", 0) + 1
+        return self.asked == 20
+
+    def save(self, state):
+        super().save(state)
+        raise Killed
+
+
+def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(cells, tmp_path):
+    whole = train(cells, cells[:20], zc_of(20), steps=40, **OPTIONS)
+    with pytest.raises(Killed):
+        train(cells, cells[:20], zc_of(20), steps=40, checkpoint=Dying(tmp_path / "point"), **OPTIONS)
+    assert Checkpoint(tmp_path / "point").load()["step"] == 20
+    resumed = train(cells, cells[:20], zc_of(20), steps=40, checkpoint=Checkpoint(tmp_path / "point"), **OPTIONS)
+    assert_equal_runs(whole, resumed)
+    again = train(cells, cells[:20], zc_of(20), steps=40, checkpoint=Checkpoint(tmp_path / "point"), **OPTIONS)
+    assert_equal_runs(whole, again)  # a finished run costs nothing
+
+
+CHILD = """
+import sys, torch
+from graphnas_lib.artifacts import Checkpoint
+from graphnas_lib.gvae import GVAEConfig, train
+from graphnas_lib.space import sample_cells
+torch.set_num_threads(1)
+config = GVAEConfig(hidden=8, latent_dim=4, decoder_hidden=8, layers=2)
+cells = sample_cells(16, seed=0)
+point = Checkpoint(sys.argv[1], every=0.0)
+train(cells, [], torch.zeros(0, 4), config=config, steps=10**6, batch_size=8, device="cpu", checkpoint=point)
+"""
+
+
+@pytest.mark.slow
+def test_a_checkpoint_survives_kill_9(tmp_path):
+    """A process killed mid-run leaves a whole checkpoint behind, from which training goes on."""
+    import time
+
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    child = subprocess.Popen([sys.executable, "-c", CHILD, str(tmp_path / "point")], env=environment)
+    deadline = time.monotonic() + 120
+    while not (tmp_path / "point").exists() and child.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.05)
+    time.sleep(0.5)
+    child.kill()
+    child.wait()
+    done = Checkpoint(tmp_path / "point").load()["step"]
+    assert done > 0
+    config = GVAEConfig(hidden=8, latent_dim=4, decoder_hidden=8, layers=2)
+    options = {"config": config, "batch_size": 8, "device": "cpu", "checkpoint": Checkpoint(tmp_path / "point")}
+    _, log = train(sample_cells(16, seed=0), [], torch.zeros(0, 4), steps=done + 5, **options)
+    assert log.steps == done + 5
+
+
+def test_seeds_decide_everything_and_the_global_generator_is_left_alone(cells):
+    before = torch.get_rng_state()
+    first = train(cells, [], torch.zeros(0, 4), steps=5, **OPTIONS)
+    torch.manual_seed(99)
+    assert_equal_runs(first, train(cells, [], torch.zeros(0, 4), steps=5, **OPTIONS))
+    other, _ = train(cells, [], torch.zeros(0, 4), steps=5, **{**OPTIONS, "seed": 4})
+    assert not torch.equal(other.latent_mean, first[0].latent_mean)
+    torch.set_rng_state(before)
+    train(cells, [], torch.zeros(0, 4), steps=1, **OPTIONS)
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_training_stops_when_the_loss_no_longer_falls(cells):
+    config = GVAEConfig(hidden=8, latent_dim=4, decoder_hidden=8, layers=1, learning_rate=0.0, patience=2)
+    _, log = train(cells, [], torch.zeros(0, 4), config=config, steps=4000, batch_size=8, device="cpu", log_every=8)
+    assert 400 < log.steps < 900 and len(log.rows) == log.steps // 8
+
+
+def test_kl_weight_warms_up_and_rows_average_the_steps_between(cells):
+    _, log = train(cells, [], torch.zeros(0, 4), steps=40, **OPTIONS)
+    assert [row["step"] for row in log.rows] == [7, 14, 21, 28, 35, 40]
+    assert log.rows[0]["kl_weight"] == pytest.approx(0.005)
+    _, fine = train(cells, [], torch.zeros(0, 4), steps=40, **{**OPTIONS, "log_every": 1})
+    assert [row["kl_weight"] for row in fine.rows[:5]] == pytest.approx([0.00125, 0.0025, 0.00375, 0.005, 0.005])
+    assert sum(row["total"] for row in fine.rows[35:]) / 5 == pytest.approx(log.rows[-1]["total"], rel=1e-5)
+
+
+def test_training_refuses(cells):
+    with pytest.raises(ValueError, match=r"must be \(3, 4\), a row a labelled cell; got \(2, 4\)"):
+        train(cells, cells[:3], zc_of(2), steps=1, **OPTIONS)
+    with pytest.raises(ValueError, match="at least one unlabelled cell"):
+        train([], [], torch.zeros(0, 4), steps=1, **OPTIONS)
+    with pytest.raises(FloatingPointError, match="must stay finite"):
+        train(cells, cells, zc_of(64) * math.nan, steps=1, **OPTIONS)
+    with pytest.raises(ValueError, match=r"one of \('both', 'global'\); got 'sum'"):
+        GVAE(GVAEConfig(readout="sum"))
+    with pytest.raises(ValueError, match=r"latent must be \(n, 4\); got \(3, 5\)"):
+        GVAE(TINY).decode(torch.zeros(3, 5))
+
+
+def test_validity_counts(cells):
+    config = GVAEConfig(hidden=32, latent_dim=32, decoder_hidden=128, layers=2, learning_rate=5e-3)
+    model, _ = train(cells[:8], [], torch.zeros(0, 4), config=config, steps=60, batch_size=16, device="cpu")
+    latent = model.encode(cells[:8])
+    found = validity(model, torch.cat([latent, latent]), {cell.key() for cell in cells[:2]})
+    assert found == {"n": 16, "valid": 1.0, "unique": 0.5, "new": 0.75, "raw_strict": 1.0, "no_path": 0, "identity": 0}
+
+
+def test_both_variants_through_the_artifacts(cells, tmp_path, monkeypatch):
+    monkeypatch.setenv("GRAPHNAS_HOME", str(tmp_path))
+    with pytest.raises(artifacts.MissingArtifactError, match="run gvae --scale smoke"):
+        GVAE.load("smoke")
+    full, naive = GVAE(TINY, zc_hash="abc"), GVAE(TINY, regularised=False, zc_hash="abc")
+    files = {**full.to_files("gvae"), **naive.to_files("gvae_naive")}
+    artifacts.save("gvae", files, scale="smoke", seed=0, seconds=0.0)
+    for model, variant in ((full, "regularised"), (naive, "naive")):
+        copy = GVAE.load("smoke", variant)
+        assert torch.equal(copy.encode(cells), model.encode(cells))
+        assert (copy.config, copy.zc_hash, copy.regularised) == (TINY, "abc", variant == "regularised")
+    with pytest.raises(ValueError, match="variant must be one of"):
+        GVAE.load("smoke", "plain")
