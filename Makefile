@@ -4,7 +4,7 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 .PHONY: help setup reproduce test unit smoke nbval bench lint format lab readme clean
 
-SCALE ?= lite
+SCALE ?=
 NOTEBOOKS ?=
 PYTEST ?=
 
@@ -47,7 +47,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@touch "$@"
 
 reproduce: $(STAMP) ## all notebooks, headlessly: every table and figure (SCALE=, NOTEBOOKS=)
-	@"$(PY)" -m graphnas_lib reproduce --scale $(SCALE) $(if $(NOTEBOOKS),--notebooks $(NOTEBOOKS))
+	@"$(PY)" -m graphnas_lib reproduce $(if $(SCALE),--scale $(SCALE)) $(if $(NOTEBOOKS),--notebooks $(NOTEBOOKS))
 
 test: lint unit smoke nbval ## everything CI checks: lint, unit tests, all notebooks at smoke, nbval
 

@@ -66,7 +66,8 @@ def _common(to: argparse.ArgumentParser) -> None:
 
 
 def _reproduce_options(to: argparse.ArgumentParser) -> None:
-    to.add_argument("--scale", choices=artifacts.SCALE_NAMES, default="lite", help="default lite")
+    default = artifacts.default_scale()
+    to.add_argument("--scale", choices=artifacts.SCALE_NAMES, default=default, help=f"default {default}")
     to.add_argument("--notebooks", nargs="+", metavar="NN", help="numbers or names; default all")
     to.add_argument("--force", action="store_true", help="run fresh notebooks too")
     to.add_argument("--list", action="store_true", help="say which notebooks are fresh, run nothing")

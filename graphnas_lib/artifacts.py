@@ -13,25 +13,24 @@ import json
 import os
 import platform
 import subprocess
-import time
 from dataclasses import dataclass, field
 from functools import lru_cache
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from graphnas_lib.checkpoints import Checkpoint, CorruptArtifactError
+
 if TYPE_CHECKING:
     import torch
+
+__all__ = ["Checkpoint", "CorruptArtifactError", "MissingArtifactError", "TrainLog"]  # names that others take from here
 
 SCALE_NAMES = ("smoke", "lite", "paper")
 
 
 class MissingArtifactError(FileNotFoundError):
     """An artifact of an earlier stage is not there; the message names the stage and the command that makes it."""
-
-
-class CorruptArtifactError(ValueError):
-    """A file differs from what its manifest promises."""
 
 
 @dataclass(frozen=True)
@@ -91,7 +90,9 @@ def data_at_hand() -> tuple[str, ...]:
     """Data sets whose folders are in `$GRAPHNAS_DATA` or `data/`: part of what decides a result, cheap to ask."""
     places = [Path(p) for p in (os.environ.get("GRAPHNAS_DATA"), root() / "data") if p]
     return tuple(
-        name for name, folders in DATA_FOLDERS.items() if any((p / folder).is_dir() for p in places for folder in folders)
+        name
+        for name, folders in DATA_FOLDERS.items()
+        if any((p / folder).is_dir() for p in places for folder in folders)
     )
 
 
@@ -103,7 +104,9 @@ def pick_device(device: str = "auto") -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     picked = torch.device(device)
     if picked.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"device {device!r} needs a CUDA build of PyTorch and a GPU; none is visible. Use 'auto' or 'cpu'.")
+        raise ValueError(
+            f"device {device!r} needs a CUDA build of PyTorch and a GPU; none is visible. Use 'auto' or 'cpu'."
+        )
     return picked
 
 
@@ -273,6 +276,14 @@ def _commit() -> str:
     return head.stdout.strip() + ("+" if dirty.stdout.strip() else "") if head.returncode == 0 else ""
 
 
+def checkpoint(stage: str, scale: str, *, fresh: bool = False, name: str = "") -> Checkpoint:
+    """The checkpoint of a stage, under `data/<scale>/checkpoints/`; `fresh` forgets an earlier one."""
+    point = Checkpoint(data_dir(scale) / "checkpoints" / f"{stage}{name and '_' + name}.safetensors")
+    if fresh:
+        point.clear()
+    return point
+
+
 # ---- which library files a module stands on
 
 
@@ -305,6 +316,11 @@ def _module_file(package: Path, module: str) -> Path | None:
 
 
 def _imports(path: Path) -> list[str]:
+    return _imports_of(path, path.stat().st_mtime_ns)
+
+
+@lru_cache(maxsize=512)
+def _imports_of(path: Path, _changed: int) -> list[str]:
     found = []
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
@@ -312,95 +328,3 @@ def _imports(path: Path) -> list[str]:
         elif isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "graphnas_lib":
             found += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
     return found
-
-
-# ---- checkpoints
-
-
-class Checkpoint:
-    """State of a long loop on disk, written atomically at most once per `every` seconds.
-
-    State is a nested dict of tensors, numbers, strings, None and lists; tensors go into the safetensors body, all
-    else into its header as JSON, so that one file is one consistent state.
-    """
-
-    def __init__(self, path: Path | str | None, every: float = 60.0):
-        self.path = Path(path) if path is not None else None
-        self.every = every
-        self._last = time.monotonic()
-
-    @classmethod
-    def none(cls) -> Checkpoint:
-        """A checkpoint that never saves."""
-        return cls(None)
-
-    def due(self) -> bool:
-        """True when `every` seconds have passed since the last save or the start."""
-        return self.path is not None and time.monotonic() - self._last >= self.every
-
-    def save(self, state: dict) -> None:
-        """Replace the stored state."""
-        if self.path is None:
-            return
-        from safetensors.torch import save_file
-
-        tensors: dict[str, torch.Tensor] = {}
-        skeleton = _split(state, tensors)
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        part = self.path.with_name(f".{self.path.name}.part")
-        save_file(tensors, str(part), metadata={"state": json.dumps(skeleton)})
-        os.replace(part, self.path)
-        self._last = time.monotonic()
-
-    def load(self) -> dict | None:
-        """Stored state, or None when there is none."""
-        if self.path is None or not self.path.exists():
-            return None
-        from safetensors import SafetensorError, safe_open
-
-        try:
-            with safe_open(str(self.path), framework="pt") as file:
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-                return _join(json.loads(file.metadata()["state"]), tensors)
-        except (SafetensorError, KeyError, json.JSONDecodeError) as error:
-            raise CorruptArtifactError(
-                f"{_shown(self.path)} must be a readable checkpoint; it is not ({error}). Delete it and run again."
-            ) from error
-
-    def clear(self) -> None:
-        """Forget the stored state; called when the loop has ended well."""
-        if self.path is not None:
-            self.path.unlink(missing_ok=True)
-
-
-def checkpoint(stage: str, scale: str, *, fresh: bool = False, name: str = "") -> Checkpoint:
-    """The checkpoint of a stage, under `data/<scale>/checkpoints/`; `fresh` forgets an earlier one."""
-    point = Checkpoint(data_dir(scale) / "checkpoints" / f"{stage}{name and '_' + name}.safetensors")
-    if fresh:
-        point.clear()
-    return point
-
-
-def _split(value: Any, tensors: dict) -> Any:
-    """Nested state to JSON, tensors moved to `tensors` under numbered names."""
-    import torch
-
-    if isinstance(value, torch.Tensor):
-        name = f"t{len(tensors)}"
-        tensors[name] = value.detach().cpu().clone().contiguous()
-        return {"__tensor__": name}
-    if isinstance(value, dict):
-        return {"__dict__": [[key, _split(item, tensors)] for key, item in value.items()]}
-    if isinstance(value, (list, tuple)):
-        return [_split(item, tensors) for item in value]
-    return value
-
-
-def _join(value: Any, tensors: dict) -> Any:
-    if isinstance(value, dict) and "__tensor__" in value:
-        return tensors[value["__tensor__"]]
-    if isinstance(value, dict):
-        return {key: _join(item, tensors) for key, item in value["__dict__"]}
-    if isinstance(value, list):
-        return [_join(item, tensors) for item in value]
-    return value

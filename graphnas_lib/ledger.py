@@ -70,6 +70,11 @@ def status(finding: Finding, scale: str) -> str:
     return "reproduced" if finding.exact or scale == "paper" else "reduced scale"
 
 
+def status_counts(table: pd.DataFrame) -> pd.Series:
+    """Number of claims by status, reasons left out."""
+    return table["status"].str.split(" (", regex=False).str[0].value_counts().rename("claims")
+
+
 # ---- one function a claim
 
 
@@ -107,7 +112,9 @@ def _latent(scale: str) -> Finding:
     table = artifacts.load("gvae", "gvae_neighbours.csv", scale)
     purity = table[table["metric"].str.startswith("kNN purity")].set_index("variant")
     good, naive = purity.loc["regularised", "value"], purity.loc["naive", "value"]
-    return Finding(f"kNN purity {good:.2f} regularised, {naive:.2f} naive", f"{int(purity['n'].iloc[0])} cells", good > naive)
+    return Finding(
+        f"kNN purity {good:.2f} regularised, {naive:.2f} naive", f"{int(purity['n'].iloc[0])} cells", good > naive
+    )
 
 
 def _predictor(scale: str) -> Finding:
@@ -136,7 +143,9 @@ def _decoding(table: pd.DataFrame, facts: dict) -> tuple[str, bool]:
 def _focus(table: pd.DataFrame, facts: dict) -> tuple[str, bool]:
     spread = table.groupby("strategy")[["naswot", "snip_ssnr"]].std()
     ratio = spread.loc["CCNF"] / spread.loc["Neighbourhood"]
-    return f"std ratio CCNF / neighbourhood: NASWOT {ratio['naswot']:.2f}, SSNR {ratio['snip_ssnr']:.2f}", bool((ratio < 1).all())
+    return f"std ratio CCNF / neighbourhood: NASWOT {ratio['naswot']:.2f}, SSNR {ratio['snip_ssnr']:.2f}", bool(
+        (ratio < 1).all()
+    )
 
 
 def _mean(table: pd.DataFrame, facts: dict) -> tuple[str, bool]:
@@ -160,14 +169,20 @@ def _conditioning(scale: str) -> Finding:
     table = artifacts.load("sequence", "sequence_requests.csv", scale)
     rho = min(group[["requested", "realised"]].corr("spearman").iloc[0, 1] for _, group in table.groupby("quantity"))
     legal = table["legal_masked"].mean()
-    return Finding(f"Spearman of requested and realised size {rho:.2f}; {legal:.0%} legal", f"{len(table)} requests", rho > 0.5)
+    return Finding(
+        f"Spearman of requested and realised size {rho:.2f}; {legal:.0%} legal", f"{len(table)} requests", rho > 0.5
+    )
 
 
 def _history(scale: str) -> Finding:
     table = artifacts.load("evolution", "evolution.parquet", scale)
     best = table.groupby(["method", "budget"])["score"].max().unstack("method").dropna()
     text = ", ".join(f"{name} {value:,.0f}" for name, value in best.iloc[0].items())
-    return Finding(f"best T-CET at equal evaluations: {text}", f"{len(best)} budget", bool(best["HL-Evo"].iloc[0] > best["Random"].iloc[0]))
+    return Finding(
+        f"best T-CET at equal evaluations: {text}",
+        f"{len(best)} budget",
+        bool(best["HL-Evo"].iloc[0] > best["Random"].iloc[0]),
+    )
 
 
 def _history_size(scale: str) -> Finding:
@@ -279,7 +294,9 @@ FINDINGS: dict[str, Callable[[str], Finding]] = {
     "pretraining-cost": _cost((*DATA_STAGES, "gvae", "ccnf", "evolution", "sequence")),
     "cell-models-cost": _cost((*DATA_STAGES, "gvae", "ccnf")),
     "hidden-cost": _hidden,
-    "superior": _table2(lambda a: max(a[HL], a[SG]) > max(a[m] for m in a.index if m.startswith("ZenNet")), ZEN, HL, SG),
+    "superior": _table2(
+        lambda a: max(a[HL], a[SG]) > max(a[m] for m in a.index if m.startswith("ZenNet")), ZEN, HL, SG
+    ),
     "superset": _superset,
     "space-is-not-enough": _table2(lambda a: a[FLAT] < a[ZEN], ZEN, FLAT),
     "hl-evo": _table2(lambda a: a[HL] > max(a[FLAT], *(a[m] for m in a.index if m.startswith("ZenNet"))), FLAT, HL),
@@ -334,9 +351,19 @@ def hyperparameters(scale: str) -> dict[str, dict[str, dict]]:
     """Our Table 6: the sizes of one scale under the paper's row names."""
     s = SCALES[scale]
     rows = {
-        "ARCH: Number of layers": {"G-VAE": 4, "Metrics predictor": 2, "CCNF": s.ccnf_layers, "Seq. Gen.": s.sequence_layers},
+        "ARCH: Number of layers": {
+            "G-VAE": 4,
+            "Metrics predictor": 2,
+            "CCNF": s.ccnf_layers,
+            "Seq. Gen.": s.sequence_layers,
+        },
         "ARCH: Hidden dimension": {"G-VAE": s.gvae_hidden, "Metrics predictor": s.latent_dim, "CCNF": s.ccnf_hidden},
-        "ARCH: Output dimension": {"G-VAE": s.latent_dim, "Metrics predictor": 4, "CCNF": s.latent_dim, "Seq. Gen.": s.sequence_hidden},
+        "ARCH: Output dimension": {
+            "G-VAE": s.latent_dim,
+            "Metrics predictor": 4,
+            "CCNF": s.latent_dim,
+            "Seq. Gen.": s.sequence_hidden,
+        },
         "TRAIN: Batch size": {"G-VAE": s.gvae_batch, "CCNF": s.ccnf_batch, "Seq. Gen.": s.sequence_batch},
         "TRAIN: Learning rate": {"G-VAE": s.gvae_lr},
     }

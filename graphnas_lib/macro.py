@@ -176,4 +176,6 @@ def _parse(text: str):
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:
-        raise ValueError(f"An architecture must be valid JSON; line {error.lineno}, column {error.colno}: {error.msg}.") from error
+        raise ValueError(
+            f"An architecture must be valid JSON; line {error.lineno}, column {error.colno}: {error.msg}."
+        ) from error

@@ -162,6 +162,7 @@ def freshness(project: Project, notebook: Notebook, parameters: dict[str, Any]) 
     code = [[runner.source_of(cell), runner.tags_of(cell)] for cell in cells]
     key = {"code": _sha(json.dumps(code).encode())}
     key |= {f"parameter {name}": repr(value) for name, value in parameters.items()}
+    key["data sets at hand"] = " ".join(artifacts.data_at_hand())
     modules = imported([runner.source_of(cell) for cell in cells], project.package)
     modules += [f"{project.package}.stages.{stage}" for stage in notebook.makes]
     key |= {f"library {path.name}": _sha(path.read_bytes()) for path in project.library_files(modules)}

@@ -104,7 +104,9 @@ def _head(architecture: Architecture) -> list[ops.Layer]:
 def _check_input(input_shape, classes: int) -> None:
     shape = tuple(input_shape)
     if len(shape) not in (2, 3) or not all(isinstance(n, int) and n > 0 for n in shape):
-        raise ValueError(f"input_shape must be (channels, height, width) or (channels, length), all positive; got {input_shape!r}.")
+        raise ValueError(
+            f"input_shape must be (channels, height, width) or (channels, length), all positive; got {input_shape!r}."
+        )
     if not isinstance(classes, int) or classes < 1:
         raise ValueError(f"classes must be a positive number; got {classes!r}.")
 
@@ -153,7 +155,9 @@ class CellModule(nn.Module):
         super().__init__()
         plan = _plan(cell, inputs, channels, stride)
         self.projection = _sequential(plan.projection, dims)
-        self.nodes = nn.ModuleDict({str(node): _sequential(layers, dims) for node, _, _, layers in plan.nodes if layers})
+        self.nodes = nn.ModuleDict(
+            {str(node): _sequential(layers, dims) for node, _, _, layers in plan.nodes if layers}
+        )
         self.wiring = [(node, sources, raw) for node, sources, raw, _ in plan.nodes]
 
     def forward(self, x: Tensor) -> Tensor:

@@ -275,6 +275,7 @@ def _environment(extra: dict[str, str]):
     """Variables of this process, which the kernel inherits, for the length of a run."""
     set_now = {
         "PYTHONHASHSEED": "0",
+        "GRAPHNAS_PROGRESS": "0",  # no bars in committed outputs
         "CUBLAS_WORKSPACE_CONFIG": os.environ.get("CUBLAS_WORKSPACE_CONFIG", ":4096:8"),
         "MPLBACKEND": "module://matplotlib_inline.backend_inline",
         **extra,

@@ -15,8 +15,8 @@ from functools import cached_property
 import numpy as np
 import torch
 
-N_NODES = 8
-INPUT, OUTPUT = 0, 7
+from graphnas_lib.canonical import INPUT, N_NODES, OUTPUT, canonical
+
 OP_NODES = 6
 OP_TYPES = (
     "skip",
@@ -108,7 +108,9 @@ class Cell:
         tokens = re.findall(r"([a-z_0-9]+)~(\d)", text)
         blocks = [re.findall(r"([a-z_0-9]+)~(\d)", block) for block in text.split("+")]
         if [len(block) for block in blocks if block] != [1, 2, 3] or len(tokens) != 6:
-            raise InvalidCellError(f"A NATS-Bench string must look like |op~0|+|op~0|op~1|+|op~0|op~1|op~2|; got {text!r}.")
+            raise InvalidCellError(
+                f"A NATS-Bench string must look like |op~0|+|op~0|op~1|+|op~0|op~1|op~2|; got {text!r}."
+            )
         operations: list[str | None] = [None] * OP_NODES
         live: dict[tuple[int, int], int] = {}
         for target, block in enumerate((block for block in blocks if block), start=1):
@@ -116,10 +118,14 @@ class Cell:
                 if name == "none":
                     continue
                 if name not in _NATS_OPS or (int(source), target) not in _NATS_NODES:
-                    raise InvalidCellError(f"NATS-Bench operation must be none or one of {tuple(_NATS_OPS)}; got {name}~{source}.")
+                    raise InvalidCellError(
+                        f"NATS-Bench operation must be none or one of {tuple(_NATS_OPS)}; got {name}~{source}."
+                    )
                 node = _NATS_NODES[int(source), target]
                 operations[node - 1], live[int(source), target] = _NATS_OPS[name], node
-        edges = [(0, node) for (a, _), node in live.items() if a == 0] + [(node, OUTPUT) for (_, b), node in live.items() if b == 3]
+        edges = [(0, node) for (a, _), node in live.items() if a == 0] + [
+            (node, OUTPUT) for (_, b), node in live.items() if b == 3
+        ]
         edges += [(n, m) for (_, b), n in live.items() for (a, _), m in live.items() if a == b]
         return cls.from_edges(edges, operations)
 
@@ -131,7 +137,9 @@ class Cell:
         except (KeyError, TypeError, ValueError) as error:
             if isinstance(error, InvalidCellError):
                 raise
-            raise InvalidCellError(f"A cell must be {{'edges': [[a, b], ...], 'operations': [six names]}}; got {data!r}.") from error
+            raise InvalidCellError(
+                f"A cell must be {{'edges': [[a, b], ...], 'operations': [six names]}}; got {data!r}."
+            ) from error
 
     # ---- views
 
@@ -201,7 +209,9 @@ class Cell:
     @cached_property
     def _canonical(self) -> tuple[tuple, dict[int, int]]:
         """(smallest code, node of this cell -> node of the canonical one)."""
-        return min((_code(*graph) for graph in _folded(self)), key=lambda found: (len(found[0]), found[0]))
+        ops = tuple(None if name is None else _OP_INDEX[name] for name in (None, *self.operations, None))
+        masks = tuple(sum(1 << a for a in self.predecessors(n)) for n in range(N_NODES))
+        return canonical(ops, masks)
 
     @property
     def canonical_nodes(self) -> dict[int, int]:
@@ -254,89 +264,10 @@ def _operation_of(row: np.ndarray, node: int) -> str | None:
     if name == "skip" and len(kernels) <= 1:
         return name
     if not name or len(kernels) != 1 or set(np.unique(row)) - {0, 1}:
-        raise InvalidCellError(f"Row {node} of the features must be one-hot over 10 types and over 3 kernels; got {row.tolist()}.")
+        raise InvalidCellError(
+            f"Row {node} of the features must be one-hot over 10 types and over 3 kernels; got {row.tolist()}."
+        )
     return f"{name}_{KERNELS[kernels[0]]}"
-
-
-# A working graph is (operations by node, predecessor bit mask by node), nodes 0..7.
-
-
-def _folded(cell: Cell) -> list[tuple[tuple, tuple]]:
-    """All graphs reachable from the pruned cell by function-preserving skip folds that allow no further fold."""
-    ops = (None, *cell.operations, None)
-    masks = [sum(1 << a for a in cell.predecessors(n)) for n in range(N_NODES)]
-    start = _pruned(ops, masks)
-    todo, seen, final = [start], {start}, []
-    while todo:
-        graph = todo.pop()
-        following = {_pruned(*step) for step in _fold_steps(*graph)}
-        if not following:
-            final.append(graph)
-        for step in following - seen:
-            seen.add(step)
-            todo.append(step)
-    return final
-
-
-def _fold_steps(ops: tuple, masks: tuple):
-    """Every graph one edge fold away: skip -> consumer replaced by the skip's own predecessors -> consumer."""
-    for skip in range(1, OUTPUT):
-        if ops[skip] != "skip":
-            continue
-        for consumer in range(skip + 1, N_NODES):
-            if not masks[consumer] >> skip & 1:
-                continue
-            rest = masks[consumer] & ~(1 << skip)
-            merged = rest | masks[skip]
-            reads_raw = merged == 1 << INPUT and consumer != OUTPUT and ops[consumer] != "skip"
-            if not rest & masks[skip] and not reads_raw:
-                yield ops, (*masks[:consumer], merged, *masks[consumer + 1 :])
-
-
-def _pruned(ops, masks) -> tuple[tuple, tuple]:
-    """Drop nodes that lie on no input-output path."""
-    forward, backward = 1 << INPUT, 1 << OUTPUT
-    for n in range(1, N_NODES):
-        if masks[n] & forward:
-            forward |= 1 << n
-    for n in range(OUTPUT, 0, -1):
-        if backward >> n & 1:
-            backward |= masks[n]
-    keep = forward & backward
-    return (
-        tuple(ops[n] if keep >> n & 1 else None for n in range(N_NODES)),
-        tuple(masks[n] & keep if keep >> n & 1 else 0 for n in range(N_NODES)),
-    )
-
-
-def _code(ops: tuple, masks: tuple) -> tuple[tuple, dict[int, int]]:
-    """Smallest description over all topological orders: a (predecessors, operation) pair a node, then the output's.
-
-    Built left to right: among nodes whose predecessors are placed, those with the smallest pair continue; ties branch.
-    """
-    nodes = [n for n in range(1, OUTPUT) if ops[n] is not None]
-    frontier = [((), {INPUT: 0})]  # (code so far, node -> new number)
-    for _ in nodes:
-        best, following = None, []
-        for code, number in frontier:
-            placed = sum(1 << n for n in number)
-            for n in nodes:
-                if n in number or masks[n] & ~placed:
-                    continue
-                pair = (_renumbered(masks[n], number), _OP_INDEX[ops[n]])
-                if best is None or pair < best:
-                    best, following = pair, []
-                if pair == best:
-                    following.append(((*code, pair), {**number, n: len(number)}))
-        frontier = list({tuple(sorted(number.items())): (code, number) for code, number in following}.values())
-    output, code, number = min(
-        ((_renumbered(masks[OUTPUT], number), code, number) for code, number in frontier), key=lambda found: found[0]
-    )
-    return (*code, output), number
-
-
-def _renumbered(mask: int, number: dict[int, int]) -> int:
-    return sum(1 << new for old, new in number.items() if mask >> old & 1)
 
 
 def _decode(code: tuple) -> Cell:
@@ -356,7 +287,7 @@ def _decode(code: tuple) -> Cell:
 
 
 def random_cell(generator: torch.Generator) -> Cell:
-    """One draw before pruning: edge probability p ~ U(0.3, 0.7) for the cell, operations uniform over 28; may be invalid.
+    """One draw before pruning, possibly invalid: edge probability p ~ U(0.3, 0.7) for the cell, operations uniform.
 
     The paper does not print its sampling law; this one gives cells of every size (2 to 6 live nodes).
     """
@@ -385,7 +316,9 @@ def sample_cells(n: int, *, seed: int) -> list[Cell]:
     return cells
 
 
-NATS_REFERENCE = "|nor_conv_3x3~0|+|nor_conv_3x3~0|nor_conv_3x3~1|+|skip_connect~0|nor_conv_1x1~1|nor_conv_3x3~2|"  # #13714
+NATS_REFERENCE = (
+    "|nor_conv_3x3~0|+|nor_conv_3x3~0|nor_conv_3x3~1|+|skip_connect~0|nor_conv_1x1~1|nor_conv_3x3~2|"  # #13714
+)
 
 # paper: Table 1's reference row, 1.15M parameters and 327M FLOPs: four 3x3 and one 1x1 convolution count exactly so
 REFERENCE_CELL = Cell.from_edges(

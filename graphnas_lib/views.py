@@ -9,11 +9,14 @@ from torch import Tensor
 
 from graphnas_lib import artifacts, datasets, operations
 from graphnas_lib.clusters import ZC_NAMES, Families
+from graphnas_lib.codes import UNUSED, CellCodes
 from graphnas_lib.datasets import Dataset
-from graphnas_lib.paper import SCALES
+from graphnas_lib.paper import DEVIATIONS, SCALES
+from graphnas_lib.proxies import zc_vector
 from graphnas_lib.report import farthest_families
 from graphnas_lib.space import OPERATIONS, Cell
 from graphnas_lib.stages import labels
+from graphnas_lib.tasks import TASKS
 
 QUICK = {"smoke": (1_024, 512, 4), "lite": (8_000, 2_000, 4), "paper": (None, None, 12)}  # train, test images, epochs
 _SUFFIXES = ("csv", "json", "pdf", "png")
@@ -144,3 +147,35 @@ def table2_reasons(facts: Mapping) -> dict[str, str]:
     """Why numbers of Table 2 are missing."""
     missing = "" if "cifar100" in facts["datasets"] else "no CIFAR-100 files here; "
     return {"": f"{missing}ImageNet-1k not trained on; pretraining cost in Table 5"}
+
+
+def listing(facts: Mapping) -> pd.DataFrame:
+    """Named numbers as a one-column table."""
+    return pd.Series(dict(facts)).to_frame("value")
+
+
+def live_nodes(codes: CellCodes) -> pd.Series:
+    """How many cells have 1, 2, ... operation nodes on an input-output path."""
+    used = pd.Series((codes.operations != UNUSED).sum(dim=1), name="nodes")
+    return used.value_counts().sort_index().rename("cells")
+
+
+def zc_table(cells: Mapping[str, Cell], batch: tuple[Tensor, Tensor], classes: int, *, seed: int) -> pd.DataFrame:
+    """Raw ZC vectors of named cells."""
+    rows = {name: zc_vector(cell, *batch, seed=seed, classes=classes).tolist() for name, cell in cells.items()}
+    return pd.DataFrame(rows, index=["NASWOT", "SNIP-SSNR", "parameters", "FLOPs"]).T
+
+
+def task_table(available: Sequence[str]) -> pd.DataFrame:
+    """The eight tasks of Table 4, and which have their files here."""
+    return pd.DataFrame(
+        [
+            {"task": name, "metric": task.metric, "kind": task.kind, "outputs": task.classes, "here": name in available}
+            for name, task in TASKS.items()
+        ]
+    )
+
+
+def deviation_table() -> pd.DataFrame:
+    """Every entry of `paper.DEVIATIONS`."""
+    return pd.DataFrame([{"id": d.id, "paper": d.paper, "ours": d.ours, "why": d.why} for d in DEVIATIONS])

@@ -273,7 +273,7 @@ def test_a_small_model_overfits_64_cells_exactly(cells, codes):
     assert reconstruction_rate(model, cells) == 1.0
     assert [a == b for a, b in zip(model.decode(model.encode(cells)), cells, strict=True)] == [True] * 64
     assert element_accuracy(model, codes) == {"edges": 1.0, "operations": 1.0}
-    assert log.rows[-1]["reconstruction"] < 1 < log.rows[0]["reconstruction"]
+    assert log.rows[-1]["reconstruction"] < 2 < log.rows[0]["reconstruction"]
     assert reconstruction_rate(GVAE(config), cells) < 0.1  # the control: an untrained model
     torch.testing.assert_close(model.latent_mean, model.encode(codes).mean(dim=0))
 

@@ -107,7 +107,10 @@ def test_canonical_cells_give_the_same_costs():
         assert architecture.key() == twin.key()
 
 
-@pytest.mark.parametrize(("shape", "dense", "output"), [((3, 16, 16), False, (2, 5)), ((4, 50), False, (2, 5)), ((3, 10, 12), True, (2, 5, 10, 12))])
+@pytest.mark.parametrize(
+    ("shape", "dense", "output"),
+    [((3, 16, 16), False, (2, 5)), ((4, 50), False, (2, 5)), ((3, 10, 12), True, (2, 5, 10, 12))],
+)
 def test_output_shapes(shape, dense, output):
     network = build(stack_cell(REFERENCE_CELL, width=8, repeats=1), input_shape=shape, classes=5, dense=dense)
     assert network(torch.randn(2, *shape)).shape == output

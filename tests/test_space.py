@@ -128,7 +128,9 @@ def test_nats_strings():
     assert cell.operations == ("conv_3", "conv_3", "conv_3", "skip", "conv_1", "conv_3")
     assert cell.edges == sorted([(0, 1), (0, 2), (0, 4), (1, 3), (1, 5), (2, 6), (3, 6), (4, 7), (5, 7), (6, 7)])
     partly = Cell.from_nats("|none~0|+|nor_conv_1x1~0|none~1|+|none~0|none~1|avg_pool_3x3~2|")
-    assert partly.canonical() == Cell.from_edges([(0, 1), (1, 2), (2, 7)], ["conv_1", "avg_pool_3", None, None, None, None])
+    assert partly.canonical() == Cell.from_edges(
+        [(0, 1), (1, 2), (2, 7)], ["conv_1", "avg_pool_3", None, None, None, None]
+    )
     assert Cell.from_nats("|none~0|+|none~0|none~1|+|none~0|none~1|none~2|").status == "no_path"
     assert Cell.from_nats("|none~0|+|none~0|none~1|+|skip_connect~0|none~1|none~2|").canonical().status == "identity"
 

@@ -23,7 +23,8 @@ LONGEST = 400  # lines of a module
 
 # A module imports from a lower layer only (DESIGN: one paper concept a module). A new module gets its place here.
 LAYERS = (
-    "__init__ artifacts augment claims deviations draw dynamics embedding latents metrics operations probe published "
+    "__init__ canonical checkpoints",
+    "artifacts augment claims deviations draw dynamics embedding latents metrics operations probe published "
     "recipes runner space zenblocks",
     "archives ccnf clusters codes diagrams macro manifest paper results search",
     "datasets evolution losses network proteins report vocabulary",

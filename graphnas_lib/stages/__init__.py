@@ -141,7 +141,9 @@ def freshness(stage: str, scale: str, seed: int, device: str) -> str:
     inputs = {}
     for earlier in NEEDS[stage]:
         if artifacts.manifest_path(earlier, scale).exists():
-            inputs[earlier] = {name: f["sha256"] for name, f in artifacts.load_manifest(earlier, scale)["files"].items()}
+            inputs[earlier] = {
+                name: f["sha256"] for name, f in artifacts.load_manifest(earlier, scale)["files"].items()
+            }
     parts = [
         asdict(SCALES[scale]),
         seed,

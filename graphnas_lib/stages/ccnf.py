@@ -83,7 +83,9 @@ def _conditional_error(flows: dict[str, CCNF], model: GVAE, test: PosteriorBatch
         error = (model.predict_zc(flow.sample(zc, seed=seed)) - zc).abs().mean(dim=0)
         rows.append({"model": f"ccnf_{name}", **dict(zip(ZC_NAMES, error.tolist(), strict=True))})
     shuffled = zc[torch.randperm(len(zc), generator=torch.Generator().manual_seed(seed))]
-    rows.append({"model": "random pair", **dict(zip(ZC_NAMES, (shuffled - zc).abs().mean(dim=0).tolist(), strict=True))})
+    rows.append(
+        {"model": "random pair", **dict(zip(ZC_NAMES, (shuffled - zc).abs().mean(dim=0).tolist(), strict=True))}
+    )
     return pd.DataFrame(rows).assign(n=len(zc))
 
 

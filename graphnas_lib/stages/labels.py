@@ -30,7 +30,10 @@ def make(stage: Stage) -> dict:
     )
     reference = corpus.label_cell(REFERENCE_CELL, images, targets, {"seed": stage.seed, "classes": data.classes})
     stage.config.update(
-        n=len(table), failed=int((table["error"] != "").sum()), batch=scale.label_batch, resolution=scale.label_resolution
+        n=len(table),
+        failed=int((table["error"] != "").sum()),
+        batch=scale.label_batch,
+        resolution=scale.label_resolution,
     )
     stage.config.update(reference=reference)
     shutil.rmtree(folder, ignore_errors=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Callable
 
 import torch
@@ -40,7 +41,9 @@ def _finished(todo: dict[str, Callable[[], dict]], device: torch.device, workers
     from joblib import Parallel, delayed
 
     tasks = (delayed(_one_thread)(name, job) for name, job in todo.items())
-    yield from Parallel(n_jobs=workers, return_as="generator_unordered")(tasks)
+    with warnings.catch_warnings():  # a worker that PyTorch's allocator has grown is replaced: nothing is lost
+        warnings.filterwarnings("ignore", message="A worker stopped while some jobs were given", category=UserWarning)
+        yield from Parallel(n_jobs=workers, return_as="generator_unordered")(tasks)
 
 
 def _one_thread(name: str, job: Callable[[], dict]) -> tuple[str, dict]:

@@ -85,7 +85,9 @@ def _requests(conditions: Tensor, seed: int) -> Tensor:
     return rows
 
 
-def _realised(generator: SequenceGenerator, families: Families, requests: Tensor, facts: dict, seed: int) -> pd.DataFrame:
+def _realised(
+    generator: SequenceGenerator, families: Families, requests: Tensor, facts: dict, seed: int
+) -> pd.DataFrame:
     """What the generator answers: legality with and without the mask, size with each family's medoid as its cell."""
     masked = generator.generate_many(requests)
     free = generator.generate_many(requests, masked=False)

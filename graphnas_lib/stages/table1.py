@@ -87,7 +87,9 @@ def measure(strategy, cell, seed, *, batch, data, classes, width, repeats, epoch
     z = proxies.zc_vector(x, *batch, seed=seed, classes=classes)
     architecture = stack_cell(x, width=width, repeats=repeats)
     model = build(architecture, input_shape=data.input_shape, classes=data.classes, seed=seed)
-    result = train(model, data, "nats12", seed=seed, device=device, epochs=epochs, batch_size=min(256, data.size("train") // 8))
+    result = train(
+        model, data, "nats12", seed=seed, device=device, epochs=epochs, batch_size=min(256, data.size("train") // 8)
+    )
     zc = dict(zip(ZC_NAMES, z.tolist(), strict=True))
     return {
         "strategy": strategy,

@@ -113,7 +113,12 @@ def _searches(stage: Stage, data: Dataset, batch, sampler, generator) -> dict[st
 
     def flat() -> Found:
         result = evolution.flat_evo(
-            flat_start(), score=score, feasible=feasible, iterations=plain, checkpoint=stage.checkpoint("flat"), **options
+            flat_start(),
+            score=score,
+            feasible=feasible,
+            iterations=plain,
+            checkpoint=stage.checkpoint("flat"),
+            **options,
         )
         return _found(result, scale.table2_top)
 
@@ -162,7 +167,12 @@ def _searches(stage: Stage, data: Dataset, batch, sampler, generator) -> dict[st
     def trained_flat() -> Found:
         small = {**options, "population": TRAINED_POPULATION}
         result = evolution.flat_evo(
-            flat_start(), score=trained, feasible=feasible, iterations=models - 1, checkpoint=stage.checkpoint("e2"), **small
+            flat_start(),
+            score=trained,
+            feasible=feasible,
+            iterations=models - 1,
+            checkpoint=stage.checkpoint("e2"),
+            **small,
         )
         return _found(result, 1)
 

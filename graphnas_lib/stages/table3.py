@@ -31,12 +31,20 @@ def make(stage: Stage) -> dict:
     for name, flops in zip(BUDGETS, scale.table3_budgets, strict=True):
         for search in range(SEARCHES):
             best = design(
-                flops=flops, input_shape=shape, classes=classes, n=3, seed=stage.seed + search, device=stage.device.type, **parts
+                flops=flops,
+                input_shape=shape,
+                classes=classes,
+                n=3,
+                seed=stage.seed + search,
+                device=stage.device.type,
+                **parts,
             )[0]
             row = {"budget": name, "requested": flops, "search": search, "design": best.to_json()}
             found.append({**row, "params": best.params, "flops": best.flops, "macs": best.macs, "tcet": best.tcet})
             if imagenet is not None:
-                jobs[f"{name} {search}"] = partial(_trained, best.to_json(), imagenet, stage.seed + search, stage.device.type)
+                jobs[f"{name} {search}"] = partial(
+                    _trained, best.to_json(), imagenet, stage.seed + search, stage.device.type
+                )
     table = pd.DataFrame(found)
     if jobs:
         trained = rows.collect(jobs, stage.checkpoint(), device=stage.device, progress=stage.progress)
@@ -78,7 +86,11 @@ def summary(table: pd.DataFrame, facts: dict) -> dict[str, dict[str, dict]]:
     for budget, group in table.groupby("budget", sort=False):
         note = f"at {facts['input_shape'][1]} px, request {group['requested'].iloc[0] / 1e6:g}M FLOPs (2 x MACs)"
         row = {
-            "Params. (M)": {"value": group["params"].mean() / 1e6, "spread": group["params"].std() / 1e6, "n": len(group)},
+            "Params. (M)": {
+                "value": group["params"].mean() / 1e6,
+                "spread": group["params"].std() / 1e6,
+                "n": len(group),
+            },
             "FLOPs (M)": {"value": group["flops"].mean() / 1e6, "spread": group["flops"].std() / 1e6, "n": len(group)},
             "Acc. (%)": {"value": None, "note": facts["why"]},
         }

@@ -32,10 +32,14 @@ def make(stage: Stage) -> dict:
     """Ask for the Wide-ResNet's parameters (Sec. 4.3; scaled down at smoke), best of ten by T-CET, then train."""
     scale = stage.scale
     available = nasbench360.available()
-    parts = {"generator": SequenceGenerator.load(scale.name), "sampler": CellSampler.load(scale.name)} if available else {}
+    parts = (
+        {"generator": SequenceGenerator.load(scale.name), "sampler": CellSampler.load(scale.name)} if available else {}
+    )
     limit = None if scale.name == "paper" else scale.table4_samples
     jobs = {
-        name: partial(measure, name, _budget(name, scale.name), limit, scale.table4_epochs, stage.seed, stage.device.type, parts)
+        name: partial(
+            measure, name, _budget(name, scale.name), limit, scale.table4_epochs, stage.seed, stage.device.type, parts
+        )
         for name in available
     }
     found = rows.collect(jobs, stage.checkpoint(), device=stage.device, progress=stage.progress, workers=1)
@@ -62,7 +66,8 @@ def measure(name: str, params: float, limit: int | None, epochs: int, seed: int,
         )[0]  # fmt: skip
     except BudgetUnreachable as error:
         return {"task": name, "value": None, "note": str(error)}
-    result = train_task(chosen.build(seed=seed), task, seed=seed, device=device, epochs=epochs)
+    batch_size = min(task.facts.batch_size, max(8, len(task.train) // 16))  # a cut task still gets 16 steps an epoch
+    result = train_task(chosen.build(seed=seed), task, seed=seed, device=device, epochs=epochs, batch_size=batch_size)
     return {
         "task": name,
         "value": result.value,
@@ -77,7 +82,7 @@ def measure(name: str, params: float, limit: int | None, epochs: int, seed: int,
         "epochs": result.epochs,
         "seconds": round(result.seconds, 2),
         "source": result.source,
-        "note": "no better than a constant answer" if result.at_chance else "",
+        "note": "training diverged" if result.diverged else "no better than a constant answer" * result.at_chance,
         "design": chosen.to_json(),
     }
 
@@ -99,6 +104,8 @@ def summary(table: pd.DataFrame, facts: dict) -> dict[str, dict[str, dict]]:
     for line in table.to_dict("records"):
         note = line["note"] if isinstance(line["note"], str) else ""
         if isinstance(line.get("n_train"), float) and line["n_train"] == line["n_train"]:
-            note = "; ".join(part for part in (note, f"{line['n_train']:.0f} training samples, {facts['epochs']} epochs") if part)
+            note = "; ".join(
+                part for part in (note, f"{line['n_train']:.0f} training samples, {facts['epochs']} epochs") if part
+            )
         row[COLUMNS[line["task"]]] = {"value": line["value"], "n": 1, "note": note}
     return {"Ours": row}
