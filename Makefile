@@ -58,8 +58,9 @@ lint: $(STAMP) ## ruff: format and rules, code and notebooks
 	@"$(PY)" -m ruff format --check --quiet . || { echo "Run make format." >&2; exit 1; }
 	@"$(PY)" -m ruff check --quiet .
 
+# Two one-thread workers: small networks gain nothing from a second thread.
 unit: $(STAMP)
-	@"$(PY)" -m pytest -q $(PYTEST)
+	@OMP_NUM_THREADS=1 "$(PY)" -m pytest -q -n 2 --dist loadfile $(PYTEST)
 
 smoke: $(STAMP)
 	@"$(PY)" -m graphnas_lib reproduce --scale smoke

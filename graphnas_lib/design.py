@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from graphnas_lib import artifacts, proxies
 from graphnas_lib.evolution import HLIndividual, max_strides
 from graphnas_lib.fitting import BudgetUnreachable, Fit, Target, fit, unreachable
-from graphnas_lib.macro import Architecture, HLArchitecture, HLTriple
+from graphnas_lib.macro import CHANNELS, Architecture, HLArchitecture, HLTriple
 from graphnas_lib.network import Costs, build, count
 from graphnas_lib.sequence import SequenceGenerator
 from graphnas_lib.synonyms import CellSampler, realise
@@ -230,7 +230,7 @@ def _plain_macros(n_families: int, max_strides: int, stem_stride: int) -> list[H
         strided = {round((i + 1) * depth / (max_strides + 1)) for i in range(max_strides)} & set(range(1, depth))
         triples, width = [], 32
         for i in range(depth):
-            width *= 2 if i in strided else 1
+            width = min(width * (2 if i in strided else 1), CHANNELS[-1])
             triples.append(HLTriple(family, width, 2 if i in strided else 1))
         macros.append(HLArchitecture(tuple(triples), None, stem_stride))
     return macros

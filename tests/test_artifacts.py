@@ -1,0 +1,133 @@
+"""Files, manifests and checkpoints: written whole or not at all, verified when read."""
+
+import json
+
+import pandas as pd
+import pytest
+import torch
+
+from graphnas_lib import artifacts
+from graphnas_lib.artifacts import Checkpoint, CorruptArtifactError, MissingArtifactError
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch):
+    monkeypatch.setenv("GRAPHNAS_HOME", str(tmp_path))
+    return tmp_path
+
+
+CONTENTS = {
+    "a.safetensors": {"x": torch.arange(6.0).reshape(2, 3)},
+    "a.json": {"k": [1, 2.5, "text"]},
+    "a.parquet": pd.DataFrame({"n": [1, 2], "s": ["a", "b"]}),
+    "a.csv": pd.DataFrame({"n": [1, 2]}),
+    "a.md": "# text\n",
+}
+
+
+@pytest.mark.parametrize("name", CONTENTS)
+def test_every_format_comes_back(tmp_path, name):
+    found = artifacts.read(artifacts.write(tmp_path / "deep" / name, CONTENTS[name]))
+    if isinstance(found, pd.DataFrame):
+        pd.testing.assert_frame_equal(found, CONTENTS[name])
+    elif name.endswith("safetensors"):
+        assert torch.equal(found["x"], CONTENTS[name]["x"])
+    else:
+        assert found == CONTENTS[name]
+    assert [path.name for path in (tmp_path / "deep").iterdir()] == [name]
+
+
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
+    path = artifacts.write(tmp_path / "a.json", {"old": 1})
+    with pytest.raises(TypeError):
+        artifacts.write(path, {"new": object()})
+    assert json.loads(path.read_text()) == {"old": 1}
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_stage_is_saved_with_a_manifest_and_verified(home):
+    artifacts.save("demo", {"demo.json": {"a": 1}}, scale="smoke", seed=3, seconds=1.25, config={"n": 7}, key="k")
+    manifest = artifacts.load_manifest("demo", "smoke")
+    assert (manifest["seed"], manifest["seconds"], manifest["config"], manifest["key"]) == (3, 1.25, {"n": 7}, "k")
+    assert artifacts.load("demo", "demo.json", "smoke") == {"a": 1}
+    (home / "data/smoke/demo.json").write_text('{"a": 2}')
+    with pytest.raises(CorruptArtifactError, match=r"data/smoke/demo\.json must match .*--fresh"):
+        artifacts.load("demo", "demo.json", "smoke")
+    (home / "data/smoke/demo.json").unlink()
+    with pytest.raises(CorruptArtifactError, match="must be there"):
+        artifacts.load("demo", "demo.json", "smoke")
+
+
+def test_an_interrupted_save_does_not_leave_the_old_manifest(home):
+    artifacts.save("demo", {"demo.json": {"a": 1}}, scale="smoke", seed=0, seconds=0)
+    with pytest.raises(TypeError):
+        artifacts.save("demo", {"demo.json": {"a": 2}, "other.json": object()}, scale="smoke", seed=0, seconds=0)
+    with pytest.raises(MissingArtifactError):
+        artifacts.load_manifest("demo", "smoke")
+
+
+def test_a_missing_stage_names_itself_and_the_command(home):
+    with pytest.raises(MissingArtifactError, match=r"stage 'gvae' at scale 'lite' .*run gvae --scale lite"):
+        artifacts.load("gvae", "gvae.json", "lite")
+
+
+def test_scales_have_folders_of_their_own(home):
+    folders = {artifacts.data_dir(s) for s in artifacts.SCALE_NAMES} | {
+        artifacts.figures_dir(s) for s in artifacts.SCALE_NAMES
+    }
+    assert len(folders) == 6
+    with pytest.raises(ValueError, match=r"scale must be one of .*'big'"):
+        artifacts.data_dir("big")
+
+
+def test_default_scale_is_smoke_until_lite_has_a_generator(home):
+    assert artifacts.default_scale() == "smoke"
+    artifacts.save("sequence", {}, scale="lite", seed=0, seconds=0)
+    assert artifacts.default_scale() == "lite"
+
+
+def test_data_at_hand(home, tmp_path, monkeypatch):
+    monkeypatch.delenv("GRAPHNAS_DATA", raising=False)
+    assert artifacts.data_at_hand() == ()
+    (tmp_path / "elsewhere" / "cifar-10-batches-bin").mkdir(parents=True)
+    monkeypatch.setenv("GRAPHNAS_DATA", str(tmp_path / "elsewhere"))
+    (home / "data" / "nb360").mkdir(parents=True)
+    assert artifacts.data_at_hand() == ("cifar10", "nb360")
+
+
+def test_library_files_are_the_import_closure():
+    names = {path.name for path in artifacts.library_files(["graphnas_lib.macro"])}
+    assert names == {"macro.py", "space.py", "canonical.py"}
+
+
+def test_checkpoint_round_trip_and_refusal(tmp_path):
+    point = Checkpoint(tmp_path / "c.safetensors", every=0)
+    assert point.load() is None and point.due()
+    optimizer = {"state": {0: {"step": torch.tensor(3.0)}, 1: {}}, "param_groups": [{"lr": 0.1, "betas": (0.9, 0.99)}]}
+    state = {"step": 4, "rows": [{"loss": 0.5}], "none": None, "optimizer": optimizer}
+    point.save(state)
+    found = point.load()
+    assert found["step"] == 4 and found["rows"] == [{"loss": 0.5}] and found["none"] is None
+    assert found["optimizer"]["param_groups"][0] == {"lr": 0.1, "betas": [0.9, 0.99]}
+    assert list(found["optimizer"]["state"]) == [0, 1] and found["optimizer"]["state"][0]["step"] == 3
+    (tmp_path / "c.safetensors").write_bytes(b"truncated")
+    with pytest.raises(CorruptArtifactError, match=r"c\.safetensors must be a readable checkpoint.*Delete it"):
+        point.load()
+    point.clear()
+    assert point.load() is None
+
+
+def test_a_checkpoint_is_due_at_most_once_a_period(tmp_path):
+    point = Checkpoint(tmp_path / "c.safetensors", every=3600)
+    assert not point.due()
+    assert not Checkpoint.none().due()
+    Checkpoint.none().save({"a": 1})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_pick_device():
+    assert artifacts.pick_device("cpu").type == "cpu"
+    assert artifacts.pick_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
+    if not torch.cuda.is_available():
+        with pytest.raises(ValueError, match="needs a CUDA build"):
+            artifacts.pick_device("cuda")

@@ -1,0 +1,133 @@
+"""Stages: made once, made again when anything that decides them changes, refused without their inputs."""
+
+from dataclasses import replace
+
+import pytest
+
+from graphnas_lib import artifacts, ledger, paper, stages
+from graphnas_lib.artifacts import MissingArtifactError
+from graphnas_lib.claims import CLAIMS
+from graphnas_lib.stages import STAGES, rows
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch):
+    monkeypatch.setenv("GRAPHNAS_HOME", str(tmp_path))
+    monkeypatch.delenv("GRAPHNAS_DATA", raising=False)
+    monkeypatch.setitem(paper.SCALES, "smoke", replace(paper.SCALES["smoke"], unlabelled=120, labelled=16))
+    return tmp_path
+
+
+def tree(folder):
+    return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_fresh_stage_is_not_made_again(home):
+    first = stages.produce("cells", "smoke", device="cpu", progress=False)
+    written = (home / "data/smoke/cells.manifest.json").stat().st_mtime_ns
+    assert stages.produce("cells", "smoke", device="cpu", progress=False) == first
+    assert (home / "data/smoke/cells.manifest.json").stat().st_mtime_ns == written
+    other = stages.produce("cells", "smoke", seed=1, device="cpu", progress=False)
+    assert other["files"] != first["files"]
+    again = stages.run("cells", "smoke", device="cpu", progress=False)
+    assert again["files"] == first["files"]  # same seed, same bytes
+
+
+def test_smoke_writes_into_its_own_folder_alone(home):
+    stages.produce("cells", "smoke", device="cpu", progress=False)
+    assert tree(home) == {"data/smoke/cells.manifest.json", "data/smoke/cells.safetensors"}
+
+
+def test_the_key_follows_sizes_seed_data_and_inputs(home, monkeypatch, tmp_path):
+    def key(seed=0):
+        return stages.freshness("labels", "smoke", seed, "cpu")
+
+    empty = key()
+    stages.produce("cells", "smoke", device="cpu", progress=False)
+    keys = [empty, key(), key(seed=1)]
+    monkeypatch.setitem(paper.SCALES, "smoke", replace(paper.SCALES["smoke"], labelled=17))
+    keys.append(key())
+    (home / "data" / "cifar-10-batches-bin").mkdir()
+    keys.append(key())
+    assert len(set(keys)) == 5
+
+
+def test_missing_inputs_are_named_with_the_command(home):
+    with pytest.raises(MissingArtifactError, match=r"'gvae' at scale 'smoke'|'cells' at scale 'smoke'"):
+        stages.produce("ccnf", "smoke", device="cpu", progress=False)
+    assert tree(home) == set()
+
+
+@pytest.mark.parametrize("scale", ["lite", "paper"])
+def test_lite_and_paper_are_opened_and_never_made_by_a_notebook(home, scale):
+    with pytest.raises(MissingArtifactError, match=rf"run cells --scale {scale}"):
+        stages.produce("cells", scale, device="cpu", progress=False)
+    assert tree(home) == set()
+
+
+def test_unknown_names_are_refused(home):
+    with pytest.raises(ValueError, match=r"stage must be one of cells, labels.*got 'cell'"):
+        stages.run("cell", "smoke")
+    with pytest.raises(ValueError, match="scale must be one of"):
+        stages.run("cells", "tiny")
+
+
+def test_every_stage_needs_stages_before_it():
+    for i, stage in enumerate(STAGES):
+        assert set(stages.NEEDS[stage]) <= set(STAGES[:i])
+
+
+def _row(value):
+    return {"value": value}
+
+
+def _fail():
+    raise RuntimeError("killed here")
+
+
+def test_rows_go_on_at_the_next_job(tmp_path):
+    from functools import partial
+
+    import torch
+
+    point = artifacts.Checkpoint(tmp_path / "rows.safetensors")
+    options = {"device": torch.device("cpu"), "progress": False, "workers": 1}
+    jobs = {"a": partial(_row, 1), "b": _fail, "c": partial(_row, 3)}
+    with pytest.raises(RuntimeError, match="killed here"):
+        rows.collect(jobs, point, **options)
+    calls = {"a": _fail, "b": partial(_row, 2), "c": partial(_row, 3)}  # "a" must not run again
+    found = rows.collect(calls, point, **options)
+    assert [(row["id"], row["value"]) for row in found] == [("a", 1), ("b", 2), ("c", 3)]
+
+
+# ---- the ledger
+
+
+def test_every_claim_has_a_finding():
+    assert set(ledger.FINDINGS) == {claim.id for claim in CLAIMS}
+
+
+def test_without_artifacts_measured_claims_read_not_run_and_exact_ones_hold(home):
+    table = ledger.claims("smoke").set_index("id")
+    assert table.loc["micro-space", "status"] == "reproduced"
+    assert table.loc["superset", "status"] == "differs"
+    assert table.loc["mean-accuracy", "status"].startswith("not run (No artifact of stage 'table1'")
+    measured = table[table["scale"] != "-"]
+    assert not (measured["status"] == "reproduced").any()
+    assert ledger.status_counts(ledger.claims("smoke")).sum() == len(CLAIMS)
+
+
+@pytest.mark.parametrize(
+    ("finding", "scale", "expected"),
+    [
+        (ledger.Finding("x", holds=True), "smoke", "reduced scale"),
+        (ledger.Finding("x", holds=True), "lite", "reduced scale"),
+        (ledger.Finding("x", holds=True), "paper", "reproduced"),
+        (ledger.Finding("x", holds=True, exact=True), "smoke", "reproduced"),
+        (ledger.Finding("x", holds=False), "paper", "differs"),
+        (ledger.Finding("x"), "paper", "not decided"),
+        (ledger.Finding("not run (why)"), "paper", "not run (why)"),
+    ],
+)
+def test_status(finding, scale, expected):
+    assert ledger.status(finding, scale) == expected
