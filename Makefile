@@ -69,7 +69,7 @@ smoke: $(STAMP)
 nbval: $(STAMP)
 	@home=$$(mktemp -d); trap 'rm -rf "$$home"' EXIT; mkdir "$$home/data"; \
 	for scale in smoke lite; do if [ -d data/$$scale ]; then cp -R data/$$scale "$$home/data/"; fi; done; \
-	GRAPHNAS_HOME="$$home" GRAPHNAS_DATA="$${GRAPHNAS_DATA:-$(CURDIR)/data}" "$(PY)" -m pytest -q -o timeout=0 \
+	OMP_NUM_THREADS=1 GRAPHNAS_HOME="$$home" GRAPHNAS_DATA="$${GRAPHNAS_DATA:-$(CURDIR)/data}" "$(PY)" -m pytest -q -o timeout=0 \
 	  --nbval-lax --nbval-current-env --nbval-cell-timeout=600 notebooks/[0-9]*.ipynb
 
 bench: $(STAMP) ## benchmarks, each beside a plain reference

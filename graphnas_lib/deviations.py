@@ -82,8 +82,8 @@ DEVIATIONS = (
         "D08-macro",
         "An architecture is a sequence of up to 20 triples; no head is described.",
         "Triples (x, c, s), where released networks repeat a cell 1 to 4 times inside the 20; head "
-        "BN-ReLU-conv1x1(head)-BN; stem stride 2 at ImageNet size.",
-        "The released tables of found networks.",
+        "BN-ReLU-conv1x1(head)-BN; stem stride 2 at ImageNet size; the stem takes the first cell's width.",
+        "The released tables of found networks: with a stem of 16 the one that starts at 32 channels is counted wrong.",
     ),
     Deviation(
         "D09-encoder-input",
@@ -282,5 +282,38 @@ DEVIATIONS = (
         "Sizes of App. A on V100s.",
         "Three scales of one code path; what ships was made at 'lite', every number names its scale.",
         "Two CPU cores make lite in hours; a missing number reads 'not run (why)'.",
+    ),
+    Deviation(
+        "D40-small-start",
+        "alpha_0 has 32, 64 and 64 channels.",
+        "Searches start from a quarter of these widths.",
+        "A drawn cell can cost so much that alpha_0 breaks a small budget, and Algorithm 1 needs a feasible start.",
+    ),
+    Deviation(
+        "D41-flow-details",
+        "End time T, Hutchinson's noise and gradient clipping of the CCNF are not stated.",
+        "T = 1, fixed; Rademacher noise, fixed inside a solve; gradients clipped at norm 10; conditions jittered by 0.02 "
+        "standard deviations in training; a family's centre is moved into the trained range before sampling.",
+        "Fixed noise keeps the right-hand side continuous; the released code trains T and clips at 5.",
+    ),
+    Deviation(
+        "D42-generator-conditions",
+        "Condition tokens are dropped 'randomly'; their encoding is not described.",
+        "128 logarithmic bins a condition, jittered by half a bin in training; 35% of the rows keep exactly the sets that "
+        "are requested later (parameters, FLOPs, both, none), in the rest each is dropped with probability 0.3.",
+        "A request then looks like a training row.",
+    ),
+    Deviation(
+        "D43-exact-budgets",
+        "Generated networks that break a constraint are discarded.",
+        "Widths, head, strides and at last depth of a generated network are fitted until every requested quantity is met.",
+        "A condition token is approximate, a budget is not.",
+    ),
+    Deviation(
+        "D44-training-details",
+        "Recipes are given by reference to NATS-Bench and ZenNAS.",
+        "Crop padding scales with the resolution (4 pixels at 32); ImageNet training runs without the teacher and without "
+        "PCA lighting.",
+        "A fixed padding destroys 16-pixel images; the teacher's weights are not at hand.",
     ),
 )

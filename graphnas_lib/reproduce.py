@@ -131,6 +131,8 @@ def _task(project: Project, notebook: Notebook, every: list, chosen: list, param
                 environment={
                     "GRAPHNAS_HOME": str(project.root),
                     "PYTHONPATH": runner.python_path(project.package_parent),
+                    # smoke's networks gain nothing from a second thread, and lose ten times where a core is shared
+                    **({"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")} if scale == "smoke" else {}),
                 },
                 tell=report.line,
             )

@@ -56,7 +56,7 @@ def save_figure(fig: Figure, name: str, *, scale: str, data: pd.DataFrame | Mapp
 
 def _watermark(fig: Figure) -> None:
     if not any(text.get_gid() == "scale" for text in fig.texts):
-        fig.text(0.995, 0.005, SMOKE_NOTE, ha="right", va="bottom", fontsize=6.5, color="#8A8A8A", gid="scale")
+        fig.text(0.995, -0.005, SMOKE_NOTE, ha="right", va="top", fontsize=6.5, color="#8A8A8A", gid="scale")
 
 
 def _render(fig: Figure, path: Path) -> Path:

@@ -37,7 +37,6 @@ def make(stage: Stage) -> dict:
             small_start(generate, sampler.families.n_clusters),
             generate_cell=generate,
             n_families=sampler.families.n_clusters,
-            channel_step="local" if scale.name == "smoke" else "uniform",
             checkpoint=stage.checkpoint(f"hl{i}"),
             **options,
         )

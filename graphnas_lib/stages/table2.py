@@ -103,7 +103,6 @@ def _searches(stage: Stage, data: Dataset, batch, sampler, generator) -> dict[st
         device=stage.device.type,
     )
     options = {"population": scale.population, "seed": stage.seed, "progress": stage.progress}
-    step = {"channel_step": "local"}
     families = sampler.families.n_clusters
     generate = partial(generate_cell, sampler, stage.seed)
     models = TRAINED_MODELS[scale.name]
@@ -131,7 +130,6 @@ def _searches(stage: Stage, data: Dataset, batch, sampler, generator) -> dict[st
             n_families=families,
             iterations=hl,
             checkpoint=stage.checkpoint("hl"),
-            **step,
             **options,
         )
         return _found(result, scale.table2_top, lambda individual: individual.architecture.to_json())
