@@ -85,7 +85,7 @@ def label(
 
     Args:
         cells: what to label; a longer list with the same beginning goes on from the same shards.
-        images: (B, C, H, W) float, normalised, on the CPU; the paper's batch is 64.
+        images: (B, C, H, W) float, normalised; the paper's batch is 64. On CUDA take `workers=1`.
         labels: (B,) class indices.
         seed: of every cell's initial weights; a label depends on the cell and these arguments alone.
         out: folder of the shards.
@@ -164,7 +164,7 @@ def _backend(dask: str | None) -> Iterator[None]:
 
 
 def _batch_hash(images: Tensor, labels: Tensor) -> str:
-    digest = hashlib.sha256(images.contiguous().numpy().tobytes() + labels.contiguous().numpy().tobytes())
+    digest = hashlib.sha256(b"".join(part.cpu().contiguous().numpy().tobytes() for part in (images, labels)))
     return f"{tuple(images.shape)} {digest.hexdigest()[:16]}"
 
 

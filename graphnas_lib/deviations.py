@@ -292,28 +292,36 @@ DEVIATIONS = (
     Deviation(
         "D41-flow-details",
         "End time T, Hutchinson's noise and gradient clipping of the CCNF are not stated.",
-        "T = 1, fixed; Rademacher noise, fixed inside a solve; gradients clipped at norm 10; conditions jittered by 0.02 "
-        "standard deviations in training; a family's centre is moved into the trained range before sampling.",
+        "T = 1, fixed; Rademacher noise, fixed inside a solve; gradients clipped at norm 10; conditions jittered by "
+        "0.02 standard deviations in training; a family's centre is moved into the trained range before sampling.",
         "Fixed noise keeps the right-hand side continuous; the released code trains T and clips at 5.",
     ),
     Deviation(
         "D42-generator-conditions",
         "Condition tokens are dropped 'randomly'; their encoding is not described.",
-        "128 logarithmic bins a condition, jittered by half a bin in training; 35% of the rows keep exactly the sets that "
-        "are requested later (parameters, FLOPs, both, none), in the rest each is dropped with probability 0.3.",
+        "128 logarithmic bins a condition, jittered by half a bin in training; 35% of the rows keep exactly the sets "
+        "that are requested later (parameters, FLOPs, both, none), in the rest each is dropped with probability 0.3.",
         "A request then looks like a training row.",
     ),
     Deviation(
         "D43-exact-budgets",
         "Generated networks that break a constraint are discarded.",
-        "Widths, head, strides and at last depth of a generated network are fitted until every requested quantity is met.",
+        "Widths, head, strides and at last depth of a generated network are fitted until every request is met.",
         "A condition token is approximate, a budget is not.",
     ),
     Deviation(
         "D44-training-details",
         "Recipes are given by reference to NATS-Bench and ZenNAS.",
-        "Crop padding scales with the resolution (4 pixels at 32); ImageNet training runs without the teacher and without "
-        "PCA lighting.",
+        "Crop padding scales with the resolution (4 pixels at 32); ImageNet training runs without the teacher and "
+        "without PCA lighting.",
         "A fixed padding destroys 16-pixel images; the teacher's weights are not at hand.",
+    ),
+    Deviation(
+        "D45-encoder-layers",
+        "Four graph convolutions with LayerNorm and ReLU; input embedding, order of norm and start values not stated.",
+        "A linear input embedding plus a learnt position embedding, pre-norm residual layers along and against the "
+        "edges, and a log-variance that starts at -4.",
+        "One canonical node order makes positions meaningful; trials of a few hundred steps, one seed each, "
+        "reconstructed more cells so.",
     ),
 )

@@ -19,16 +19,16 @@ def make(stage: Stage) -> dict:
     """Label in two processes, shard by shard; the NATS reference cell is labelled beside them."""
     scale = stage.scale
     data = stage.dataset(resolution=scale.label_resolution)
-    images, targets = data.batch(scale.label_batch)
+    images, targets = data.batch(scale.label_batch, device=stage.device)
     chosen = cells.load(scale.name)[: scale.labelled].cells()
     identity = hashlib.sha256(f"{stage.seed} {data.source} {tuple(images.shape)}".encode()).hexdigest()[:12]
     folder = artifacts.data_dir(scale.name) / "checkpoints" / f"labels-{identity}"
     if stage.fresh:
         shutil.rmtree(folder, ignore_errors=True)
-    table = corpus.label(
-        chosen, images, targets, seed=stage.seed, out=folder, classes=data.classes, progress=stage.progress
-    )
-    reference = corpus.label_cell(REFERENCE_CELL, images, targets, {"seed": stage.seed, "classes": data.classes})
+    options = {"seed": stage.seed, "classes": data.classes}
+    workers = 1 if stage.device.type == "cuda" else 2
+    table = corpus.label(chosen, images, targets, out=folder, workers=workers, progress=stage.progress, **options)
+    reference = corpus.label_cell(REFERENCE_CELL, images, targets, options)
     stage.config.update(
         n=len(table),
         failed=int((table["error"] != "").sum()),

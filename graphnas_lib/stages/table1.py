@@ -28,9 +28,9 @@ REFERENCE = "NATS-Bench ref."
 def make(stage: Stage) -> dict:
     """Twenty decodes a strategy for the success rate; of the valid ones, as many as the scale says are trained."""
     scale = stage.scale
-    sampler = CellSampler.load(scale.name)
+    sampler = CellSampler.load(scale.name, device=stage.device)
     scoring = stage.dataset(resolution=scale.label_resolution)
-    batch = scoring.batch(scale.label_batch)
+    batch = scoring.batch(scale.label_batch, device=stage.device)
     data = stage.dataset(resolution=scale.train_resolution, n_train=scale.train_images, n_test=scale.test_images)
     z = proxies.zc_vector(REFERENCE_CELL, *batch, seed=stage.seed, classes=scoring.classes)
     condition = sampler.families.transform(z)

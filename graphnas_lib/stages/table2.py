@@ -48,8 +48,8 @@ def make(stage: Stage) -> dict:
     """Search once per method on the first data set's images; train the best networks on every data set at hand."""
     scale = stage.scale
     scoring = stage.dataset(resolution=scale.tcet_resolution)
-    batch = scoring.batch(scale.tcet_batch)
-    sampler, generator = CellSampler.load(scale.name), SequenceGenerator.load(scale.name)
+    batch = scoring.batch(scale.tcet_batch, device=stage.device)
+    sampler, generator = CellSampler.load(scale.name, device=stage.device), SequenceGenerator.load(scale.name)
     searches = _searches(stage, scoring, batch, sampler, generator)
     found: dict[str, Found] = {}
     for name, search in searches.items():
