@@ -17,7 +17,7 @@ from graphnas_lib import artifacts
 
 UNITS = {"": 1.0, "K": 1e3, "M": 1e6, "G": 1e9, "B": 1e9}
 DEFAULT_PROXIES = ("tcet", "naswot", "snip_ssnr")
-IMAGES = 64  # resolved.md row 18: the batch that T-CET is taken on
+IMAGES = 64  # deviation D18: the batch that T-CET is taken on
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

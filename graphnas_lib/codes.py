@@ -107,7 +107,7 @@ _FLAGS = F.one_hot(torch.tensor([11, 9, 10]), VIEW_FEATURES).float()  # rows of 
 
 
 def graph_view(codes: CellCodes) -> tuple[Tensor, Tensor]:
-    """The encoder's view of cells: adjacency (n, 9, 9) and features (n, 9, 15), float32 (Tab. 6, resolved.md row 9).
+    """The encoder's view of cells: adjacency (n, 9, 9) and features (n, 9, 15), float32 (Tab. 6, deviation D09).
 
     Node 0 is global (a row of ones: it reads every node), 1 the input, 2 to 7 the slots, 8 the output; all have
     self-loops. `adjacency[n, a, b]` is 1 for the edge a -> b.

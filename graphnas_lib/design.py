@@ -35,9 +35,9 @@ if TYPE_CHECKING:
 __all__ = ["BudgetUnreachable", "Design", "Designs", "design"]
 
 SHARES = (1.0, 0.97, 0.93, 0.88)  # of the request, each one greedy macro design (ours)
-BATCH = 16  # noise images for T-CET where none are given; the paper's batch is 64 (resolved.md row 18)
+BATCH = 16  # noise images for T-CET where none are given; the paper's batch is 64 (deviation D18)
 CHUNK = 16  # images a backward: the same value in less memory
-LARGE = 128  # from this side on the stem has stride 2 (resolved.md row 8)
+LARGE = 128  # from this side on the stem has stride 2 (deviation D08)
 REDRAWS = 4  # draws of cells per candidate wanted, before fewer are accepted
 
 

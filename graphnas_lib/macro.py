@@ -37,7 +37,7 @@ class Architecture:
 
     Args:
         triples: the cells in order.
-        head_channels: width of a final BN-ReLU-conv1x1-BN, or None for none (resolved.md row 8).
+        head_channels: width of a final BN-ReLU-conv1x1-BN, or None for none (deviation D08).
         stem_stride: 1, or 2 at ImageNet size.
     """
 

@@ -1,4 +1,4 @@
-"""`Architecture` -> trainable network, and its exact costs without building it (Sec. 3, resolved.md rows 2-8).
+"""`Architecture` -> trainable network, and its exact costs without building it (Sec. 3, deviations D02-D08).
 
 A network is stem (conv3x3-BN), cells, then BN-ReLU (and the optional conv1x1-BN head), global average pooling and a
 linear classifier. `build` and `count` read the same lists of layers, so they cannot disagree by definition of an
@@ -115,7 +115,7 @@ def _check_input(input_shape, classes: int) -> None:
 
 
 def count(architecture: Architecture, *, input_shape=(3, 32, 32), classes: int = 10, dense: bool = False) -> Costs:
-    """Exact costs, analytic: no network is built (resolved.md row 2; 30 of 30 released networks re-count exactly).
+    """Exact costs, analytic: no network is built (deviation D02; 30 of 30 released networks re-count exactly).
 
     Args:
         architecture: cells, widths, strides.

@@ -1,8 +1,8 @@
 """The 28 operations (App. B) as lists of layers: one definition, read once to build modules and once to count costs.
 
 Every operation maps (in, H, W) to (out, ceil(H / stride), ceil(W / stride)). Inside a cell in = out and stride = 1,
-except for a node that reads the cell's raw input and makes its width and stride change itself (resolved.md row 4).
-The definitions follow resolved.md rows 4-7: ReLU first, batch normalisation last, no residual inside.
+except for a node that reads the cell's raw input and makes its width and stride change itself (deviation D04).
+The definitions follow deviations D04-D07: ReLU first, batch normalisation last, no residual inside.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class Layer:
         return 0
 
     def macs(self, sides: tuple[int, ...]) -> tuple[int, int]:
-        """(multiply-accumulates of convolutions, all operations by the counter's rule); resolved.md row 2.
+        """(multiply-accumulates of convolutions, all operations by the counter's rule); deviation D02.
 
         The second counts a convolution's bias as its outputs, a norm as one or two times its inputs, ReLU as its
         outputs, pooling as its inputs; the paper's FLOPs are twice the second.
@@ -92,7 +92,7 @@ def conv(inputs: int, outputs: int, kernel: int = 1, **options) -> Layer:
 
 
 def projection(inputs: int, outputs: int, stride: int) -> list[Layer]:
-    """ReLU-conv1x1-BN that adapts a cell's input to its width and stride (resolved.md row 4)."""
+    """ReLU-conv1x1-BN that adapts a cell's input to its width and stride (deviation D04)."""
     return [relu(inputs), conv(inputs, outputs, stride=stride), norm(outputs)]
 
 

@@ -6,7 +6,7 @@ and registration order need not agree, and a layer that the forward never reache
 Conv1d, Conv2d or Linear; only its `weight` is scored. Larger is meant to be better for every proxy. None may be
 compared across batch sizes. A network that cannot be scored raises `ProxyError`; it never gets a number.
 Formulas: Mellor et al. 2021 (NASWOT), Xiang et al. 2023 (SSNR, T-CET), Lee et al. 2019 (SNIP), Tanaka et al. 2020
-(SynFlow), Lin et al. 2021 (Zen-score), Li et al. 2023 (ZiCo). Which variant the paper ran: resolved.md rows 16-18.
+(SynFlow), Lin et al. 2021 (Zen-score), Li et al. 2023 (ZiCo). Which variant the paper ran: deviations D16-D18.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ ZEN_GAMMA = 1e-2  # Zen-score: size of the perturbation
 
 
 def naswot(model: nn.Module, images: Tensor, *, variant: str = "conv", mode: str = "eval") -> float:
-    """NASWOT: log|sum_l K_l| over the code kernels of all layers (resolved.md row 16).
+    """NASWOT: log|sum_l K_l| over the code kernels of all layers (deviation D16).
 
     Higher means that the batch's images fall into more distinct linear regions. A singular kernel scores 0.
 
@@ -113,7 +113,7 @@ def _layer_ratios(saliency: dict[str, Tensor]) -> dict[str, float]:
 def snip_ssnr(
     model: nn.Module, images: Tensor, labels: Tensor, *, mode: str = "train", loss: Loss = F.cross_entropy
 ) -> float:
-    """SNIP-SSNR: sum_l S_l / sigma_l, no logarithm (resolved.md row 17). Higher: even, strong weight sensitivity."""
+    """SNIP-SSNR: sum_l S_l / sigma_l, no logarithm (deviation D17). Higher: even, strong weight sensitivity."""
     return _ssnr(run(model, images, labels, mode=mode, loss=loss))
 
 
@@ -150,7 +150,7 @@ def tcet(
     chunk: int | None = None,
     loss: Loss = F.cross_entropy,
 ) -> float:
-    """T-CET (Eq. 11): sum over layers of h(r_l) log|K_l|, trainability times expressivity (resolved.md row 18).
+    """T-CET (Eq. 11): sum over layers of h(r_l) log|K_l|, trainability times expressivity (deviation D18).
 
     Args:
         model: any network.

@@ -223,7 +223,7 @@ class Cell:
 
         A skip node is folded into edges only where the function stays the same: no consumer may sum one node twice,
         and no consumer may be left with the cell input alone (it would then read the raw input and make the cell's
-        stride or width change itself, resolved.md row 4). Live nodes get numbers 1..n, unused ones follow.
+        stride or width change itself, deviation D04). Live nodes get numbers 1..n, unused ones follow.
 
         Raises:
             InvalidCellError: no path leads from input to output.

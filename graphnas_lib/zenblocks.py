@@ -1,7 +1,7 @@
 """Structures of the ZenNet design space (Table 2's baselines): block strings, and what each block consists of.
 
 A ZenNet is a list of super-blocks written `Kind(in,out,stride[,bottleneck],sub_layers)`. GraphNet does not contain
-this space: kernel 7, expansions 1 and 4 and squeeze-excite have no counterpart (resolved.md row 24). `zennet` builds,
+this space: kernel 7, expansions 1 and 4 and squeeze-excite have no counterpart (deviation D24). `zennet` builds,
 counts and mutates these structures.
 """
 

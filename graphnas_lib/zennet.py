@@ -143,7 +143,7 @@ def feasible(
     resolution: int = 32,
     classes: int = 100,
 ) -> bool:
-    """True when the structure is within every given budget, by the ZenNAS counter without SE (protocols.md 1.1)."""
+    """True when the structure is within every given budget, by the ZenNAS counter without SE."""
     costs = count(net, resolution=resolution, classes=classes)
     limits = ((costs.params, max_params), (costs.macs, max_macs), (net.depth, max_layers))
     return all(limit is None or value <= limit for value, limit in limits)
@@ -243,7 +243,7 @@ def initial(space: str) -> ZenNet:
 def mutate(
     net: ZenNet, generator: torch.Generator, *, space: str = "cifar", n_blocks: int = 2, quirk: bool = False
 ) -> ZenNet:
-    """Change `n_blocks` random blocks and split long ones (protocols.md 1.2); the child may exceed a budget.
+    """Change `n_blocks` random blocks and split long ones (ZenNAS's released code); the child may exceed a budget.
 
     A stem or last convolution gets a new width (ImageNet's last is fixed); any other block a new kind, width, number
     of sub-layers and bottleneck, each uniform over its distinct candidates. ZenNAS mutates one block while the

@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "graphnas_lib"
 LONGEST = 400  # lines of a module
 
-# A module imports from a lower layer only (DESIGN: one paper concept a module). A new module gets its place here.
+# A module imports from a lower layer only (one paper concept a module). A new module gets its place here.
 LAYERS = (
     "__init__ canonical checkpoints",
     "artifacts augment claims deviations draw dynamics embedding latents metrics operations probe published "

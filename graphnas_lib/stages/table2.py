@@ -25,7 +25,7 @@ from graphnas_lib.synonyms import CellSampler, realise
 from graphnas_lib.training import train
 from graphnas_lib.zennet import ZenNet
 
-MAX_LAYERS = 18  # of ZenNet for about 1M parameters (protocols.md 1.1)
+MAX_LAYERS = 18  # of ZenNet for about 1M parameters (ZenNAS's released search)
 TRAINED_MODELS = {"smoke": 2, "lite": 16, "paper": 40}  # paper: App. E.1
 TRAINED_POPULATION = 8  # paper: App. E.1
 MIXED = 5  # paper: App. E.1, generated networks whose cells are mixed
@@ -211,7 +211,7 @@ class _ZenMaker:
 
 
 def _zennet(proxy: str, stage: Stage, batch, data: Dataset, iterations: int) -> Found:
-    """ZenNAS's evolution (protocols.md 1.1) with one of three proxies; a network over budget uses up an iteration."""
+    """ZenNAS's evolution with one of three proxies; unlike there, a network over budget uses up no evaluation."""
     resolution, budget = data.input_shape[1], stage.scale.table2_budget
 
     def feasible(net: ZenNet) -> bool:
