@@ -33,6 +33,7 @@ def make(stage: Stage) -> dict:
         learning_rate=scale.gvae_lr,
     )
     files, logs, measures, maps, neighbours = {}, [], [], [], []
+    known = {cell.key() for cell in training.cells()}
     for variant, regularised in (("regularised", True), ("naive", False)):
         model, log = gvae.train(
             training,
@@ -52,7 +53,7 @@ def make(stage: Stage) -> dict:
         model = model.cpu()
         files |= model.to_files(gvae.VARIANTS[variant])
         logs += [{"variant": variant, **row} for row in log.rows]
-        measures.append({"variant": variant, **_measures(model, held_out, corpus, stage.seed)})
+        measures.append({"variant": variant, **_measures(model, held_out, known, stage.seed)})
         if regularised:
             measures[-1] |= _predictor(model, labelled[n_train:], zc[n_train:])
         latent, family = model.encode(labelled[:PICTURED]), families.assign(zc[:PICTURED], standardised=True)
@@ -69,11 +70,10 @@ def make(stage: Stage) -> dict:
     }
 
 
-def _measures(model: GVAE, held_out: CellCodes, corpus: CellCodes, seed: int) -> dict:
+def _measures(model: GVAE, held_out: CellCodes, known: set[str], seed: int) -> dict:
     """Reconstruction of held-out cells and what random latents decode to."""
     generator = torch.Generator().manual_seed(seed)
     noise = torch.randn(PRIOR_DRAWS, model.config.latent_dim, generator=generator)
-    known = {cell.key() for cell in corpus.cells()}
     scaled = gvae.validity(model, model.latent_mean + model.latent_std * noise, known)
     normal = gvae.validity(model, noise, known)
     return {
