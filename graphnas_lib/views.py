@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 
 import pandas as pd
+from IPython.display import Markdown
 from torch import Tensor
 
 from graphnas_lib import artifacts, datasets, operations
@@ -13,7 +14,7 @@ from graphnas_lib.codes import UNUSED, CellCodes
 from graphnas_lib.datasets import Dataset
 from graphnas_lib.paper import DEVIATIONS, SCALES
 from graphnas_lib.proxies import zc_vector
-from graphnas_lib.report import farthest_families
+from graphnas_lib.report import farthest_families, markdown
 from graphnas_lib.space import OPERATIONS, Cell
 from graphnas_lib.stages import labels
 from graphnas_lib.tasks import TASKS
@@ -30,6 +31,11 @@ def banner(scale: str, device: str) -> str:
         "paper": "the paper's sizes",
     }
     return f"scale {artifacts.check_scale(scale)}: {worth[scale]} | device {artifacts.pick_device(device).type}"
+
+
+def full(table: pd.DataFrame) -> Markdown:
+    """A table whose texts are shown whole, for tables that are read rather than scanned."""
+    return Markdown(markdown(table))
 
 
 def written(scale: str, *, figures: Sequence[str] = (), tables: Sequence[str] = ()) -> str:
