@@ -131,3 +131,20 @@ def test_without_artifacts_measured_claims_read_not_run_and_exact_ones_hold(home
 )
 def test_status(finding, scale, expected):
     assert ledger.status(finding, scale) == expected
+
+
+def test_a_killed_stage_goes_on_and_leaves_no_checkpoint(home, monkeypatch):
+    """Labels of a killed run are kept as shards; a run under other sizes does not take them."""
+    stages.produce("cells", "smoke", device="cpu", progress=False)
+    whole = stages.run("labels", "smoke", device="cpu", progress=False)
+    assert not list((home / "data/smoke/checkpoints").glob("*"))
+    folder = home / "data/smoke/checkpoints" / f"labels-{whole['key']}"
+    table = artifacts.load("labels", "labels.parquet", "smoke")
+    artifacts.write(folder / "shard-0000000.parquet", table.assign(naswot=1.0))  # as a killed run leaves it
+    resumed = stages.run("labels", "smoke", device="cpu", progress=False)
+    assert (artifacts.load("labels", "labels.parquet", "smoke")["naswot"] == 1.0).all()
+    assert resumed["config"]["n"] == 16 and not folder.exists()
+    monkeypatch.setitem(paper.SCALES, "smoke", replace(paper.SCALES["smoke"], labelled=15))
+    artifacts.write(folder / "shard-0000000.parquet", table.assign(naswot=1.0))
+    stages.run("labels", "smoke", device="cpu", progress=False)
+    assert not (artifacts.load("labels", "labels.parquet", "smoke")["naswot"] == 1.0).any()

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
@@ -46,19 +47,19 @@ class Stage:
         scale: every size.
         seed: of the run.
         device: where to compute.
+        identity: hash of what a checkpoint must agree with to be gone on from; part of its name.
         fresh: forget checkpoints of an earlier, unfinished run.
         config: facts to keep beside the result; the stage's function adds to it.
-        points: checkpoints handed out; cleared once the result is saved.
     """
 
     name: str
     scale: Scale
     seed: int
     device: torch.device
+    identity: str
     fresh: bool = False
     progress: bool = True
     config: dict = field(default_factory=dict)
-    points: list[Checkpoint] = field(default_factory=list)
 
     def load(self, stage: str, filename: str):
         """One file of an earlier stage at this scale."""
@@ -66,9 +67,7 @@ class Stage:
 
     def checkpoint(self, name: str = "") -> Checkpoint:
         """Where a long loop of this stage keeps its state."""
-        point = artifacts.checkpoint(f"{self.name}-{self.seed}", self.scale.name, fresh=self.fresh, name=name)
-        self.points.append(point)
-        return point
+        return artifacts.checkpoint(f"{self.name}-{self.identity}", self.scale.name, fresh=self.fresh, name=name)
 
     def dataset(self, name: str = "auto", **options) -> datasets.Dataset:
         """Images, with their source noted in `config`."""
@@ -118,7 +117,8 @@ def run(
         artifacts.load_manifest(earlier, scale)
     where = artifacts.pick_device(device)
     key = freshness(stage, scale, seed, device)
-    job = Stage(stage, SCALES[scale], seed, where, fresh, progress)
+    identity = key if scale == "smoke" else freshness(stage, scale, seed, device, code=False)
+    job = Stage(stage, SCALES[scale], seed, where, identity, fresh, progress)
     began = time.monotonic()
     files = _function(stage)(job)
     manifest = artifacts.save(
@@ -131,13 +131,16 @@ def run(
         config=job.config,
         key=key,
     )
-    for point in job.points:
-        point.clear()
+    for leftover in (artifacts.data_dir(scale) / "checkpoints").glob(f"{stage}-*"):
+        shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
     return manifest
 
 
-def freshness(stage: str, scale: str, seed: int, device: str) -> str:
-    """Key of everything that decides a stage's result: sizes, seed, data at hand, code, and the inputs' own files."""
+def freshness(stage: str, scale: str, seed: int, device: str, *, code: bool = True) -> str:
+    """Key of everything that decides a stage's result: sizes, seed, data at hand, code, and the inputs' own files.
+
+    `code=False` leaves the library's code out: hours of lite and paper work go on after an edit that does not matter.
+    """
     inputs = {}
     for earlier in NEEDS[stage]:
         if artifacts.manifest_path(earlier, scale).exists():
@@ -149,7 +152,7 @@ def freshness(stage: str, scale: str, seed: int, device: str) -> str:
         seed,
         artifacts.pick_device(device).type,
         artifacts.data_at_hand(),
-        artifacts.library_hash([f"graphnas_lib.stages.{stage}"]),
+        artifacts.library_hash([f"graphnas_lib.stages.{stage}"]) if code else "",
         inputs,
     ]
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:16]

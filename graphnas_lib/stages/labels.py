@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import shutil
 
 import pandas as pd
@@ -21,8 +20,7 @@ def make(stage: Stage) -> dict:
     data = stage.dataset(resolution=scale.label_resolution)
     images, targets = data.batch(scale.label_batch, device=stage.device)
     chosen = cells.load(scale.name)[: scale.labelled].cells()
-    identity = hashlib.sha256(f"{stage.seed} {data.source} {tuple(images.shape)}".encode()).hexdigest()[:12]
-    folder = artifacts.data_dir(scale.name) / "checkpoints" / f"labels-{identity}"
+    folder = artifacts.data_dir(scale.name) / "checkpoints" / f"labels-{stage.identity}"
     if stage.fresh:
         shutil.rmtree(folder, ignore_errors=True)
     options = {"seed": stage.seed, "classes": data.classes}
@@ -36,7 +34,6 @@ def make(stage: Stage) -> dict:
         resolution=scale.label_resolution,
     )
     stage.config.update(reference=reference)
-    shutil.rmtree(folder, ignore_errors=True)
     return {"labels.parquet": table}
 
 
