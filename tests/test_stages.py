@@ -120,7 +120,8 @@ def test_without_artifacts_measured_claims_read_not_run_and_exact_ones_hold(home
 @pytest.mark.parametrize(
     ("finding", "scale", "expected"),
     [
-        (ledger.Finding("x", holds=True), "smoke", "reduced scale"),
+        (ledger.Finding("x", holds=True), "smoke", "not decided"),
+        (ledger.Finding("x", holds=False), "smoke", "not decided"),
         (ledger.Finding("x", holds=True), "lite", "reduced scale"),
         (ledger.Finding("x", holds=True), "paper", "reproduced"),
         (ledger.Finding("x", holds=True, exact=True), "smoke", "reproduced"),
