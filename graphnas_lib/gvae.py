@@ -17,7 +17,6 @@ from dataclasses import asdict, dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch_geometric.nn import DenseGCNConv
 from tqdm.auto import trange
 
 from graphnas_lib import artifacts
@@ -77,6 +76,8 @@ class GraphEncoder(nn.Module):
     """
 
     def __init__(self, config: GVAEConfig):
+        from torch_geometric.nn import DenseGCNConv  # here, since its import takes longer than all others together
+
         super().__init__()
         if config.readout not in READOUTS:
             raise ValueError(f"readout must be one of {READOUTS}; got {config.readout!r}.")
