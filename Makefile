@@ -49,10 +49,13 @@ $(STAMP): pyproject.toml constraints.txt
 reproduce: $(STAMP) ## all notebooks, headlessly: every table and figure (SCALE=, NOTEBOOKS=)
 	@"$(PY)" -m graphnas_lib reproduce $(if $(SCALE),--scale $(SCALE)) $(if $(NOTEBOOKS),--notebooks $(NOTEBOOKS))
 
-test: lint unit smoke nbval ## everything CI checks: lint, unit tests, all notebooks at smoke, nbval
-
-# One after the other, also under make -j: each uses all cores, and nbval reads what smoke has made.
-.NOTPARALLEL:
+# Unit tests and the smoke run share the two cores; nbval reads what smoke has made.
+test: lint ## everything CI checks: lint, unit tests, all notebooks at smoke, nbval
+	@log=$$(mktemp); trap 'kill $$(jobs -p) 2>/dev/null || true; rm -f "$$log"' EXIT; \
+	$(MAKE) --no-print-directory smoke >"$$log" 2>&1 & smoke=$$!; \
+	$(MAKE) --no-print-directory unit; \
+	tail -n +1 -f "$$log" & status=0; wait $$smoke || status=$$?; sleep 1; exit $$status
+	@$(MAKE) --no-print-directory nbval
 
 lint: $(STAMP) ## ruff: format and rules, code and notebooks
 	@"$(PY)" -m ruff format --check --quiet . || { echo "Run make format." >&2; exit 1; }
