@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 
 import pandas as pd
@@ -9,7 +10,7 @@ import torch
 
 from graphnas_lib import artifacts, evolution
 from graphnas_lib.evolution import HLIndividual
-from graphnas_lib.macro import Architecture
+from graphnas_lib.macro import Architecture, Triple
 from graphnas_lib.network import count
 from graphnas_lib.scores import ProxyScore
 from graphnas_lib.search import SearchResult, history_table, random_search
@@ -73,15 +74,11 @@ def generate_cell(sampler: CellSampler, seed: int, family: int, index: int):
 
 def flat_start() -> Architecture:
     """The flat searches' start: alpha_0's widths and strides (halved, to fit every budget) with one plain cell."""
-    from graphnas_lib.macro import Triple
-
     return Architecture(tuple(Triple(REFERENCE_CELL, c // 4, s) for _, c, s in evolution.ALPHA_0))
 
 
 def small_start(generate, n_families: int) -> HLIndividual:
     """alpha_0 of App. C with a quarter of its widths, so that it satisfies every budget whatever its cell costs."""
-    from dataclasses import replace
-
     individual = evolution.initial_individual(partial(generate, index=0), n_families)
     pairs = [(family, replace(triple, channels=triple.channels // 4)) for family, triple in individual.pairs()]
     return HLIndividual.from_pairs(pairs)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from graphnas_lib import gvae
-from graphnas_lib.clusters import Families
+from graphnas_lib.clusters import ZC_NAMES, Families
 from graphnas_lib.codes import CellCodes
 from graphnas_lib.embedding import cluster_metrics, embed
 from graphnas_lib.gvae import GVAE, GVAEConfig
@@ -87,8 +87,6 @@ def _measures(model: GVAE, held_out: CellCodes, known: set[str], seed: int) -> d
 
 def _predictor(model: GVAE, held_out: CellCodes, zc: Tensor) -> dict:
     """R^2 of q on labelled cells that training did not see."""
-    from graphnas_lib.clusters import ZC_NAMES
-
     found = model.predict_zc(model.encode(held_out))
     r2 = 1 - (found - zc).square().sum(dim=0) / (zc - zc.mean(dim=0)).square().sum(dim=0)
     return {f"r2_{name}": value for name, value in zip(ZC_NAMES, r2.tolist(), strict=True)}

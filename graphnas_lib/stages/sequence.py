@@ -8,10 +8,10 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from graphnas_lib import sequence
+from graphnas_lib import artifacts, sequence
 from graphnas_lib.clusters import Families
 from graphnas_lib.evolution import HLIndividual
-from graphnas_lib.macro import HLArchitecture
+from graphnas_lib.macro import Architecture, HLArchitecture, Triple
 from graphnas_lib.network import count
 from graphnas_lib.sequence import SequenceConfig, SequenceGenerator
 from graphnas_lib.space import Cell
@@ -24,7 +24,7 @@ HELD_OUT_REQUESTS = 100
 def make(stage: Stage) -> dict:
     """Train on every network that HL-Evo recorded; conditions are params, FLOPs and NASWOT where it was taken."""
     scale = stage.scale
-    manifest = stage_config(stage)
+    facts = artifacts.load_manifest("evolution", scale.name)["config"]
     table = evolution.load(scale.name).query("method == 'HL-Evo'").reset_index(drop=True)
     designs = [HLIndividual.from_json(text).hl for text in table["individual"]]
     conditions = torch.tensor(
@@ -32,7 +32,7 @@ def make(stage: Stage) -> dict:
     )
     families = Families.load(scale.name)
     if scale.name == "paper":
-        config = SequenceConfig(n_families=families.n_clusters, input_shape=tuple(manifest["input_shape"]))
+        config = SequenceConfig(n_families=families.n_clusters, input_shape=tuple(facts["input_shape"]))
     else:
         config = SequenceConfig.small(
             n_families=families.n_clusters,
@@ -42,7 +42,7 @@ def make(stage: Stage) -> dict:
             batch_size=scale.sequence_batch,
             warmup=min(500, scale.sequence_steps // 10),
             lr=2e-3 if scale.name == "smoke" else 5e-4,
-            input_shape=tuple(manifest["input_shape"]),
+            input_shape=tuple(facts["input_shape"]),
         )
     generator, log = sequence.train(
         designs,
@@ -62,15 +62,8 @@ def make(stage: Stage) -> dict:
     return {
         **generator.to_files(half=False),
         "sequence_log.csv": pd.DataFrame(log.rows),
-        "sequence_requests.csv": _realised(generator, families, requests, manifest, stage.seed),
+        "sequence_requests.csv": _realised(generator, families, requests, facts),
     }
-
-
-def stage_config(stage: Stage) -> dict:
-    """Facts noted by the evolution stage: input shape, classes, batch."""
-    from graphnas_lib import artifacts
-
-    return artifacts.load_manifest("evolution", stage.scale.name)["config"]
 
 
 def _requests(conditions: Tensor, seed: int) -> Tensor:
@@ -85,9 +78,7 @@ def _requests(conditions: Tensor, seed: int) -> Tensor:
     return rows
 
 
-def _realised(
-    generator: SequenceGenerator, families: Families, requests: Tensor, facts: dict, seed: int
-) -> pd.DataFrame:
+def _realised(generator: SequenceGenerator, families: Families, requests: Tensor, facts: dict) -> pd.DataFrame:
     """What the generator answers: legality with and without the mask, size with each family's medoid as its cell."""
     masked = generator.generate_many(requests)
     free = generator.generate_many(requests, masked=False)
@@ -111,8 +102,6 @@ def _realised(
 
 def _with_medoids(design: HLArchitecture, families: Families, facts: dict):
     """Costs of a macro design with every family's medoid as its cell."""
-    from graphnas_lib.macro import Architecture, Triple
-
     cells = [Cell.from_dict(families.medoid_cells[triple.cluster]) for triple in design.triples]
     triples = tuple(Triple(cell, t.channels, t.stride) for cell, t in zip(cells, design.triples, strict=True))
     architecture = Architecture(triples, design.head_channels, design.stem_stride)

@@ -20,7 +20,7 @@ from graphnas_lib.scores import ProxyScore, TrainedScore
 from graphnas_lib.search import SearchResult, best_so_far, evolve, random_search
 from graphnas_lib.sequence import SequenceGenerator
 from graphnas_lib.stages import Stage, rows
-from graphnas_lib.stages.evolution import flat_start, generate_cell
+from graphnas_lib.stages.evolution import flat_start, generate_cell, small_start
 from graphnas_lib.synonyms import CellSampler, realise
 from graphnas_lib.training import train
 from graphnas_lib.zennet import ZenNet
@@ -123,7 +123,7 @@ def _searches(stage: Stage, data: Dataset, batch, sampler, generator) -> dict[st
 
     def hl_evo() -> Found:
         result = evolution.hl_evo(
-            _hl_start(generate, families),
+            small_start(generate, families),
             score=score,
             feasible=feasible,
             generate_cell=generate,
@@ -191,13 +191,6 @@ def _searches(stage: Stage, data: Dataset, batch, sampler, generator) -> dict[st
 def _size(costs, architecture: Architecture) -> float:
     """Parameters as a score: what every proxy has to beat."""
     return float(costs(architecture).params)
-
-
-def _hl_start(generate, n_families: int):
-    """alpha_0 at a quarter of its widths, as in the evolution stage."""
-    from graphnas_lib.stages.evolution import small_start
-
-    return small_start(generate, n_families)
 
 
 @dataclass(frozen=True)

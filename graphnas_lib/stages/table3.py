@@ -7,7 +7,6 @@ from functools import partial
 import pandas as pd
 
 from graphnas_lib import artifacts, datasets
-from graphnas_lib.archives import MissingDataError
 from graphnas_lib.datasets import ImageFolderDataset
 from graphnas_lib.design import Design, design
 from graphnas_lib.network import build
@@ -99,6 +98,3 @@ def summary(table: pd.DataFrame, facts: dict) -> dict[str, dict[str, dict]]:
             row["Acc. (%)"] = {"value": accuracy.mean(), "spread": accuracy.std(), "n": len(group)}
         ours[f"{budget}: Ours"] = {name: {**value, "note": value.get("note", note)} for name, value in row.items()}
     return ours
-
-
-__all__ = ["BUDGETS", "MissingDataError", "load", "make", "summary"]

@@ -6,6 +6,7 @@ import math
 from functools import partial
 
 import pandas as pd
+import torch
 
 from graphnas_lib import artifacts, nasbench360
 from graphnas_lib.design import Design, design
@@ -57,7 +58,7 @@ def _budget(name: str, scale: str) -> float:
 def measure(name: str, params: float, limit: int | None, epochs: int, seed: int, device: str, parts: dict) -> dict:
     """One row: the design chosen on real samples of the task, and its metric after training."""
     task = nasbench360.load_task(name, limit=limit, seed=seed)
-    inputs, targets, _ = task.train.fetch(_first(16, len(task.train)))
+    inputs, targets, _ = task.train.fetch(torch.arange(min(16, len(task.train))))
     given = {} if task.facts.kind != "points" else {"images": inputs, "labels": targets}
     try:
         chosen: Design = design(
@@ -85,12 +86,6 @@ def measure(name: str, params: float, limit: int | None, epochs: int, seed: int,
         "note": "training diverged" if result.diverged else "no better than a constant answer" * result.at_chance,
         "design": chosen.to_json(),
     }
-
-
-def _first(n: int, size: int):
-    import torch
-
-    return torch.arange(min(n, size))
 
 
 def load(scale: str) -> tuple[pd.DataFrame, dict]:
