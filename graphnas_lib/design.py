@@ -36,7 +36,6 @@ __all__ = ["BudgetUnreachable", "Design", "Designs", "design"]
 
 SHARES = (1.0, 0.97, 0.93, 0.88)  # of the request, each one greedy macro design (ours)
 BATCH = 16  # noise images for T-CET where none are given; the paper's batch is 64 (deviation D18)
-CHUNK = 16  # images a backward: the same value in less memory
 LARGE = 128  # from this side on the stem has stride 2 (deviation D08)
 REDRAWS = 4  # draws of cells per candidate wanted, before fewer are accepted
 
@@ -331,7 +330,8 @@ def _selected(fits: list[Fit], drawer: _Drawer, batch: _Batch, n: int, device, p
     for fitted in tqdm(fits, desc="T-CET", disable=not progress):
         made = _design(fitted, drawer, batch, math.nan)
         try:
-            tcet = proxies.tcet(made.build(seed=drawer.seed).to(device), images, labels, chunk=CHUNK)
+            model = made.build(seed=drawer.seed).to(device, memory_format=torch.channels_last)
+            tcet = proxies.tcet(model, images, labels)
         except proxies.ProxyError as error:
             unscored, last = unscored + 1, error
             continue

@@ -8,8 +8,8 @@ operation. Inputs may have one or two spatial dimensions; `dense=True` keeps eve
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import torch
@@ -95,7 +95,7 @@ def _stem(architecture: Architecture, channels: int, stride: int) -> list[ops.La
 
 def _head(architecture: Architecture) -> list[ops.Layer]:
     width = architecture.triples[-1].channels
-    layers = [ops.norm(width), ops.relu(width)]
+    layers = [ops.norm(width), ops.relu(width, True)]
     if architecture.head_channels is not None:
         layers += [ops.conv(width, architecture.head_channels), ops.norm(architecture.head_channels)]
     return layers
@@ -156,7 +156,7 @@ class CellModule(nn.Module):
         plan = _plan(cell, inputs, channels, stride)
         self.projection = _sequential(plan.projection, dims)
         self.nodes = nn.ModuleDict(
-            {str(node): _sequential(layers, dims) for node, _, _, layers in plan.nodes if layers}
+            {str(node): _sequential(layers, dims, own=len(ins) > 1) for node, ins, _, layers in plan.nodes if layers}
         )
         self.wiring = [(node, sources, raw) for node, sources, raw, _ in plan.nodes]
 
@@ -165,8 +165,8 @@ class CellModule(nn.Module):
         values[INPUT] = self.projection(x)
         for node, sources, raw in self.wiring:
             total = x if raw else values[sources[0]]
-            for source in sources[1:]:
-                total = total + values[source]
+            for i, source in enumerate(sources[1:]):
+                total = total.add_(values[source]) if i else total + values[source]
             values[node] = self.nodes[str(node)](total) if str(node) in self.nodes else total
         return values[OUTPUT]
 
@@ -193,9 +193,18 @@ class Network(nn.Module):
             x = cell(x)
         return self.head(x)
 
+    def sequential_parts(self) -> list[Callable[[Tensor], Tensor]]:
+        """Functions whose composition is `forward`, for those who cannot hold a whole backward in memory."""
+        return [self.stem, *self.cells, self._classify]
+
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, ...) -> (B, classes), or (B, classes, ...) when dense."""
-        x = self.features(x)
+        for part in self.sequential_parts():
+            x = part(x)
+        return x
+
+    def _classify(self, x: Tensor) -> Tensor:
+        x = self.head(x)
         if self.dense:
             return self.classifier(x.movedim(1, -1)).movedim(-1, 1)
         return self.classifier(self.pool(x).flatten(1))
@@ -226,6 +235,8 @@ def build(
         return Network(architecture, tuple(input_shape), classes, dense)
 
 
-def _sequential(layers, dims: int) -> nn.Module:
-    modules = [layer.module(dims) for layer in layers]
-    return nn.Sequential(*modules) if modules else nn.Identity()
+def _sequential(layers, dims: int, own: bool = False) -> nn.Module:
+    """The layers one after another; `own` input may be overwritten."""
+    if own and layers[0].kind == "relu":
+        layers = [replace(layers[0], inplace=True), *layers[1:]]
+    return ops.sequence(list(layers), dims)

@@ -12,6 +12,9 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from graphnas_lib.bottleneck import InvertedBottleneck
+from graphnas_lib.depthwise import DepthwiseConv2d
+
 _CONV = {1: nn.Conv1d, 2: nn.Conv2d}
 _NORM = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d}
 _POOL = {1: nn.AvgPool1d, 2: nn.AvgPool2d}
@@ -29,16 +32,18 @@ class Layer:
     dilation: int = 1
     groups: int = 1
     bias: bool = False  # conv: additive bias; norm: learnt scale and shift
+    inplace: bool = False  # relu: overwrite the input, where nothing else reads it
 
     def module(self, dims: int) -> nn.Module:
         """The layer as a module over `dims` spatial dimensions (1 or 2)."""
         if self.kind == "relu":
-            return nn.ReLU()
+            return nn.ReLU(inplace=self.inplace)
         if self.kind == "norm":
             return _NORM[dims](self.outputs, affine=self.bias)
         if self.kind == "avg_pool":
             return _POOL[dims](self.kernel, self.stride, padding=self.kernel // 2, count_include_pad=False)
-        return _CONV[dims](
+        depthwise = dims == 2 and self.groups == self.inputs == self.outputs
+        return (DepthwiseConv2d if depthwise else _CONV[dims])(
             self.inputs,
             self.outputs,
             self.kernel,
@@ -76,9 +81,17 @@ class Layer:
         return 0, ins * self.inputs
 
 
-def relu(channels: int) -> Layer:
+def sequence(layers: list[Layer], dims: int) -> nn.Module:
+    """The layers one after another as a module; the identity for none."""
+    modules = [layer.module(dims) for layer in layers]
+    if dims == 2 and len(modules) == 9 and isinstance(modules[4], DepthwiseConv2d):
+        return InvertedBottleneck(*modules)
+    return nn.Sequential(*modules) if modules else nn.Identity()
+
+
+def relu(channels: int, inplace: bool = False) -> Layer:
     """ReLU."""
-    return Layer("relu", channels, channels)
+    return Layer("relu", channels, channels, inplace=inplace)
 
 
 def norm(channels: int, affine: bool = True) -> Layer:
@@ -104,7 +117,7 @@ def layers(name: str, inputs: int, outputs: int, stride: int = 1) -> list[Layer]
     k = int(kernel)
     if kind == "avg_pool":
         pool = [Layer("avg_pool", inputs, inputs, k, stride), norm(inputs, affine=False)]
-        widen = [relu(inputs), conv(inputs, outputs, bias=True), norm(outputs)]
+        widen = [relu(inputs, True), conv(inputs, outputs, bias=True), norm(outputs)]
         return pool if inputs == outputs else pool + widen
     if kind == "conv":
         return [relu(inputs), conv(inputs, outputs, k, stride=stride), norm(outputs)]
@@ -116,6 +129,6 @@ def layers(name: str, inputs: int, outputs: int, stride: int = 1) -> list[Layer]
     hidden = max(1, int(inputs * ratio))
     return [
         *(relu(inputs), conv(inputs, hidden), norm(hidden)),
-        *(relu(hidden), conv(hidden, hidden, k, stride=stride, groups=hidden), norm(hidden)),
-        *(relu(hidden), conv(hidden, outputs), norm(outputs)),
+        *(relu(hidden, True), conv(hidden, hidden, k, stride=stride, groups=hidden), norm(hidden)),
+        *(relu(hidden, True), conv(hidden, outputs), norm(outputs)),
     ]

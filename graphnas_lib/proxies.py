@@ -18,7 +18,6 @@ from functools import cache
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.nn import functional as F
 
 from graphnas_lib.macro import stack_cell
@@ -36,6 +35,7 @@ from graphnas_lib.probe import (
     safe_logdet,
     saliency_of,
     stand_ins,
+    substituted,
 )
 from graphnas_lib.space import Cell
 
@@ -159,31 +159,17 @@ def tcet(
         variant: h = "log1p" (the paper's code), "none" (T-CET paper, Eq. 7) or "log" (its released search).
         mode: of the saliency; "eval" matches the scores that the authors recorded, "train" is 11-13% higher. Code
             kernels are always taken in eval mode.
-        chunk: eval mode only: images a backward; the value is the same and the memory smaller.
+        chunk: images an eval-mode backward sees at a time; the value is the same, the memory smaller. On a CPU
+            `probe.CHUNK` unless told.
         loss: mean-reduced loss.
     """
     if variant not in _TCET:
         raise ValueError(f"variant must be one of {tuple(_TCET)}; got {variant!r}.")
     if mode == "eval":
-        seen = _chunked(model, images, labels, chunk=chunk, loss=loss)
+        seen = run(model, images, labels, mode="eval", loss=loss, watch=layers_of(model), chunk=chunk)
         return _tcet(seen.kernels, seen, variant)
     kernels = run(model, images, mode="eval", watch=layers_of(model)).kernels
     return _tcet(kernels, run(model, images, labels, mode=mode, loss=loss), variant)
-
-
-def _chunked(model, images: Tensor, labels: Tensor, *, chunk: int | None, loss: Loss) -> Pass:
-    """Eval-mode pass with kernels whose backward sees `chunk` images at a time: same result, memory / (B / chunk)."""
-    if chunk is None or chunk >= len(images):
-        return run(model, images, labels, mode="eval", loss=loss, watch=layers_of(model))
-    kernels = run(model, images, mode="eval", watch=layers_of(model)).kernels
-    total: dict[str, Tensor | None] = {}
-    for x, y in zip(images.split(chunk), labels.split(chunk), strict=True):
-        part = run(model, x, y, mode="eval", loss=loss)
-        share = len(x) / len(images)  # the loss is a mean over the batch
-        for name, g in part.gradients.items():
-            before = total.get(name)
-            total[name] = before if g is None else g * share if before is None else before.add_(g, alpha=share)
-    return Pass(kernels, part.weights, total)
 
 
 def _tcet(kernels: dict[str, Tensor], seen: Pass, variant: str) -> float:
@@ -234,8 +220,8 @@ def synflow(model: nn.Module, shape: Sequence[int]) -> float:
             module.forward = lambda x: x
     state = {name: t.abs() if t.is_floating_point() else t for name, t in stand_ins(clone).items()}
     weights = [state[f"{name}.weight"].requires_grad_() for name in layers_of(clone)]
-    with torch.enable_grad():
-        outputs = functional_call(clone, state, (torch.ones(1, *shape, dtype=torch.float64, device=weights[0].device),))
+    with torch.enable_grad(), substituted(clone, state):
+        outputs = clone(torch.ones(1, *shape, dtype=torch.float64, device=weights[0].device))
         gradients = torch.autograd.grad(outputs.sum(), weights, allow_unused=True)
     return finite("synflow", sum(saliency_of(w, g).sum() for w, g in zip(weights, gradients, strict=True)))
 
@@ -303,8 +289,8 @@ def module_costs(model: nn.Module, shape: Sequence[int]) -> Costs:
 
     seen = {n: m for n, m in model.named_modules() if isinstance(m, (*LAYERS, *NORMS, *POOLS, nn.ReLU))}
     first = next(model.parameters())
-    with moded(model, "eval"), torch.no_grad(), hooked(seen, see):
-        functional_call(model, stand_ins(model), (torch.zeros(1, *shape, dtype=first.dtype, device=first.device),))
+    with moded(model, "eval"), torch.no_grad(), substituted(model, stand_ins(model)), hooked(seen, see):
+        model(torch.zeros(1, *shape, dtype=first.dtype, device=first.device))
     return Costs(sum(p.numel() for p in model.parameters()), sum(macs), 2 * (sum(macs) + sum(extra)))
 
 

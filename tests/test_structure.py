@@ -23,14 +23,14 @@ LONGEST = 400  # lines of a module
 
 # A module imports from a lower layer only (one paper concept a module). A new module gets its place here.
 LAYERS = (
-    "__init__ canonical checkpoints",
-    "artifacts augment claims deviations draw dynamics embedding latents metrics operations probe published "
+    "__init__ canonical checkpoints depthwise kernels",
+    "artifacts augment bottleneck claims deviations draw dynamics embedding latents metrics probe published "
     "recipes runner space zenblocks",
-    "archives ccnf clusters codes diagrams macro manifest paper results search",
+    "archives ccnf clusters codes diagrams macro manifest operations paper results search",
     "datasets evolution losses network proteins report vocabulary",
-    "fitting gvae proxies sequence tasks zennet",
-    "corpus nasbench360 sgd synonyms",
-    "design training",
+    "fitting gvae nats proxies sequence tasks zennet",
+    "corpus nasbench360 sgd synonyms validation",
+    "design foreign training",
     "scores",
     "stages",
     "ledger views",
