@@ -45,7 +45,9 @@ def parser() -> argparse.ArgumentParser:
     _reproduce_options(_verb(verbs, "reproduce", reproduce, "run the notebooks: every table and figure"))
     _run_options(_verb(verbs, "run", run, "run one stage, for example: run gvae --scale smoke"))
     _design_options(_verb(verbs, "design", design, "a budget in, networks out"))
-    _score_options(_verb(verbs, "score", score, "costs and zero-cost proxies of one architecture"))
+    _score_options(
+        _verb(verbs, "score", score, "costs and zero-cost proxies of one network, yours too: score FILE.py:CLASS")
+    )
     _verb(verbs, "doctor", doctor, "versions, device, data and artifacts of this installation")
     return top
 
@@ -149,8 +151,8 @@ def number(text: str) -> float:
 
 def shape(text: str) -> tuple[int, ...]:
     """ "3x32x32" to (3, 32, 32)."""
-    if not re.fullmatch(r"\d+(x\d+){1,2}", text):
-        raise argparse.ArgumentTypeError(f"a shape such as 3x32x32 or 1x1000; got {text!r}")
+    if not re.fullmatch(r"0*[1-9]\d*(x0*[1-9]\d*){0,2}", text):
+        raise argparse.ArgumentTypeError(f"a shape such as 3x32x32, 1x1000 or 784; got {text!r}")
     return tuple(int(side) for side in text.split("x"))
 
 
@@ -212,30 +214,56 @@ def _images(name: str, input_shape: tuple[int, ...]):
 
 
 def _score_options(to: argparse.ArgumentParser) -> None:
-    to.add_argument("architecture", help="JSON file of an Architecture or a Design, or a NATS-Bench cell string")
-    to.add_argument("--data", default="auto", help="data set for the proxies: auto (default), cifar10, ..., digits")
+    to.add_argument(
+        "architecture",
+        help="your own network, FILE.py:CLASS or 'FILE.py:CLASS(10, width=32)' (a class, or a function that returns a "
+        "network; the file is run as an import runs it); or a JSON file of an Architecture or a Design; or a "
+        "NATS-Bench cell string",
+    )
+    to.add_argument(
+        "--data",
+        default="auto",
+        help="what the proxies are taken on: cifar10, cifar100, imagenet16-120, digits, noise; auto (default): real "
+        "images where there are some of the input's shape, else noise",
+    )
     to.add_argument("--input", type=shape, metavar="CxHxW", help="count and score at this size; default the data's")
-    to.add_argument("--proxies", nargs="+", default=DEFAULT_PROXIES, help=f"default {' '.join(DEFAULT_PROXIES)}")
+    to.add_argument(
+        "--proxies",
+        nargs="+",
+        default=DEFAULT_PROXIES,
+        help=f"default {' '.join(DEFAULT_PROXIES)}; a wrong one lists all",
+    )
     _common(to)
 
 
 def score(options: argparse.Namespace) -> int:
     """The verb `score`."""
-    architecture = _architecture(options.architecture)
-    from graphnas_lib import datasets, network, proxies
+    from graphnas_lib import foreign, network, proxies
 
-    dataset = datasets.load(options.data, resolution=options.input[-1] if options.input else None)
-    images, labels = dataset.batch(IMAGES, device=artifacts.pick_device(options.device))
-    if options.input and tuple(images.shape[1:]) != options.input:
-        raise ValueError(f"--data {options.data} has images of shape {tuple(images.shape[1:])}; got {options.input}.")
-    sizes = {"input_shape": tuple(images.shape[1:]), "classes": dataset.classes}
-    costs = network.count(architecture, **sizes)
-    model = network.build(architecture, **sizes, seed=options.seed).to(images.device)
-    for name in ("params", "macs", "flops"):
-        print(f"{name:<12}{getattr(costs, name):>16,}")
-    for name, value in proxies.score(model, images, labels, options.proxies).items():
-        print(f"{name:<12}{value:>16.6g}")
-    print(f"On {len(images)} images of {dataset.source}, {'x'.join(map(str, images.shape[1:]))}; seed {options.seed}.")
+    own, seed, device = foreign.is_named(options.architecture), options.seed, artifacts.pick_device(options.device)
+    if own:
+        model = foreign.load(options.architecture, seed=seed)
+    else:
+        architecture = _architecture(options.architecture)
+    images, labels, classes, source = foreign.batch(options.data, options.input, IMAGES, seed=seed)
+    sizes = {"input_shape": tuple(images.shape[1:]), "classes": classes or 10}
+    if own:
+        model = model.to(device)
+        outputs = foreign.check_forward(model, images.to(device), options.architecture)
+        if outputs < classes:
+            raise ValueError(f"The network has {outputs} outputs and the data {classes} classes; use --data noise.")
+        sizes["classes"] = outputs
+    else:
+        costs = vars(network.count(architecture, **sizes))
+        model = network.build(architecture, **sizes, seed=seed)
+    if labels is None:
+        labels = foreign.random_labels(len(images), sizes["classes"], seed=seed)
+    model, images, labels = model.to(device), images.to(device), labels.to(device)
+    values = proxies.score(model, images, labels, options.proxies)
+    if own:
+        costs = vars(proxies.module_costs(model, sizes["input_shape"]))
+    print(foreign.table({**costs, **values}))
+    print(foreign.explained(len(images), source, sizes["input_shape"], seed))
     return 0
 
 
@@ -250,7 +278,10 @@ def _architecture(text: str):
         return stack_cell(Cell.from_nats(text.strip()))
     path = Path(text)
     if not path.is_file():
-        raise FileNotFoundError(f"An architecture is a JSON file or a NATS-Bench cell '|...~0|+...'; no file {text!r}.")
+        raise FileNotFoundError(
+            "What to score is your network as FILE.py:CLASS, a JSON file, or a NATS-Bench cell '|...~0|+...'; "
+            f"no file {text!r}."
+        )
     content = path.read_text()
     try:
         data = json.loads(content)

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from graphnas_lib.space import EDGES, KERNELS, N_NODES, OP_NODES, OP_TYPES, OPERATIONS, Cell
+from graphnas_lib.space import EDGES, KERNELS, N_NODES, OP_NODES, OP_TYPES, OPERATIONS, Cell, InvalidCellError
 
 VIEW_NODES = N_NODES + 1  # paper: Tab. 6, [9 x 9, 15 x 9]
 VIEW_FEATURES = 15  # nine types without skip, input / output / global flags, three kernels
@@ -60,7 +60,18 @@ class CellCodes:
         return CellCodes(self.edges.to(device), self.operations.to(device))
 
     def cells(self) -> list[Cell]:
-        """Cells as written, not made canonical; InvalidCellError when an edge touches an unused slot."""
+        """Cells as written, not made canonical.
+
+        Raises:
+            InvalidCellError: the tensors hold something else than their attributes say, or an edge touches an unused
+                slot.
+        """
+        n, shapes = self.edges.shape[:1].numel(), (tuple(self.edges.shape), tuple(self.operations.shape))
+        if shapes != ((n, len(EDGES)), (n, OP_NODES)):
+            raise InvalidCellError(f"Codes of cells must be (n, 28) edges and (n, 6) operations; got {shapes}.")
+        if self.operations.is_floating_point() or bool(((self.operations < 0) | (self.operations > UNUSED)).any()):
+            kind, found = self.operations.dtype, sorted(set(self.operations.flatten().tolist()))
+            raise InvalidCellError(f"Operation codes must be integers from 0 to {UNUSED}; got {kind} of {found[-5:]}.")
         adjacency = self.edges.new_zeros(len(self), N_NODES, N_NODES)
         adjacency[:, _SOURCE, _TARGET] = self.edges
         rows = zip(adjacency.cpu().numpy(), self.operations.tolist(), strict=True)

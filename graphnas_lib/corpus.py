@@ -8,9 +8,12 @@ reason in `error`; it is counted and never given a number.
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
+import sys
 import warnings
 from collections.abc import Iterator, Sequence
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -29,7 +32,7 @@ from graphnas_lib.space import N_NODES, OP_NODES, OPERATIONS, Cell, InvalidCellE
 EDGE_ROWS, EDGE_COLUMNS = np.triu_indices(N_NODES, 1)  # bit i of `edges` is the i-th of these 28 pairs
 OP_COLUMNS = tuple(f"op_{node}" for node in range(1, OP_NODES + 1))
 CELL_COLUMNS = ("key", "edges", *OP_COLUMNS)
-CELLS_A_TASK = 4
+CELLS_A_TASK = 8
 SETTINGS = "labelling.json"
 
 
@@ -49,18 +52,38 @@ def cells_from_table(table: pd.DataFrame) -> list[Cell]:
     """Inverse of `cells_table`; other columns are ignored.
 
     Raises:
-        ValueError: a column is missing.
-        InvalidCellError: a row is no cell.
+        InvalidCellError: a column is missing, or a row is no cell.
     """
-    missing = [name for name in CELL_COLUMNS[1:] if name not in table.columns]
-    if missing:
-        raise ValueError(f"A table of cells must have the columns {CELL_COLUMNS[1:]}; {missing} are missing.")
+    if not isinstance(table, pd.DataFrame):
+        raise InvalidCellError(f"A table of cells must be a DataFrame; got {type(table).__name__}.")
+    for name in CELL_COLUMNS[1:]:
+        if (table.columns == name).sum() != 1:
+            found = "missing" if name not in table.columns else "there more than once"
+            raise InvalidCellError(f"A table of cells must have the columns {CELL_COLUMNS[1:]}; {name!r} is {found}.")
     adjacency = np.zeros((len(table), N_NODES, N_NODES), np.uint8)
-    bits = table["edges"].to_numpy(np.int64)[:, None] >> np.arange(len(EDGE_ROWS)) & 1  # (n, 28)
-    adjacency[:, EDGE_ROWS, EDGE_COLUMNS] = bits
+    edges = _whole(table["edges"], 0, 2 ** len(EDGE_ROWS) - 1)
+    adjacency[:, EDGE_ROWS, EDGE_COLUMNS] = edges[:, None] >> np.arange(len(EDGE_ROWS)) & 1  # (n, 28)
     names = (*OPERATIONS, None)  # -1 is the last
-    ops = table[list(OP_COLUMNS)].to_numpy()
-    return [Cell(a, [names[i] for i in row]) for a, row in zip(adjacency, ops)]
+    ops = np.stack([_whole(table[name], -1, len(OPERATIONS) - 1) for name in OP_COLUMNS], axis=1)  # (n, 6)
+    cells = []
+    for row, (matrix, codes) in enumerate(zip(adjacency, ops.tolist())):
+        try:
+            cells.append(Cell(matrix, [names[code] for code in codes]))
+        except InvalidCellError as error:
+            raise InvalidCellError(f"Row {row} of the table: {error}") from error
+    return cells
+
+
+def _whole(column: pd.Series, low: int, high: int) -> np.ndarray:
+    """A column's integers, int64; InvalidCellError names the first that is none or lies outside low..high."""
+    must = f"Column {column.name!r} of a table of cells must hold integers from {low} to {high}"
+    if not pd.api.types.is_integer_dtype(column.dtype):
+        raise InvalidCellError(f"{must}; got dtype {column.dtype}.")
+    outside = ~column.between(low, high).fillna(False).to_numpy(bool)
+    if outside.any():
+        row = int(outside.argmax())
+        raise InvalidCellError(f"{must}; got {column.iloc[row]} in row {row}.")
+    return column.to_numpy(np.int64)
 
 
 # ---- labelling
@@ -77,7 +100,7 @@ def label(
     width: int = 16,
     repeats: int = 5,
     classes: int = 10,
-    shard_size: int = 64,
+    shard_size: int = 32,
     progress: bool = True,
     dask: str | None = None,
 ) -> pd.DataFrame:
@@ -85,7 +108,8 @@ def label(
 
     Args:
         cells: what to label; a longer list with the same beginning goes on from the same shards.
-        images: (B, C, H, W) float, normalised; the paper's batch is 64. On CUDA take `workers=1`.
+        images: (B, C, H, W) float, normalised; the paper's batch is 64. On CUDA every worker labels on that device: a
+            small network is bound by launches, so several processes share one.
         labels: (B,) class indices.
         seed: of every cell's initial weights; a label depends on the cell and these arguments alone.
         out: folder of the shards.
@@ -103,6 +127,7 @@ def label(
 
     Raises:
         ValueError: `out` holds shards of other settings or other cells.
+        RuntimeError: a process was killed; what was finished is kept, and the same call goes on from there.
     """
     out = Path(out)
     options = {"seed": seed, "width": width, "repeats": repeats, "classes": classes}
@@ -111,11 +136,16 @@ def label(
     spans = [range(start, min(start + shard_size, len(cells))) for start in range(0, len(cells), shard_size)]
     todo = [span for span in spans if not _is_done(_shard(out, span), table["key"].iloc[list(span)])]
     tasks = [span[i : i + CELLS_A_TASK] for span in todo for i in range(0, len(span), CELLS_A_TASK)]
-    jobs = (joblib.delayed(_label_task)([cells[i] for i in task], images, labels, options) for task in tasks)
+    device, batch = images.device, (images.cpu(), labels.cpu())  # a CUDA tensor cannot go to another process
+    jobs = (joblib.delayed(_label_task)([cells[i] for i in task], *batch, options, device) for task in tasks)
     rows: list[dict] = []
     left = iter(todo)
     span = next(left, None)
-    with _backend(dask), tqdm(total=len(cells), disable=not progress, unit="cell", desc="ZC vectors") as bar:
+    with (
+        _killed(out, spans),
+        _backend(dask),
+        tqdm(total=len(cells), disable=not progress, unit="cell", desc="ZC vectors") as bar,
+    ):
         bar.update(len(cells) - sum(map(len, todo)))
         for found in joblib.Parallel(n_jobs=-1 if dask else workers, return_as="generator")(jobs):
             rows += found
@@ -146,8 +176,37 @@ def zc_matrix(table: pd.DataFrame) -> Tensor:
     return torch.tensor(table[list(ZC_NAMES)].to_numpy(np.float64))
 
 
-def _label_task(cells: list[Cell], images: Tensor, labels: Tensor, options: dict) -> list[dict]:
-    return [label_cell(cell, images, labels, options) for cell in cells]
+def _label_task(cells: list[Cell], images: Tensor, labels: Tensor, options: dict, device: torch.device) -> list[dict]:
+    """Rows of a few cells, on one thread: two workers of one thread beat one of two."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        images, labels = images.to(device), labels.to(device)
+        return [label_cell(cell, images, labels, options) for cell in cells]
+    finally:
+        torch.set_num_threads(before)
+        _return_memory()
+
+
+def _return_memory() -> None:
+    """Give freed memory back to the system: joblib restarts a worker whose memory seems to grow."""
+    if sys.platform == "linux":
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc alone
+        if trim is not None:
+            trim(0)
+
+
+@contextmanager
+def _killed(out: Path, spans: list[range]) -> Iterator[None]:
+    """Say what to do when a process dies alone: joblib then stops all of them."""
+    try:
+        yield
+    except BrokenProcessPool as error:
+        done = sum(len(span) for span in spans if _shard(out, span).exists())
+        raise RuntimeError(
+            f"A labelling process was killed, from outside or for want of memory; {done} of {sum(map(len, spans))} "
+            f"cells are kept in {out.name}. Run the same command again to go on."
+        ) from error
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import reprlib
 from functools import cached_property
 
 import numpy as np
@@ -37,6 +38,9 @@ EDGES = tuple((a, b) for b in range(1, N_NODES) for a in range(b))  # the 28 pos
 _OP_INDEX = {name: i for i, name in enumerate(OPERATIONS)}
 _NATS_NODES = {(0, 1): 1, (0, 2): 2, (1, 2): 3, (0, 3): 4, (1, 3): 5, (2, 3): 6}  # NATS edge -> our operation node
 _NATS_OPS = {"skip_connect": "skip", "nor_conv_1x1": "conv_1", "nor_conv_3x3": "conv_3", "avg_pool_3x3": "avg_pool_3"}
+_NATS_PATTERN = re.compile(r"\|(\w+)~0\|\+\|(\w+)~0\|(\w+)~1\|\+\|(\w+)~0\|(\w+)~1\|(\w+)~2\|", re.ASCII)
+_SHORT = reprlib.Repr()  # what came, in a message that stays readable
+_SHORT.maxstring = _SHORT.maxother = 120
 
 
 class InvalidCellError(ValueError):
@@ -57,23 +61,20 @@ class Cell:
     __slots__ = ("__dict__", "_adjacency", "operations")
 
     def __init__(self, adjacency, operations):
-        matrix = np.asarray(adjacency)
-        if matrix.shape != (N_NODES, N_NODES):
-            raise InvalidCellError(f"A cell's adjacency must be (8, 8) (Sec. 3); got {matrix.shape}.")
-        if not np.isin(matrix, (0, 1)).all():
-            raise InvalidCellError(f"A cell's adjacency must hold 0 and 1 alone; got {np.unique(matrix)[:5].tolist()}.")
-        matrix = matrix.astype(np.uint8)
+        matrix = _binary(adjacency, "adjacency", (N_NODES, N_NODES))
         if np.tril(matrix).any():
             a, b = np.argwhere(np.tril(matrix))[0]
             raise InvalidCellError(
                 f"Cell edges must run forward (Sec. 3: node n reads only earlier nodes); got {a} -> {b}."
             )
-        operations = tuple(operations)
+        operations = _listed(operations, "operations must be a list of six names")
         if len(operations) != OP_NODES:
             raise InvalidCellError(f"A cell must name six operations (None = unused node); got {len(operations)}.")
         for node, name in enumerate(operations, start=1):
-            if name is not None and name not in _OP_INDEX:
-                raise InvalidCellError(f"Node {node}: operation must be None or one of {OPERATIONS}; got {name!r}.")
+            if name is not None and not (isinstance(name, str) and name in _OP_INDEX):
+                raise InvalidCellError(
+                    f"Node {node}: operation must be None or one of {OPERATIONS}; got {_SHORT.repr(name)}."
+                )
             if name is None and (matrix[node].any() or matrix[:, node].any()):
                 raise InvalidCellError(f"Node {node} is unused (None) and must have no edges; it has some.")
         matrix.setflags(write=False)
@@ -84,20 +85,17 @@ class Cell:
 
     @classmethod
     def from_edges(cls, edges, operations) -> Cell:
-        """Cell from a list of (source, target) pairs."""
+        """Cell from a list of (source, target) pairs of integers."""
         matrix = np.zeros((N_NODES, N_NODES), np.uint8)
-        for a, b in edges:
-            if not (0 <= a < N_NODES and 0 <= b < N_NODES):
-                raise InvalidCellError(f"Edge ends must be nodes 0 to 7; got {a} -> {b}.")
+        for edge in _listed(edges, "edges must be a list of pairs (source, target)"):
+            a, b = _ends(edge)
             matrix[a, b] = 1
         return cls(matrix, operations)
 
     @classmethod
     def from_arrays(cls, adjacency, features) -> Cell:
         """Cell from A (8, 8) and F (8, 13): ten operation types, then three kernels, one-hot (Sec. 3)."""
-        f = np.asarray(features)
-        if f.shape != (N_NODES, len(OP_TYPES) + len(KERNELS)):
-            raise InvalidCellError(f"A cell's features must be (8, 13) (Sec. 3); got {f.shape}.")
+        f = _binary(features, "features", (N_NODES, len(OP_TYPES) + len(KERNELS)))
         if f[[INPUT, OUTPUT]].any():
             raise InvalidCellError("Rows 0 and 7 of the features (input and output) must be zero; they are not.")
         return cls(adjacency, [_operation_of(row, node) for node, row in enumerate(f[1:OUTPUT], start=1)])
@@ -105,24 +103,21 @@ class Cell:
     @classmethod
     def from_nats(cls, text: str) -> Cell:
         """Cell of a NATS-Bench-TSS string; its six edges become operation nodes, `none` edges vanish."""
-        tokens = re.findall(r"([a-z_0-9]+)~(\d)", text)
-        blocks = [re.findall(r"([a-z_0-9]+)~(\d)", block) for block in text.split("+")]
-        if [len(block) for block in blocks if block] != [1, 2, 3] or len(tokens) != 6:
+        found = _NATS_PATTERN.fullmatch(text) if isinstance(text, str) else None
+        if found is None:
             raise InvalidCellError(
-                f"A NATS-Bench string must look like |op~0|+|op~0|op~1|+|op~0|op~1|op~2|; got {text!r}."
+                f"A NATS-Bench string must look like |op~0|+|op~0|op~1|+|op~0|op~1|op~2|; got {_SHORT.repr(text)}."
             )
         operations: list[str | None] = [None] * OP_NODES
         live: dict[tuple[int, int], int] = {}
-        for target, block in enumerate((block for block in blocks if block), start=1):
-            for name, source in block:
-                if name == "none":
-                    continue
-                if name not in _NATS_OPS or (int(source), target) not in _NATS_NODES:
-                    raise InvalidCellError(
-                        f"NATS-Bench operation must be none or one of {tuple(_NATS_OPS)}; got {name}~{source}."
-                    )
-                node = _NATS_NODES[int(source), target]
-                operations[node - 1], live[int(source), target] = _NATS_OPS[name], node
+        for ((source, target), node), name in zip(_NATS_NODES.items(), found.groups(), strict=True):
+            if name == "none":
+                continue
+            if name not in _NATS_OPS:
+                raise InvalidCellError(
+                    f"NATS-Bench operation must be none or one of {tuple(_NATS_OPS)}; got {name}~{source}."
+                )
+            operations[node - 1], live[source, target] = _NATS_OPS[name], node
         edges = [(0, node) for (a, _), node in live.items() if a == 0] + [
             (node, OUTPUT) for (_, b), node in live.items() if b == 3
         ]
@@ -132,14 +127,11 @@ class Cell:
     @classmethod
     def from_dict(cls, data: dict) -> Cell:
         """Inverse of `to_dict`."""
-        try:
-            return cls.from_edges(data["edges"], data["operations"])
-        except (KeyError, TypeError, ValueError) as error:
-            if isinstance(error, InvalidCellError):
-                raise
+        if not isinstance(data, dict) or not {"edges", "operations"} <= data.keys():
             raise InvalidCellError(
-                f"A cell must be {{'edges': [[a, b], ...], 'operations': [six names]}}; got {data!r}."
-            ) from error
+                f"A cell must be {{'edges': [[a, b], ...], 'operations': [six names]}}; got {_SHORT.repr(data)}."
+            )
+        return cls.from_edges(data["edges"], data["operations"])
 
     # ---- views
 
@@ -255,6 +247,49 @@ class Cell:
         return f"Cell({ops} | {' '.join(f'{a}>{b}' for a, b in self.edges)})"
 
 
+def _binary(value, name: str, shape: tuple[int, int]) -> np.ndarray:
+    """A fresh uint8 array of 0 and 1 of that shape; InvalidCellError for anything else."""
+    try:
+        array = np.asarray(value)
+    except (TypeError, ValueError, RuntimeError) as error:  # ragged lists; tensors that are no arrays
+        raise InvalidCellError(f"A cell's {name} must be {shape} (Sec. 3); got no array: {error}") from error
+    if array.shape != shape:
+        raise InvalidCellError(f"A cell's {name} must be {shape} (Sec. 3); got {array.shape}.")
+    if array.dtype.kind not in "buif":
+        first = _SHORT.repr(array.flat[0])
+        raise InvalidCellError(f"A cell's {name} must be numbers; got dtype {array.dtype}, the first {first}.")
+    wrong = (array != 0) & (array != 1)  # NaN is neither
+    if wrong.any():
+        row, column = np.argwhere(wrong)[0]
+        raise InvalidCellError(
+            f"A cell's {name} must hold 0 and 1 alone; got {array[row, column]} in row {row}, column {column}."
+        )
+    return array.astype(np.uint8)
+
+
+def _listed(value, must: str) -> tuple:
+    """Items of a sequence; text, mappings and sets, whose items mean something else, are refused."""
+    if isinstance(value, (str, bytes, bytearray, dict, set, frozenset)):
+        raise InvalidCellError(f"A cell's {must}; got the {type(value).__name__} {_SHORT.repr(value)}.")
+    try:
+        return tuple(value)
+    except TypeError as error:
+        raise InvalidCellError(f"A cell's {must}; got {_SHORT.repr(value)}.") from error
+
+
+def _ends(edge) -> tuple[int, int]:
+    """Source and target of an edge, integers 0 to 7."""
+    ends = _listed(edge, "edge must be a pair (source, target)")
+    if len(ends) != 2:
+        raise InvalidCellError(f"A cell's edge must be a pair (source, target); got {_SHORT.repr(edge)}.")
+    for end in ends:
+        if not isinstance(end, (int, np.integer)) or isinstance(end, bool):
+            raise InvalidCellError(f"Edge ends must be integers; got {_SHORT.repr(end)} in {_SHORT.repr(edge)}.")
+        if not 0 <= end < N_NODES:
+            raise InvalidCellError(f"Edge ends must be nodes 0 to 7; got {ends[0]} -> {ends[1]}.")
+    return ends
+
+
 def _operation_of(row: np.ndarray, node: int) -> str | None:
     """Operation name of one row of F."""
     if not row.any():
@@ -263,7 +298,7 @@ def _operation_of(row: np.ndarray, node: int) -> str | None:
     name = OP_TYPES[types[0]] if len(types) == 1 else ""
     if name == "skip" and len(kernels) <= 1:
         return name
-    if not name or len(kernels) != 1 or set(np.unique(row)) - {0, 1}:
+    if not name or len(kernels) != 1:
         raise InvalidCellError(
             f"Row {node} of the features must be one-hot over 10 types and over 3 kernels; got {row.tolist()}."
         )

@@ -1,6 +1,13 @@
 """Cells as tables, and the labelling loop: parallel, resumable, failures counted."""
 
 import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -35,7 +42,7 @@ def test_cells_survive_the_table(tmp_path):
     assert corpus.cells_from_table(artifacts.read(tmp_path / "cells.parquet")) == cells
     assert table["key"].tolist() == [cell.key() for cell in cells]
     assert corpus.cells_from_table(corpus.cells_table([])) == []
-    with pytest.raises(ValueError, match="\\['edges'\\] are missing"):
+    with pytest.raises(ValueError, match="'edges' is missing"):
         corpus.cells_from_table(table.drop(columns="edges"))
 
 
@@ -81,12 +88,109 @@ def test_failures_are_counted_and_never_scored(batch, tmp_path):
 
 def test_two_processes_give_the_same_labels(labelled, batch, tmp_path):
     found = corpus.label(CELLS, *batch, out=tmp_path, **{**SMALL, "workers": 2})
-    pd.testing.assert_frame_equal(found, labelled, rtol=1e-3)  # threads differ between the processes
+    pd.testing.assert_frame_equal(found, labelled, check_exact=True)  # one thread a cell: bit for bit
 
 
-def test_a_dask_cluster_gives_the_same_labels(labelled, batch, tmp_path):
+# ---- labelling that is killed
+
+FORTY = {"seed": 0, "width": 8, "repeats": 1, "shard_size": 4, "workers": 2, "progress": False}
+SCRIPT = """
+import sys
+import torch
+from graphnas_lib import corpus
+from graphnas_lib.space import sample_cells
+
+g = torch.Generator().manual_seed(0)
+batch = torch.randn(6, 3, 8, 8, generator=g), torch.randint(10, (6,), generator=g)
+options = {"seed": 0, "width": 8, "repeats": 1, "shard_size": 4, "progress": False}
+corpus.label(sample_cells(40, seed=9), *batch, out=sys.argv[1], **options)
+"""  # the labelling of `forty`, in two processes of its own
+
+
+@pytest.fixture(scope="module")
+def forty(batch, tmp_path_factory):
+    """Forty cells and their labels of a run that nobody stopped."""
+    cells = sample_cells(40, seed=9)
+    return cells, corpus.label(cells, *batch, out=tmp_path_factory.mktemp("forty"), **{**FORTY, "workers": 1})
+
+
+def shards(folder: Path) -> dict[str, tuple[int, int]]:
+    """Inode and time of each finished shard: a shard that is written again changes both."""
+    return {path.name: (path.stat().st_ino, path.stat().st_mtime_ns) for path in folder.glob("shard-*")}
+
+
+def spied(monkeypatch, folder: Path, kill_at: str = ""):
+    """Note every cell that any process labels; the first process that is to label the cell `kill_at` dies instead.
+
+    The spy is a local function: it goes to other processes by value.
+    """
+    original, log, fired = corpus._label_task, folder / "log", folder / "fired"
+
+    def spy(cells, *rest):
+        if kill_at in [cell.key() for cell in cells] and not fired.exists():
+            fired.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        rows = original(cells, *rest)
+        with log.open("a") as file:
+            file.write("".join(f"{cell.key()}\n" for cell in cells))
+        return rows
+
+    monkeypatch.setattr(corpus, "_label_task", spy)
+    return lambda: Counter(log.read_text().split())
+
+
+@pytest.mark.skipif(os.name != "posix", reason="kill -9 and process groups are POSIX")
+def test_labelling_goes_on_after_kill_9_and_labels_no_finished_cell_twice(forty, batch, tmp_path, monkeypatch):
+    cells, whole = forty
+    out = tmp_path / "out"
+    run = subprocess.Popen([sys.executable, "-c", SCRIPT, str(out)], start_new_session=True)
+    try:
+        while len(shards(out)) < 3:
+            assert run.poll() is None, "the labelling must not end before it is killed"
+            time.sleep(0.005)
+    finally:
+        os.killpg(run.pid, signal.SIGKILL)  # the workers too
+        assert run.wait() == -signal.SIGKILL
+    kept = shards(out)
+    assert 3 <= len(kept) < 10
+    labelled = spied(monkeypatch, tmp_path)
+    pd.testing.assert_frame_equal(corpus.label(cells, *batch, out=out, **FORTY), whole, check_exact=True)
+    assert {name: shards(out)[name] for name in kept} == kept
+    finished = {cell.key() for name in kept for cell in cells[int(name[6:13]) :][:4]}
+    assert labelled() == Counter({cell.key() for cell in cells} - finished)  # each of the others once
+
+
+@pytest.mark.skipif(os.name != "posix", reason="kill -9 is POSIX")
+def test_a_worker_killed_alone_ends_in_what_to_do(forty, batch, tmp_path, monkeypatch):
+    cells, whole = forty
+    out, other = tmp_path / "out", {**FORTY, "workers": 2}
+    labelled = spied(monkeypatch, tmp_path, kill_at=cells[30].key())
+    with pytest.raises(RuntimeError, match=r"process was killed, .*; \d+ of 40 cells .*Run the same command again"):
+        corpus.label(cells, *batch, out=out, **other)
+    kept, before = shards(out), labelled()
+    assert len(kept) >= 3
+    pd.testing.assert_frame_equal(corpus.label(cells, *batch, out=out, **other), whole, check_exact=True)
+    assert {name: shards(out)[name] for name in kept} == kept
+    assert (labelled() - before).total() == 40 - 4 * len(kept)
+
+
+# ---- labelling on a cluster
+
+
+@pytest.fixture
+def cluster():
+    """Two worker processes of dask."""
     distributed = pytest.importorskip("distributed", reason="dask.distributed is optional")
-    local = {"n_workers": 1, "threads_per_worker": 1, "processes": False, "dashboard_address": None}
-    with distributed.LocalCluster(**local) as cluster:
-        found = corpus.label(CELLS, *batch, out=tmp_path, dask=cluster.scheduler_address, **SMALL)
-    pd.testing.assert_frame_equal(found, labelled, rtol=1e-3)
+    with distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as made:
+        yield made
+
+
+@pytest.mark.skipif(os.name != "posix", reason="kill -9 is POSIX")
+def test_a_dask_cluster_gives_the_same_labels_although_a_worker_is_killed(cluster, forty, batch, tmp_path, monkeypatch):
+    cells, whole = forty
+    labelled = spied(monkeypatch, tmp_path, kill_at=cells[18].key())
+    before = {worker.pid for worker in cluster.workers.values()}
+    found = corpus.label(cells, *batch, out=tmp_path / "out", dask=cluster.scheduler_address, **FORTY)
+    assert (tmp_path / "fired").exists() and before != {worker.pid for worker in cluster.workers.values()}
+    pd.testing.assert_frame_equal(found, whole, check_exact=True)
+    assert set(labelled()) == {cell.key() for cell in cells}

@@ -1,11 +1,13 @@
 """The command line: what it prints, and that a mistake ends in one line."""
 
 import json
+import math
+import re
 from pathlib import Path
 
 import pytest
 
-from graphnas_lib import artifacts, runner
+from graphnas_lib import artifacts, foreign, proxies, runner
 from graphnas_lib.__main__ import main, number
 from graphnas_lib.macro import stack_cell
 from graphnas_lib.network import count
@@ -42,7 +44,8 @@ def command(monkeypatch, capsys):
         (["reproduce", "--save-outputs", "--scale", "smoke"], "01_only has no executed copy at scale 'smoke'"),
         (["design"], "needs a budget"),
         (["design", "--params", "1M", "--scale", "paper"], "paper"),
-        (["score", "no-such-file.json"], "no file 'no-such-file.json'"),
+        (["score", "no-such-file.json"], "What to score is your network as FILE.py:CLASS, a JSON file"),
+        (["score", "no-such-file.py:Net"], "FILE.py:CLASS; no file 'no-such-file.py'"),
         (["score", "|nor_conv_3x3~0|+|broken"], "NATS"),
         (["run", "no-such-stage"], "A stage is one of cells"),
     ],
@@ -76,6 +79,131 @@ def test_score_prints_costs_and_proxies(tmp_path, command):
     expected = vars(count(stacked, input_shape=(3, 16, 16), classes=10))
     assert code == 0 and {name: int(told[name].replace(",", "")) for name in expected} == expected
     assert all(float(told[name]) > 0 for name in ("tcet", "naswot", "snip_ssnr"))
+
+
+NETS = """
+import torch
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self, channels=3, classes=10):
+        super().__init__()
+        self.conv = nn.Conv2d(channels, 4, 3)
+        self.head = nn.Linear(4, classes)
+
+    def forward(self, x):
+        return self.head(self.conv(x).relu().mean((2, 3)))
+
+class Sized(Net):
+    def __init__(self, classes):
+        super().__init__(3, classes)
+
+class Fails(Net):
+    def forward(self, x):
+        return undefined
+
+class Two(Net):
+    def forward(self, x):
+        return super().forward(x), x
+
+class Plain:
+    pass
+
+class Bare(nn.Module):
+    def forward(self, x):
+        return x.flatten(1)
+
+def line(classes=4):
+    return nn.Sequential(nn.Conv1d(1, 4, 3), nn.AdaptiveAvgPool1d(1), nn.Flatten(), nn.LazyLinear(classes))
+
+def maps():
+    return nn.Conv2d(3, 8, 3)
+
+def mlp():
+    return nn.Sequential(nn.Linear(20, 100), nn.ReLU(), nn.Linear(100, 10))
+
+ready = Net()
+"""
+
+
+@pytest.fixture
+def nets(tmp_path: Path) -> str:
+    """A user's file of networks."""
+    path = tmp_path / "my_nets.py"
+    path.write_text(NETS)
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    ("named", "size", "params", "source"),
+    [
+        ("Net", "3x16x16", 3 * 36 + 4 + 50, "real images: "),
+        ("Net(classes=12)", "3x16x16", 3 * 36 + 4 + 60, "real images: "),
+        ("Net(1, 2)", "1x9x9", 36 + 4 + 10, "standard normal noise with random labels, for want of real images"),
+        ("ready", "3x16x16", 3 * 36 + 4 + 50, "real images: "),
+        ("line", "1x50", 12 + 4 + 20, "standard normal noise with random labels, for want of real images"),
+        ("mlp", "20", 2100 + 1010, "standard normal noise"),
+    ],
+)
+def test_score_takes_a_users_own_network_and_says_what_the_numbers_mean(
+    tmp_path, nets, command, named, size, params, source
+):
+    code, out, err = command("score", f"{nets}:{named}", "--input", size, home=tmp_path)
+    told = {line.split()[0]: line.split(maxsplit=2)[1:] for line in out.splitlines()}
+    assert code == 0, err
+    assert told["params"] == [f"{params:,}", "parameters"]
+    for name in ("tcet", "naswot", "snip_ssnr"):
+        assert math.isfinite(float(told[name][0])) and told[name][1].startswith("higher is better; ")
+    assert f"On 64 inputs of {size}, {source}" in out and "seed 0" in out
+    assert "it is no accuracy" in out and "never across batch sizes" in out
+    assert command("score", f"{nets}:{named}", "--input", size, home=tmp_path)[1] == out
+
+
+@pytest.mark.parametrize(
+    ("named", "options", "said"),
+    [
+        ("", [], r"Say which network: my_nets.py:CLASS; it defines Net, Sized, .*, mlp\."),
+        (":Nett", [], r"my_nets.py must define 'Nett'; it defines Net, Sized"),
+        (":Sized", [], r"my_nets.py:Sized\(classes\) does not take .*missing .*'classes'.* Give them as"),
+        (":Sized(10", [], r"my_nets.py:NAME\(10, width=32\), arguments being literals; got 'Sized\(10'"),
+        (":ready(3)", [], r"is a network already and takes no arguments; got 'ready\(3\)'"),
+        (":Plain", [], r"Plain of my_nets.py must be or return a torch.nn.Module; got Plain"),
+        (":Fails", [], r"fails on inputs of 3x32x32 .*: line 20: NameError: name 'undefined'"),
+        (":Two", [], r"must return one tensor of class scores \(B, classes\); got a tuple of 2"),
+        (":maps", [], r"must return class scores, .* it returned \(2, 8, 30, 30\)"),
+        (":Bare", [], r"must have a Conv1d, Conv2d or Linear layer"),
+        (":Net", ["--input", "1x28x28"], r"fails on inputs of 1x28x28 .*expected input.* to have 3 channels"),
+        (":Net", ["--input", "784"], r"fails on inputs of 784 .*conv2d"),
+        (":Net", ["--data", "digits", "--input", "1x28x28"], r"images of shape \(3, 28, 28\); .*Use --data noise"),
+        (":Sized(2)", [], r"has 2 outputs and the data 10 classes; use --data noise"),
+        (":Net", ["--proxies", "tcett"], r"names must be of .*'tcet'.*got \['tcett'\]"),
+    ],
+)
+def test_score_of_a_users_network_that_cannot_be_says_why(tmp_path, nets, command, named, options, said):
+    code, out, err = command("score", nets + named, *options, home=tmp_path)
+    assert code == 1 and out == "" and err.count("\n") == 1
+    assert re.search(said, err), err
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("import nothing_like_it", "own.py cannot be run: line 1: ModuleNotFoundError"),
+        ("class (:", r"own.py cannot be read: SyntaxError: .*own.py, line 1"),
+        ("raise SystemExit(0)", "own.py cannot be run: line 1: SystemExit"),
+    ],
+)
+def test_score_of_a_file_that_fails_says_where(tmp_path, command, text, said):
+    (tmp_path / "own.py").write_text(text)
+    code, out, err = command("score", f"{tmp_path / 'own.py'}:Net", home=tmp_path)
+    assert code == 1 and out == "" and re.search(said, err) and err.count("\n") == 1
+
+
+def test_every_proxy_has_a_meaning(capsys):
+    assert set(foreign.MEANINGS) == set(proxies.NAMES)
+    with pytest.raises(SystemExit):
+        main(["score", "--help"])
+    assert "FILE.py:CLASS" in capsys.readouterr().out
 
 
 def test_doctor_finds_a_damaged_artifact(tmp_path, command, monkeypatch):

@@ -1,11 +1,16 @@
 """Cells: what is admitted, what is refused, and that the canonical form keeps the computed function."""
 
 import itertools
+import json
+import re
+from collections import Counter
 
 import numpy as np
 import pytest
 import torch
 
+from graphnas_lib import corpus
+from graphnas_lib.codes import CellCodes
 from graphnas_lib.network import CellModule
 from graphnas_lib.space import (
     EDGES,
@@ -178,3 +183,203 @@ def test_bad_arrays_are_refused():
         Cell.from_nats("|nor_conv_3x3~0|")
     with pytest.raises(InvalidCellError, match="must have a path"):
         Cell.from_edges([], [None] * 6).canonical()
+
+
+# ---- 5,000 malformed cells
+
+
+def pick(rng: np.random.Generator, choices):
+    """One of a list, as it is."""
+    return choices[rng.integers(len(choices))]
+
+
+NOT_BINARY = (float("nan"), float("inf"), -float("inf"), -1, 2, 255, 256, 0.5, 1e-9, 1 + 1e-6, 1e300)
+NO_LIST = (None, 3, 1.5, object(), "conv_1", "", b"conv_1", {"conv_1": 1}, {1, 2}, float("nan"), True, len)
+NO_NAME = ("conv_7", "Conv_3", "conv_3 ", "", "none", "None", b"conv_1", 3, -1, 0.5, float("nan"), True, ["conv_1"])
+NO_NODE = (-1, 8, 10**30, 1.0, 0.5, float("nan"), float("inf"), "1", None, True, [1], np.float32(2))
+NO_EDGE = (5, None, "01", b"01", (), (1,), (1, 2, 3), {0: 1, 1: 2}, float("nan"))
+SAYS = {
+    "adjacency": "adjacency must",
+    "backward": "edges must run forward",
+    "operation": "Node [1-6]: operation must be None or one of",
+    "unused": r"Node [1-6] is unused \(None\) and must have no edges",
+    "length": "must name six operations",
+    "operations": "operations must be a list of six names",
+    "edges": "edges? must be a (list of pairs|pair)|Edge ends must be (integers|nodes 0 to 7)",
+    "back edge": "edges must run forward",
+    "features": "features must",
+    "two types": "Row [1-6] of the features must be one-hot",
+    "ends' features": "Rows 0 and 7 of the features",
+    "kernels": "Row [1-6] of the features must be one-hot",
+    "dict": "must be {'edges'|[eE]dge|operation",
+    "text": "NATS-Bench (string must look like|operation must be)",
+    "table": "able of cells must|Row 0 of the table: Node",
+    "codes": "[cC]odes (of cells )?must be|adjacency must hold",
+}  # what each kind's messages must say
+NO_DICT = (None, 7, "{", "", "[]", [], b"{}", {}, {"edges": []}, {"operations": [None] * 6}, {"Edges": []}, "null")
+
+
+def bad_array(rng: np.random.Generator, good: np.ndarray):
+    """Something in place of an array of 0 and 1: other shapes, types, numbers."""
+    rows, columns = good.shape
+    spoilt = good.astype(pick(rng, (np.float64, np.float32)))
+    spoilt[rng.integers(rows), rng.integers(columns)] = np.float32(pick(rng, NOT_BINARY[:-1]))
+    shape = tuple(rng.integers(0, 12, rng.integers(0, 5)).tolist())
+    ragged = good.tolist()
+    ragged[rng.integers(rows)] = [0] * int(rng.integers(columns))
+    nested = good.tolist()
+    nested[rng.integers(rows)][rng.integers(columns)] = pick(rng, ([0], None, "1", object(), 10**30, 1j, [[1]]))
+    return pick(
+        rng,
+        (
+            spoilt,
+            spoilt.tolist(),
+            np.zeros(shape if shape != good.shape else (0,)),
+            good.astype(pick(rng, ("U1", "S1", complex, object, "datetime64[s]"))),
+            good.astype(np.int64) * pick(rng, (-1, 2, 256, 2**40)) + 3,
+            ragged,
+            nested,
+            torch.ones(rows, columns, requires_grad=True),
+            pick(rng, (None, 0, "0" * 64, b"\0" * 64, {}, object(), [], [[]], float("nan"))),
+        ),
+    )
+
+
+def bad_table(rng: np.random.Generator, table):
+    """A table of cells with one thing wrong."""
+    ops = pick(rng, corpus.OP_COLUMNS)
+    name = pick(rng, ("edges", ops))
+    float_number, outside = pick(rng, (0.5, np.nan, np.inf, 3.0)), pick(rng, (-(2**31), -2, 2**28, 2**31 - 1))
+    return pick(
+        rng,
+        (
+            table.drop(columns=name),
+            table.rename(columns={name: name.upper()}),
+            table.assign(**{name: float_number}),
+            table.assign(**{name: outside}),
+            table.assign(**{ops: pick(rng, (28, 29, -2, 127))}),
+            table.assign(**{name: pick(rng, ("conv_1", None, True, [[1]] * len(table), "3"))}),
+            table.assign(edges=table["edges"].astype("Int64").where(table.index > 0)),
+            table.assign(edges=2**28 - 1, **{ops: -1}),  # every edge, and an unused node
+            table[[*table.columns, name]],
+            pick(rng, (None, table.to_dict(), table.to_numpy(), [], "table.parquet")),
+        ),
+    )
+
+
+def bad_nats(rng: np.random.Generator):
+    """A string that is no NATS-Bench cell."""
+    at = int(rng.integers(len(NATS_REFERENCE)))
+    old, new = pick(rng, (("1x1", "7x7"), ("skip_connect", ""), ("~2", "~3"), ("~1", "~0"), ("|+|", "||"), ("~", "-")))
+    garbage = "".join(chr(c) for c in rng.integers(0, 0x2000, rng.integers(0, 80)))
+    return pick(
+        rng,
+        (
+            NATS_REFERENCE[:at],
+            NATS_REFERENCE[:at] + pick(rng, "|+~ \n\0$") + NATS_REFERENCE[at:],
+            NATS_REFERENCE + pick(rng, ("\n", " ", "x", NATS_REFERENCE)),
+            NATS_REFERENCE.replace(old, new),
+            NATS_REFERENCE.encode(),
+            garbage,
+            pick(rng, (None, 3, float("nan"), [NATS_REFERENCE], {}, object())),
+        ),
+    )
+
+
+def malformed(rng: np.random.Generator, cell: Cell):
+    """(kind, function that must refuse) made from a valid cell by spoiling one thing."""
+    adjacency, features, names, edges = np.array(cell.adjacency), cell.features, list(cell.operations), cell.edges
+    node = int(rng.integers(6))
+    a, b = sorted(rng.integers(0, 8, 2).tolist(), reverse=True)  # a self loop or a back edge
+    backward = adjacency.astype(pick(rng, (np.uint8, np.int64, float, bool)))
+    backward[a, b] = 1
+    spoilt = [*names[:node], pick(rng, NO_NAME), *names[node + 1 :]]
+    unused = [name if i != cell.live[0] - 1 else None for i, name in enumerate(names)]  # its edges stay
+    wrong_length = pick(rng, (names[:node], names + [None], names * 2, []))
+    ends = pick(rng, ((pick(rng, NO_NODE), 7), (0, pick(rng, NO_NODE)), pick(rng, NO_EDGE)))
+    bad_edges = pick(rng, (pick(rng, NO_LIST), [*edges, ends], [ends]))
+    two_hot, flagged, kernelless = (np.array(features) for _ in range(3))
+    row = pick(rng, [n for n in cell.live if cell.operations[n - 1] != "skip"] or [0])
+    two_hot[row or 1, :10] = 1
+    flagged[pick(rng, (0, 7)), rng.integers(13)] = 1
+    kernelless[row, 10:] = pick(rng, (0, 1)) if row else 1
+    codes = CellCodes.of([cell])
+    bad_codes = pick(
+        rng,
+        (
+            CellCodes(codes.edges, codes.operations.long() - 29),
+            CellCodes(codes.edges, codes.operations + 29),
+            CellCodes(codes.edges, codes.operations.float()),
+            CellCodes(codes.edges + 2, codes.operations),
+            CellCodes(codes.edges + 0.5, codes.operations),
+            CellCodes(codes.edges[:, : rng.integers(28)], codes.operations),
+            CellCodes(codes.edges, codes.operations[:, : rng.integers(6)]),
+            CellCodes(codes.edges[0, 0], codes.operations),
+        ),
+    )
+    bad_dict = pick(
+        rng,
+        (
+            pick(rng, NO_DICT),
+            json.dumps(cell.to_dict())[: -int(rng.integers(0, 9)) or None],
+            {"edges": bad_edges, "operations": names},
+            {"edges": edges, "operations": pick(rng, (spoilt, wrong_length, pick(rng, NO_LIST)))},
+            list(cell.to_dict().items()),
+        ),
+    )
+    array, other = bad_array(rng, adjacency), bad_array(rng, features)
+    table = bad_table(rng, corpus.cells_table([cell, cell]))
+    text = bad_nats(rng)
+    return (
+        ("adjacency", array, lambda: Cell(array, names)),
+        ("backward", backward, lambda: Cell(backward, names)),
+        ("operation", spoilt, lambda: Cell(adjacency, spoilt)),
+        ("unused", unused, lambda: Cell(adjacency, unused)),
+        ("length", wrong_length, lambda: Cell(adjacency, wrong_length)),
+        ("operations", "", lambda: Cell(adjacency, pick(rng, NO_LIST))),
+        ("edges", bad_edges, lambda: Cell.from_edges(bad_edges, names)),
+        ("back edge", (a, b), lambda: Cell.from_edges([*edges, (a, b)], names)),
+        ("features", other, lambda: Cell.from_arrays(adjacency, other)),
+        ("two types", two_hot, lambda: Cell.from_arrays(adjacency, two_hot)),
+        ("ends' features", flagged, lambda: Cell.from_arrays(adjacency, flagged)),
+        ("kernels", kernelless, lambda: Cell.from_arrays(adjacency, kernelless)),
+        ("dict", bad_dict, lambda: Cell.from_dict(bad_dict)),
+        ("text", text, lambda: Cell.from_nats(text)),
+        ("table", table, lambda: corpus.cells_from_table(table)),
+        ("codes", bad_codes, bad_codes.cells),
+    )
+
+
+def test_5000_malformed_cells_are_refused_with_the_reason():
+    rng = np.random.default_rng(0)
+    cells = sample_cells(313, seed=5)
+    kinds, said = Counter(), {}
+    for cell in cells:
+        for kind, came, attempt in malformed(rng, cell):
+            try:
+                made = attempt()
+            except InvalidCellError as error:
+                kinds[kind] += 1
+                said.setdefault(kind, set()).add(str(error))
+            except Exception as error:
+                pytest.fail(f"{kind} {came!r} must be refused as InvalidCellError; {type(error).__name__}: {error}")
+            else:
+                pytest.fail(f"{kind} {came!r} must be refused; it passed as {made!r}")
+    assert kinds.total() >= 5000 and len(kinds) == 16
+    for kind, messages in said.items():
+        for message in messages:
+            assert re.search(SAYS[kind], message), f"{kind}: {message}"
+            assert "must " in message and re.search("; (got|it has|they are not|.* is missing|.* more than)", message)
+            assert len(message) < 700  # what came is shown, and shortened
+
+
+def test_valid_cells_pass_where_malformed_ones_are_refused():
+    for cell in sample_cells(100, seed=6):
+        for kind in (np.uint8, np.int64, float, bool):
+            assert Cell(cell.adjacency.astype(kind), list(cell.operations)) == cell
+            assert Cell.from_arrays(cell.adjacency.tolist(), cell.features.astype(kind)) == cell
+        assert Cell(torch.tensor(cell.adjacency), cell.operations) == cell
+        assert Cell.from_edges(np.argwhere(cell.adjacency), cell.operations) == cell
+        assert Cell.from_dict(json.loads(json.dumps(cell.to_dict()))) == cell
+        assert corpus.cells_from_table(corpus.cells_table([cell])) == [cell]
+        assert CellCodes.of([cell]).cells() == [cell]

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 
 from graphnas_lib import artifacts
 from graphnas_lib.codes import CellCodes
-from graphnas_lib.space import random_cell, sample_cells
+from graphnas_lib.space import EDGES, random_cell, sample_cells
 from graphnas_lib.stages import Stage
 
 HELD_OUT = 0.1  # last tenth of the corpus: no model sees it in training
@@ -25,12 +26,15 @@ def make(stage: Stage) -> dict:
         "mean_live": sum(len(cell.live) for cell in draws if cell.is_valid) / sum(cell.is_valid for cell in draws),
     }
     stage.config.update(n=len(codes), held_out=round(HELD_OUT * len(codes)), law=law)
-    return {"cells.safetensors": {"edges": codes.edges, "operations": codes.operations}}
+    packed = torch.from_numpy(np.packbits(codes.edges.numpy(), axis=1))  # (n, 4): 28 bits
+    return {"cells.safetensors": {"edges": packed, "operations": codes.operations}}
 
 
 def load(scale: str) -> CellCodes:
     """The whole corpus, training cells first."""
-    return CellCodes(**artifacts.load("cells", "cells.safetensors", scale))
+    found = artifacts.load("cells", "cells.safetensors", scale)
+    edges = np.unpackbits(found["edges"].numpy(), axis=1, count=len(EDGES))
+    return CellCodes(torch.from_numpy(edges), found["operations"])
 
 
 def split(codes: CellCodes) -> tuple[CellCodes, CellCodes]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import shutil
 
 import pandas as pd
@@ -20,11 +22,15 @@ def make(stage: Stage) -> dict:
     data = stage.dataset(resolution=scale.label_resolution)
     images, targets = data.batch(scale.label_batch, device=stage.device)
     chosen = cells.load(scale.name)[: scale.labelled].cells()
-    folder = artifacts.data_dir(scale.name) / "checkpoints" / f"labels-{stage.identity}"
+    # Beyond smoke the shards are named after what decides a label: work goes on when another size changes.
+    decides = [stage.seed, scale.label_batch, scale.label_resolution, data.source, data.classes, stage.device.type]
+    name = hashlib.sha256(json.dumps(decides).encode()).hexdigest()[:16]
+    name = stage.identity if scale.name == "smoke" else name
+    folder = artifacts.data_dir(scale.name) / "checkpoints" / f"labels-{name}"
     if stage.fresh:
         shutil.rmtree(folder, ignore_errors=True)
     options = {"seed": stage.seed, "classes": data.classes}
-    workers = 1 if stage.device.type == "cuda" else 2
+    workers = 8 if stage.device.type == "cuda" else 2
     table = corpus.label(chosen, images, targets, out=folder, workers=workers, progress=stage.progress, **options)
     reference = corpus.label_cell(REFERENCE_CELL, images, targets, options)
     stage.config.update(
