@@ -83,16 +83,17 @@ DATA_FOLDERS = {
     "cifar100": ("cifar-100-python", "cifar-100-binary"),
     "nb360": ("nb360",),
     "imagenet": ("imagenet",),
+    "nats": ("nb201_accuracy.csv.xz",),
 }
 
 
 def data_at_hand() -> tuple[str, ...]:
-    """Data sets whose folders are in `$GRAPHNAS_DATA` or `data/`: part of what decides a result, cheap to ask."""
+    """Data sets that lie in `$GRAPHNAS_DATA` or `data/`: part of what decides a result, cheap to ask."""
     places = [Path(p) for p in (os.environ.get("GRAPHNAS_DATA"), root() / "data") if p]
     return tuple(
         name
         for name, folders in DATA_FOLDERS.items()
-        if any((p / folder).is_dir() for p in places for folder in folders)
+        if any((p / folder).exists() for p in places for folder in folders)
     )
 
 

@@ -1,11 +1,11 @@
-"""Diagrams of whole networks and of the method: the macro strip, families over depth, Figures 1 and 3.
+"""Diagrams of whole networks, of the method and of intervals: the macro strip, families over depth, Figures 1 and 3.
 
 Everything here reads plain attributes (`triples`), takes data and returns a closed `Figure`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import matplotlib.pyplot as plt
 import pandas as pd
@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Rectangle
 from matplotlib.ticker import MaxNLocator
 
-from graphnas_lib.draw import DARK, GREY, LIGHT, PALETTE, cluster_style, draw_grid, figure
+from graphnas_lib.draw import DARK, GREY, LIGHT, MARKERS, PALETTE, cluster_style, draw_grid, figure
 
 _HATCHES = ("", "////", "....", "xxxx")  # bars have no markers: eight colours four times
 
@@ -254,3 +254,47 @@ def _draw_arrow(ax: Axes, source: tuple[int, int], target: tuple[int, int], labe
     align = {"ha": "left", "va": "center"} if c0 == c1 else {"ha": "center", "va": "bottom" if r0 == r1 else "center"}
     halo = {"facecolor": "white", "edgecolor": "none", "pad": 0.8} if r0 != r1 and c0 != c1 else None
     ax.text(*place, label, fontsize=7.2, color="#444444", bbox=halo, **align)
+
+
+# ---- intervals
+
+
+@figure
+def plot_intervals(
+    names, values, low, high, xlabel: str, *, groups, marks: Mapping[str, Sequence] | None = None
+) -> Figure:
+    """A line a name: each group's value with its interval, and published values as ticks; text is left out.
+
+    Args:
+        names: (n,), one line for each distinct one, in order.
+        values: (n,).
+        low: (n,), lower ends of the intervals.
+        high: (n,), upper ends.
+        xlabel: of the values, with unit.
+        groups: (n,), colour and marker.
+        marks: label -> (n,) other values of the same names, drawn once a name.
+    """
+    numbers = {"value": values, "low": low, "high": high, **(marks or {})}
+    table = pd.DataFrame({key: pd.to_numeric(pd.Series(list(v)), errors="coerce") for key, v in numbers.items()})
+    table["name"], table["group"] = list(names), list(groups)
+    order, kinds = list(dict.fromkeys(table["name"])), list(dict.fromkeys(table["group"]))
+    fig, ax = plt.subplots(figsize=(6.4, 1.2 + 0.3 * len(order)))
+    for i, kind in enumerate(kinds):
+        part = table[(table["group"] == kind) & table["value"].notna()]
+        if not len(part):
+            continue
+        y = part["name"].map(order.index) + 0.26 * (i - (len(kinds) - 1) / 2)
+        colour = PALETTE[i % len(PALETTE)]
+        ax.hlines(y, part["low"], part["high"], color=colour, linewidth=1.2)
+        ax.scatter(part["value"], y, s=24, color=colour, marker=MARKERS[i % len(MARKERS)], label=kind)
+    for i, label in enumerate(marks or {}):
+        part = table.drop_duplicates("name")
+        part = part[part[label].notna()]
+        look = {"color": DARK, "marker": "|+"[i % 2], "s": 130 - 70 * (i % 2)}
+        ax.scatter(part[label], part["name"].map(order.index), linewidths=1.4, label=label, zorder=3, **look)
+    ax.set_yticks(range(len(order)), order)
+    ax.set(xlabel=xlabel, ylim=(len(order) - 0.4, -0.6))
+    ax.grid(axis="x", color=LIGHT, linewidth=0.6)
+    if ax.get_legend_handles_labels()[0]:
+        ax.legend(loc="upper left", bbox_to_anchor=(1.01, 1))
+    return fig

@@ -33,6 +33,7 @@ class Notebook:
     paper: tuple[str, ...] = ()  # tables, figures and sections of the paper that it rebuilds
     needs: tuple[str, ...] = ()  # stages whose artifacts it reads
     makes: tuple[str, ...] = ()  # stages it produces
+    optional: tuple[str, ...] = ()  # those of `makes` that may stay absent: the notebook then says why
     figures: tuple[str, ...] = ()
     tables: tuple[str, ...] = ()
     timeout: dict[str, int] = field(default_factory=dict)  # seconds a cell may take, by scale
@@ -78,7 +79,7 @@ class Project:
         figures = self.root / "figures" / scale
         tables = self.root / "data" / scale / "results"
         return [
-            *(self.stage(stage, scale) for stage in notebook.makes),
+            *(self.stage(stage, scale) for stage in notebook.makes if stage not in notebook.optional),
             *(figures / f"{name}{suffix}" for name in notebook.figures for suffix in (".pdf", ".png", ".csv", ".json")),
             *(tables / f"{name}{suffix}" for name in notebook.tables for suffix in (".csv", ".md")),
         ]
@@ -168,6 +169,9 @@ def freshness(project: Project, notebook: Notebook, parameters: dict[str, Any]) 
     key |= {f"library {path.name}": _sha(path.read_bytes()) for path in project.library_files(modules)}
     for stage in notebook.needs:
         key[f"input {stage}"] = _input_key(project.stage(stage, parameters["scale"]))
+    if parameters["scale"] != "smoke":  # there the notebook makes it itself, as far as the data at hand allow
+        for stage in notebook.optional:
+            key[f"input {stage}"] = _input_key(project.stage(stage, parameters["scale"]))
     return key
 
 

@@ -15,6 +15,7 @@ from graphnas_lib.claims import CLAIMS, Claim
 from graphnas_lib.deviations import DEVIATIONS, Deviation
 from graphnas_lib.published import (
     CAPTIONS,
+    NATS_TAU,
     TABLE_1,
     TABLE_2,
     TABLE_3,
@@ -30,6 +31,7 @@ __all__ = [
     "CAPTIONS",
     "CLAIMS",
     "DEVIATIONS",
+    "NATS_TAU",
     "SCALES",
     "TABLES",
     "TABLE_1",
@@ -56,6 +58,8 @@ class Scale:
     labelled: int
     label_batch: int
     label_resolution: int
+    # proxies against trained accuracy (NATS-Bench, same batch and resolution); no text states it
+    validation_networks: int
     # families (Eq. 3)
     n_clusters: int
     cluster_grid: tuple[int, ...]
@@ -107,6 +111,7 @@ SCALES = {
         labelled=88,
         label_batch=16,
         label_resolution=16,
+        validation_networks=16,
         n_clusters=6,
         cluster_grid=(1, 2, 3, 4, 5, 6, 7, 8),
         gvae_hidden=64,
@@ -150,6 +155,7 @@ SCALES = {
         labelled=8_000,
         label_batch=64,
         label_resolution=32,
+        validation_networks=600,
         n_clusters=32,
         cluster_grid=(1, 2, 3, 4, 6, 8, 12, 16, 20, 24, 28, 32, 40, 48, 64),
         gvae_hidden=256,
@@ -193,6 +199,7 @@ SCALES = {
         labelled=50_000,
         label_batch=64,
         label_resolution=32,
+        validation_networks=2_000,  # not stated: ours
         n_clusters=32,
         cluster_grid=(1, 2, 3, 4, 6, 8, 12, 16, 20, 24, 28, 32, 40, 48, 64),
         gvae_hidden=512,

@@ -16,7 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from graphnas_lib.diagrams import plot_architecture, plot_families_over_depth, plot_pipeline
+from graphnas_lib.diagrams import plot_architecture, plot_families_over_depth, plot_intervals, plot_pipeline
 from graphnas_lib.draw import (
     DARK,
     GREY,
@@ -48,6 +48,7 @@ __all__ = [
     "plot_criterion",
     "plot_families_over_depth",
     "plot_hist",
+    "plot_intervals",
     "plot_latent",
     "plot_latents",
     "plot_log",

@@ -8,11 +8,13 @@ import pandas as pd
 from IPython.display import Markdown
 from torch import Tensor
 
-from graphnas_lib import artifacts, datasets, operations
+from graphnas_lib import artifacts, datasets, operations, stages, validation
+from graphnas_lib.archives import MissingDataError
+from graphnas_lib.artifacts import MissingArtifactError
 from graphnas_lib.clusters import ZC_NAMES, Families
 from graphnas_lib.codes import UNUSED, CellCodes
 from graphnas_lib.datasets import Dataset
-from graphnas_lib.paper import DEVIATIONS, SCALES
+from graphnas_lib.paper import DEVIATIONS, NATS_TAU, SCALES
 from graphnas_lib.proxies import zc_vector
 from graphnas_lib.report import farthest_families, markdown
 from graphnas_lib.space import OPERATIONS, Cell
@@ -170,6 +172,32 @@ def zc_table(cells: Mapping[str, Cell], batch: tuple[Tensor, Tensor], classes: i
     """Raw ZC vectors of named cells."""
     rows = {name: zc_vector(cell, *batch, seed=seed, classes=classes).tolist() for name, cell in cells.items()}
     return pd.DataFrame(rows, index=["NASWOT", "SNIP-SSNR", "parameters", "FLOPs"]).T
+
+
+def validation_table(scale: str, *, seed: int, device: str) -> pd.DataFrame:
+    """Kendall's tau of each proxy with trained accuracy, for a reader: "-" where nothing is published.
+
+    Every tau reads `not run (why)` where the benchmark's accuracies or the scale's artifact are missing.
+    """
+    try:
+        stages.produce("validation", scale, seed=seed, device=device)
+        table = artifacts.load("validation", "validation.csv", scale)
+    except (MissingArtifactError, MissingDataError) as error:
+        table = validation.not_run(str(error))
+    return table.astype(object).where(table.notna(), "-")
+
+
+def tau_figure(table: pd.DataFrame) -> dict:
+    """Arguments of `report.plot_intervals` for the table of `validation_table`."""
+    return {
+        "names": table["proxy"],
+        "values": table["tau"],
+        "low": table["low"],
+        "high": table["high"],
+        "xlabel": "Kendall's tau with CIFAR-10 test accuracy (95% interval)",
+        "groups": table["skeleton"],
+        "marks": {source: table[source] for source in NATS_TAU},
+    }
 
 
 def task_table(available: Sequence[str]) -> pd.DataFrame:

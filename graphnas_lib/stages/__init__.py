@@ -34,6 +34,7 @@ NEEDS = {  # stage -> stages whose artifacts it reads
     "table2": ("families", "gvae", "ccnf", "sequence"),
     "table3": ("families", "gvae", "ccnf", "sequence"),
     "table4": ("families", "gvae", "ccnf", "sequence"),
+    "validation": (),
 }
 STAGES = tuple(NEEDS)
 

@@ -1,0 +1,46 @@
+"""Stage "validation": the proxies against trained accuracies of NATS-Bench's topology space."""
+
+from __future__ import annotations
+
+import shutil
+
+from graphnas_lib import artifacts, nats, validation
+from graphnas_lib.stages import Stage
+
+
+def make(stage: Stage) -> dict:
+    """Score a random sample on both skeletons, shard by shard; Kendall's tau with CIFAR-10 test accuracy.
+
+    Raises:
+        MissingDataError: the benchmark's accuracies are not at hand.
+    """
+    scale = stage.scale
+    accuracies = nats.accuracies("cifar10")  # first of all: without it nothing is worth scoring
+    data = stage.dataset(resolution=scale.label_resolution)
+    images, targets = data.batch(2 * scale.label_batch, device=stage.device)
+    # The shards are named after what decides a score; at smoke, after the library's code too.
+    name = stage.identity if scale.name == "smoke" else "scores"
+    folder = artifacts.data_dir(scale.name) / "checkpoints" / f"validation-{name}"
+    if stage.fresh:
+        shutil.rmtree(folder, ignore_errors=True)
+    scores = validation.score_all(
+        nats.sample(scale.validation_networks, seed=stage.seed),
+        images,
+        targets,
+        seed=stage.seed,
+        out=folder,
+        classes=data.classes,
+        workers=8 if stage.device.type == "cuda" else 2,
+        progress=stage.progress,
+    )
+    stage.config.update(
+        networks=scale.validation_networks,
+        failed=int((~scores["error"].isin(["", validation.DISCONNECTED])).sum()),
+        batch=scale.label_batch,
+        resolution=scale.label_resolution,
+        resamples=validation.RESAMPLES,
+    )
+    return {
+        "validation_scores.parquet": scores,
+        "validation.csv": validation.tau_table(scores, accuracies, seed=stage.seed),
+    }
