@@ -12,9 +12,11 @@ import ctypes
 import hashlib
 import sys
 import warnings
+from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 
 import joblib
@@ -33,6 +35,7 @@ EDGE_ROWS, EDGE_COLUMNS = np.triu_indices(N_NODES, 1)  # bit i of `edges` is the
 OP_COLUMNS = tuple(f"op_{node}" for node in range(1, OP_NODES + 1))
 CELL_COLUMNS = ("key", "edges", *OP_COLUMNS)
 CELLS_A_TASK = 8
+AHEAD = 3  # tasks a thread of a dask cluster that wait or run
 SETTINGS = "labelling.json"
 
 
@@ -137,17 +140,16 @@ def label(
     todo = [span for span in spans if not _is_done(_shard(out, span), table["key"].iloc[list(span)])]
     tasks = [span[i : i + CELLS_A_TASK] for span in todo for i in range(0, len(span), CELLS_A_TASK)]
     device, batch = images.device, (images.cpu(), labels.cpu())  # a CUDA tensor cannot go to another process
-    jobs = (joblib.delayed(_label_task)([cells[i] for i in task], *batch, options, device) for task in tasks)
+    calls = (([cells[i] for i in task], *batch, options, device) for task in tasks)
     rows: list[dict] = []
     left = iter(todo)
     span = next(left, None)
     with (
         _killed(out, spans),
-        _backend(dask),
         tqdm(total=len(cells), disable=not progress, unit="cell", desc="ZC vectors") as bar,
     ):
         bar.update(len(cells) - sum(map(len, todo)))
-        for found in joblib.Parallel(n_jobs=-1 if dask else workers, return_as="generator")(jobs):
+        for found in _on_dask(dask, calls) if dask else _on_processes(workers, calls):
             rows += found
             bar.update(len(found))
             if span is not None and len(rows) == len(span):
@@ -209,17 +211,32 @@ def _killed(out: Path, spans: list[range]) -> Iterator[None]:
         ) from error
 
 
-@contextmanager
-def _backend(dask: str | None) -> Iterator[None]:
-    """Where joblib runs: processes of this machine, or the workers of a dask cluster."""
-    if dask is None:
-        with joblib.parallel_config(backend="loky"):
-            yield
-        return
-    from distributed import Client
+def _on_processes(workers: int, calls: Iterator[tuple]) -> Iterator[list[dict]]:
+    """Results of `_label_task` in order, from processes of this machine."""
+    with joblib.parallel_config(backend="loky"):
+        yield from joblib.Parallel(n_jobs=workers, return_as="generator")(
+            joblib.delayed(_label_task)(*c) for c in calls
+        )
 
-    with Client(dask), joblib.parallel_config(backend="dask"):  # the backend takes the current client
-        yield
+
+def _on_dask(address: str, calls: Iterator[tuple]) -> Iterator[list[dict]]:
+    """The same from the workers of a dask cluster; those of a lost worker are done again by another.
+
+    A few calls a thread are under way at a time, so that the scheduler holds few copies of the images.
+    """
+    from distributed import Client, KilledWorker
+
+    with Client(address) as client:
+        waiting: deque = deque()
+        while True:
+            wanted = AHEAD * max(1, sum(client.nthreads().values())) - len(waiting)
+            waiting += [client.submit(_label_task, *call, pure=False) for call in islice(calls, max(0, wanted))]
+            if not waiting:
+                return
+            try:
+                yield waiting.popleft().result()
+            except KilledWorker as error:  # lost more workers than the cluster allows
+                raise BrokenProcessPool(str(error)) from error
 
 
 def _batch_hash(images: Tensor, labels: Tensor) -> str:

@@ -194,3 +194,18 @@ def test_a_dask_cluster_gives_the_same_labels_although_a_worker_is_killed(cluste
     assert (tmp_path / "fired").exists() and before != {worker.pid for worker in cluster.workers.values()}
     pd.testing.assert_frame_equal(found, whole, check_exact=True)
     assert set(labelled()) == {cell.key() for cell in cells}
+
+
+@pytest.mark.skipif(os.name != "posix", reason="kill -9 is POSIX")
+def test_a_cluster_that_gives_a_task_up_ends_in_what_to_do(forty, batch, tmp_path, monkeypatch):
+    distributed = pytest.importorskip("distributed", reason="dask.distributed is optional")
+    import dask
+
+    cells, whole = forty
+    spied(monkeypatch, tmp_path, kill_at=cells[18].key())
+    local = {"n_workers": 2, "threads_per_worker": 1, "dashboard_address": None}
+    with dask.config.set({"distributed.scheduler.allowed-failures": 0}), distributed.LocalCluster(**local) as cluster:
+        options = {"out": tmp_path / "out", "dask": cluster.scheduler_address, **FORTY}
+        with pytest.raises(RuntimeError, match="process was killed.*Run the same command again"):
+            corpus.label(cells, *batch, **options)
+        pd.testing.assert_frame_equal(corpus.label(cells, *batch, **options), whole, check_exact=True)
