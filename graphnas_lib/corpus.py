@@ -8,9 +8,7 @@ reason in `error`; it is counted and never given a number.
 
 from __future__ import annotations
 
-import ctypes
 import hashlib
-import sys
 import warnings
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -30,6 +28,7 @@ from graphnas_lib import artifacts
 from graphnas_lib.clusters import ZC_NAMES
 from graphnas_lib.proxies import ProxyError, zc_vector
 from graphnas_lib.space import N_NODES, OP_NODES, OPERATIONS, Cell, InvalidCellError
+from graphnas_lib.workers import single_threaded
 
 EDGE_ROWS, EDGE_COLUMNS = np.triu_indices(N_NODES, 1)  # bit i of `edges` is the i-th of these 28 pairs
 OP_COLUMNS = tuple(f"op_{node}" for node in range(1, OP_NODES + 1))
@@ -179,23 +178,10 @@ def zc_matrix(table: pd.DataFrame) -> Tensor:
 
 
 def _label_task(cells: list[Cell], images: Tensor, labels: Tensor, options: dict, device: torch.device) -> list[dict]:
-    """Rows of a few cells, on one thread: two workers of one thread beat one of two."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
+    """Rows of a few cells."""
+    with single_threaded():
         images, labels = images.to(device), labels.to(device)
         return [label_cell(cell, images, labels, options) for cell in cells]
-    finally:
-        torch.set_num_threads(before)
-        _return_memory()
-
-
-def _return_memory() -> None:
-    """Give freed memory back to the system: joblib restarts a worker whose memory seems to grow."""
-    if sys.platform == "linux":
-        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc alone
-        if trim is not None:
-            trim(0)
 
 
 @contextmanager

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -25,6 +24,7 @@ from tqdm.auto import tqdm
 from graphnas_lib import artifacts, nats, proxies
 from graphnas_lib.proxies import ProxyError
 from graphnas_lib.published import NATS_TAU
+from graphnas_lib.workers import single_threaded
 
 SCORES = (
     *("snip_ssnr", "tcet_none", "tcet", "lnwot", "naswot", "naswot_relu", "snip"),
@@ -129,15 +129,9 @@ def score_all(
     jobs = (joblib.delayed(_shard)(path, shard, *batch, options, images.device) for path, shard in todo)
     size = len(nats.SKELETONS)
     total, left = size * len(architectures), size * sum(len(shard) for _, shard in todo)
-    with (
-        tqdm(total=total, initial=total - left, disable=not progress, unit="net", desc="scores") as bar,
-        warnings.catch_warnings(),
-    ):
-        # a worker whose memory has grown is replaced: nothing is lost
-        warnings.filterwarnings("ignore", message="A worker stopped while some jobs were given", category=UserWarning)
-        for path, rows in joblib.Parallel(n_jobs=max(1, min(workers, len(todo))), return_as="generator_unordered")(
-            jobs
-        ):
+    with tqdm(total=total, initial=total - left, disable=not progress, unit="net", desc="scores") as bar:
+        pool = joblib.Parallel(n_jobs=max(1, min(workers, len(todo))), return_as="generator_unordered")
+        for path, rows in pool(jobs):
             artifacts.write(path, pd.DataFrame(rows))
             bar.update(len(rows))
     parts = [artifacts.read(path) for path in paths]
@@ -149,14 +143,10 @@ def score_all(
 def _shard(
     path: Path, architectures: list[str], images: Tensor, labels: Tensor, options: dict, device: torch.device
 ) -> tuple[Path, list[dict]]:
-    """Rows of a few architectures, on one thread: two workers of one thread beat one of two."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
+    """Rows of a few architectures."""
+    with single_threaded():
         batch = images.to(device), labels.to(device)
         return path, [row(text, name, *batch, **options) for text in architectures for name in nats.SKELETONS]
-    finally:
-        torch.set_num_threads(before)
 
 
 def _digest(content: bytes) -> str:

@@ -67,7 +67,8 @@ def test_design_is_the_network_it_says(parts, batch, tmp_path):
     best = design(params=2e4, n=1, seed=1, classes=7, **{**batch, "labels": batch["labels"] % 7}, **parts)[0]
     network = best.build(seed=1)
     assert sum(p.numel() for p in network.parameters()) == best.params
-    assert proxies.tcet(network, batch["images"], batch["labels"] % 7) == pytest.approx(best.tcet, rel=1e-6)
+    network = network.to(memory_format=torch.channels_last)  # as `design` scores it; rounding differs by layout
+    assert proxies.tcet(network, batch["images"], batch["labels"] % 7) == best.tcet
     assert network(batch["images"]).shape == (8, 7)
     assert Design.from_json(best.to_json()) == best
     assert Design.load(best.save(tmp_path / "best.json")) == best

@@ -14,6 +14,7 @@ from graphnas_lib import artifacts, corpus
 from graphnas_lib.codes import CellCodes
 from graphnas_lib.space import REFERENCE_CELL, Cell
 from graphnas_lib.stages import Stage, cells
+from graphnas_lib.workers import processes
 
 
 def make(stage: Stage) -> dict:
@@ -30,7 +31,7 @@ def make(stage: Stage) -> dict:
     if stage.fresh:
         shutil.rmtree(folder, ignore_errors=True)
     options = {"seed": stage.seed, "classes": data.classes}
-    workers = 8 if stage.device.type == "cuda" else 2
+    workers = processes(stage.device)
     table = corpus.label(chosen, images, targets, out=folder, workers=workers, progress=stage.progress, **options)
     reference = corpus.label_cell(REFERENCE_CELL, images, targets, options)
     stage.config.update(

@@ -6,6 +6,7 @@ import shutil
 
 from graphnas_lib import artifacts, nats, validation
 from graphnas_lib.stages import Stage
+from graphnas_lib.workers import processes
 
 
 def make(stage: Stage) -> dict:
@@ -30,7 +31,7 @@ def make(stage: Stage) -> dict:
         seed=stage.seed,
         out=folder,
         classes=data.classes,
-        workers=8 if stage.device.type == "cuda" else 2,
+        workers=processes(stage.device),
         progress=stage.progress,
     )
     stage.config.update(
