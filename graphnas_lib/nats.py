@@ -8,7 +8,6 @@ A cell whose output no path of other operations than `none` joins to its input i
 
 from __future__ import annotations
 
-import re
 from itertools import product
 from pathlib import Path
 
@@ -20,7 +19,7 @@ from graphnas_lib.archives import MissingDataError
 from graphnas_lib.datasets import roots
 from graphnas_lib.macro import stack_cell
 from graphnas_lib.network import Network, build
-from graphnas_lib.space import Cell, InvalidCellError
+from graphnas_lib.space import Cell, nats_operations
 
 OPERATIONS = ("none", "skip_connect", "nor_conv_1x1", "nor_conv_3x3", "avg_pool_3x3")
 EDGES = ((0, 1), (0, 2), (1, 2), (0, 3), (1, 3), (2, 3))  # source, target; in the order of an architecture string
@@ -30,30 +29,12 @@ SKELETONS = ("nats", "alpha_x")
 ACCURACY_FILE = "nb201_accuracy.csv.xz"
 DATA_SETS = ("cifar10", "cifar100", "ImageNet16-120")
 
-_OP = f"({'|'.join(OPERATIONS)})"
-_STRING = re.compile(rf"\|{_OP}~0\|\+\|{_OP}~0\|{_OP}~1\|\+\|{_OP}~0\|{_OP}~1\|{_OP}~2\|")
-
 
 # ---- architecture strings
 
 
-def parse(text: str) -> tuple[str, ...]:
-    """Operations of the six `EDGES` of an architecture string.
-
-    Raises:
-        InvalidCellError: it is no string of NATS-Bench-TSS.
-    """
-    found = _STRING.fullmatch(text)
-    if found is None:
-        raise InvalidCellError(
-            f"A NATS-Bench string must look like |op~0|+|op~0|op~1|+|op~0|op~1|op~2|, each op one of {OPERATIONS}; "
-            f"got {text!r}."
-        )
-    return found.groups()
-
-
 def string(operations: tuple[str, ...]) -> str:
-    """Inverse of `parse`."""
+    """Inverse of `space.nats_operations`."""
     a, b, c, d, e, f = operations
     return f"|{a}~0|+|{b}~0|{c}~1|+|{d}~0|{e}~1|{f}~2|"
 
@@ -61,7 +42,7 @@ def string(operations: tuple[str, ...]) -> str:
 def is_connected(text: str) -> bool:
     """True when a path of operations other than `none` joins the input (node 0) to the output (node 3)."""
     reached = {0}
-    for name, (source, target) in sorted(zip(parse(text), EDGES), key=lambda edge: edge[1][1]):
+    for name, (source, target) in sorted(zip(nats_operations(text), EDGES), key=lambda edge: edge[1][1]):
         if name != "none" and source in reached:
             reached.add(target)
     return 3 in reached
@@ -138,7 +119,7 @@ class NatsNetwork(nn.Module):
 
     def __init__(self, text: str, *, classes: int = 10):
         super().__init__()
-        operations, width = parse(text), STAGES[0]
+        operations, width = nats_operations(text), STAGES[0]
         self.stem = nn.Sequential(nn.Conv2d(3, width, 3, padding=1, bias=False), nn.BatchNorm2d(width))
         blocks: list[nn.Module] = []
         for channels in STAGES:

@@ -38,13 +38,30 @@ EDGES = tuple((a, b) for b in range(1, N_NODES) for a in range(b))  # the 28 pos
 _OP_INDEX = {name: i for i, name in enumerate(OPERATIONS)}
 _NATS_NODES = {(0, 1): 1, (0, 2): 2, (1, 2): 3, (0, 3): 4, (1, 3): 5, (2, 3): 6}  # NATS edge -> our operation node
 _NATS_OPS = {"skip_connect": "skip", "nor_conv_1x1": "conv_1", "nor_conv_3x3": "conv_3", "avg_pool_3x3": "avg_pool_3"}
-_NATS_PATTERN = re.compile(r"\|(\w+)~0\|\+\|(\w+)~0\|(\w+)~1\|\+\|(\w+)~0\|(\w+)~1\|(\w+)~2\|", re.ASCII)
+_NATS_PATTERN = re.compile(
+    r"\|OP~0\|\+\|OP~0\|OP~1\|\+\|OP~0\|OP~1\|OP~2\|".replace("OP", f"(none|{'|'.join(_NATS_OPS)})")
+)
 _SHORT = reprlib.Repr()  # what came, in a message that stays readable
 _SHORT.maxstring = _SHORT.maxother = 120
 
 
 class InvalidCellError(ValueError):
     """A graph that is no member of Omega."""
+
+
+def nats_operations(text: str) -> tuple[str, ...]:
+    """Operations of the six edges 0-1, 0-2, 1-2, 0-3, 1-3, 2-3 of a NATS-Bench-TSS architecture string.
+
+    Raises:
+        InvalidCellError: it is none.
+    """
+    found = _NATS_PATTERN.fullmatch(text) if isinstance(text, str) else None
+    if found is None:
+        raise InvalidCellError(
+            f"A NATS-Bench string must look like |op~0|+|op~0|op~1|+|op~0|op~1|op~2|, each op none or one of "
+            f"{tuple(_NATS_OPS)}; got {_SHORT.repr(text)}."
+        )
+    return found.groups()
 
 
 class Cell:
@@ -103,20 +120,11 @@ class Cell:
     @classmethod
     def from_nats(cls, text: str) -> Cell:
         """Cell of a NATS-Bench-TSS string; its six edges become operation nodes, `none` edges vanish."""
-        found = _NATS_PATTERN.fullmatch(text) if isinstance(text, str) else None
-        if found is None:
-            raise InvalidCellError(
-                f"A NATS-Bench string must look like |op~0|+|op~0|op~1|+|op~0|op~1|op~2|; got {_SHORT.repr(text)}."
-            )
         operations: list[str | None] = [None] * OP_NODES
         live: dict[tuple[int, int], int] = {}
-        for ((source, target), node), name in zip(_NATS_NODES.items(), found.groups(), strict=True):
+        for ((source, target), node), name in zip(_NATS_NODES.items(), nats_operations(text), strict=True):
             if name == "none":
                 continue
-            if name not in _NATS_OPS:
-                raise InvalidCellError(
-                    f"NATS-Bench operation must be none or one of {tuple(_NATS_OPS)}; got {name}~{source}."
-                )
             operations[node - 1], live[source, target] = _NATS_OPS[name], node
         edges = [(0, node) for (a, _), node in live.items() if a == 0] + [
             (node, OUTPUT) for (_, b), node in live.items() if b == 3

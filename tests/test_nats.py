@@ -13,7 +13,7 @@ from graphnas_lib import artifacts, nats, paper, proxies, report, stages, valida
 from graphnas_lib.archives import MissingDataError
 from graphnas_lib.manifest import Notebook, Project, freshness
 from graphnas_lib.published import NATS_TAU
-from graphnas_lib.space import NATS_REFERENCE, Cell, InvalidCellError
+from graphnas_lib.space import NATS_REFERENCE, Cell, InvalidCellError, nats_operations
 
 ALL_3X3 = nats.string(("nor_conv_3x3",) * 6)
 SKIP_ONLY = "|none~0|+|none~0|none~1|+|skip_connect~0|none~1|none~2|"
@@ -31,10 +31,10 @@ def test_costs_are_those_that_the_benchmark_publishes():
 
 
 def test_strings_round_trip_and_others_are_refused():
-    assert nats.string(nats.parse(NATS_REFERENCE)) == NATS_REFERENCE
+    assert nats.string(nats_operations(NATS_REFERENCE)) == NATS_REFERENCE
     for broken in ("", ALL_3X3.replace("3x3", "5x5", 1), ALL_3X3.replace("~2|", "~1|"), ALL_3X3 + "|none~0|"):
         with pytest.raises(InvalidCellError, match="A NATS-Bench string must look like"):
-            nats.parse(broken)
+            nats_operations(broken)
 
 
 def test_sample_is_of_the_whole_space_and_a_larger_one_goes_on():
@@ -58,7 +58,7 @@ def test_disconnected_is_what_has_no_path():
 
 def test_cell_by_hand():
     text = "|avg_pool_3x3~0|+|skip_connect~0|nor_conv_1x1~1|+|none~0|nor_conv_3x3~1|skip_connect~2|"
-    cell = nats.NatsCell(nats.parse(text), 2).eval()
+    cell = nats.NatsCell(nats_operations(text), 2).eval()
     x = torch.randn(2, 2, 4, 4, generator=torch.Generator().manual_seed(0))
     ones = F.avg_pool2d(torch.ones(1, 1, 4, 4), 3, 1, 1)  # padding takes no part in an average
     node1 = F.avg_pool2d(x, 3, 1, 1) / ones
@@ -66,7 +66,7 @@ def test_cell_by_hand():
     node2 = x + shrink * F.conv2d(node1.relu(), cell.edges["1_2"][1].weight)
     node3 = shrink * F.conv2d(node1.relu(), cell.edges["1_3"][1].weight, padding=1) + node2
     assert torch.allclose(cell(x), node3, atol=1e-5)
-    assert torch.equal(nats.NatsCell(nats.parse(DEAD_END), 2)(x), torch.zeros_like(x))
+    assert torch.equal(nats.NatsCell(nats_operations(DEAD_END), 2)(x), torch.zeros_like(x))
 
 
 def test_reduction_by_hand():
