@@ -73,9 +73,10 @@ def results_dir(scale: str) -> Path:
     return data_dir(scale) / "results"
 
 
-def default_scale() -> str:
-    """'lite' once a trained generator ships at lite, until then 'smoke'."""
-    return "lite" if manifest_path("sequence", "lite").exists() else "smoke"
+def default_scale(*stages: str) -> str:
+    """'lite' when the artifacts of all these stages ship at lite, else 'smoke'; of the generator when none is named."""
+    shipped = all(manifest_path(stage, "lite").exists() for stage in stages or ("sequence",))
+    return "lite" if shipped else "smoke"
 
 
 DATA_FOLDERS = {

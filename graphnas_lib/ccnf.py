@@ -207,7 +207,7 @@ class CCNF(nn.Module):
 
         Raises: as `artifacts.load`.
         """
-        scale = scale or artifacts.default_scale()
+        scale = scale or artifacts.default_scale("ccnf")
         stored = artifacts.load("ccnf", f"{name}.json", scale)
         flow = cls(CCNFConfig(**stored | {"condition_names": tuple(stored["condition_names"])}))
         flow.load_state_dict(artifacts.load("ccnf", f"{name}.safetensors", scale))

@@ -219,7 +219,7 @@ class Families:
     @classmethod
     def load(cls, scale: str | None = None) -> Families:
         """Families of a scale's artifacts; MissingArtifactError says how to make them."""
-        return cls.from_dict(artifacts.load("families", "families.json", scale or artifacts.default_scale()))
+        return cls.from_dict(artifacts.load("families", "families.json", scale or artifacts.default_scale("families")))
 
 
 def criterion_curve(

@@ -194,7 +194,7 @@ def design(
         raise ValueError(f"n must be at least 1 and candidates at least n; got {n} and {wanted}.")
     if not isinstance(classes, int) or classes < 1:
         raise ValueError(f"classes must be a positive number; got {classes!r}.")
-    place = artifacts.pick_device(device)
+    place, scale = artifacts.pick_device(device), scale or artifacts.default_scale()
     batch = _Batch.of(images, labels, input_shape, classes, dense, seed)
     generator = generator or SequenceGenerator.load(scale).to(place)
     sampler = sampler or CellSampler.load(scale, device=place)

@@ -190,7 +190,7 @@ class GVAE(nn.Module):
         """A trained G-VAE of a scale's artifacts; MissingArtifactError says how to make it."""
         if variant not in VARIANTS:
             raise ValueError(f"variant must be one of {tuple(VARIANTS)}; got {variant!r}.")
-        scale = scale or artifacts.default_scale()
+        scale = scale or artifacts.default_scale("gvae")
         fields = artifacts.load("gvae", "gvae.json", scale)
         model = cls(GVAEConfig(**fields["config"]), regularised=variant == "regularised", zc_hash=fields["zc_hash"])
         model.load_state_dict(artifacts.load("gvae", f"{VARIANTS[variant]}.safetensors", scale))

@@ -43,6 +43,11 @@ class Notebook:
         """Leading digits of the name."""
         return self.name.split("_")[0]
 
+    @property
+    def default_scale(self) -> str:
+        """What its parameters cell states: "lite" once all that it reads and makes ships at lite, else "smoke"."""
+        return artifacts.default_scale(*self.needs, *(stage for stage in self.makes if stage not in self.optional))
+
 
 @dataclass(frozen=True)
 class Project:

@@ -61,7 +61,7 @@ __all__ = [
     "style",
 ]
 
-_ZC_LABELS = {  # column of clusters.ZC_NAMES -> (axis label, logarithmic)
+ZC_AXES = {  # column of clusters.ZC_NAMES -> (axis label, logarithmic)
     "naswot": ("NASWOT", False),
     "snip_ssnr": ("SNIP-SSNR", True),
     "params": ("parameters", True),
@@ -142,15 +142,13 @@ def plot_clusters(zc, labels, names: Sequence[str], highlight: int | Sequence[in
     styles = _highlighted(labels, highlight)
     views = (("params", "naswot"), ("params", "snip_ssnr"), ("snip_ssnr", "naswot"))
     views = (
-        [(names.index(a), names.index(b)) for a, b in views]
-        if set(_ZC_LABELS) == set(names)
-        else [(0, 1), (1, 2), (0, 2)]
+        [(names.index(a), names.index(b)) for a, b in views] if set(ZC_AXES) == set(names) else [(0, 1), (1, 2), (0, 2)]
     )
     fig, axes = plt.subplots(1, 3, figsize=(10.8, 3.9))
     for ax, (i, j) in zip(axes, views, strict=True):
         _draw_families(ax, zc[:, i], zc[:, j], labels, styles)
         for axis, column in (("x", i), ("y", j)):
-            label, log = _ZC_LABELS.get(names[column], (names[column], False))
+            label, log = ZC_AXES.get(names[column], (names[column], False))
             ax.set(**{f"{axis}label": label}, **({f"{axis}scale": "log"} if log and (zc[:, column] > 0).all() else {}))
     _legend(fig, axes[0], len(styles) + 1)
     return fig

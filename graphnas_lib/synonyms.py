@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from graphnas_lib import artifacts
 from graphnas_lib.ccnf import CCNF
 from graphnas_lib.clusters import Families
 from graphnas_lib.gvae import GVAE
@@ -73,6 +74,7 @@ class CellSampler:
         cls, scale: str | None = None, *, device: str | torch.device = "cpu", temperature: float = 1.0
     ) -> CellSampler:
         """The sampler of a scale's artifacts; MissingArtifactError names the stage that is not there."""
+        scale = scale or artifacts.default_scale("families", "gvae", "ccnf")
         gvae, ccnf = GVAE.load(scale).to(device), CCNF.load(scale, device=device)
         return cls(gvae, ccnf, Families.load(scale), temperature=temperature)
 

@@ -80,10 +80,12 @@ def test_scales_have_folders_of_their_own(home):
         artifacts.data_dir("big")
 
 
-def test_default_scale_is_smoke_until_lite_has_a_generator(home):
-    assert artifacts.default_scale() == "smoke"
+def test_default_scale_is_smoke_until_lite_has_what_is_asked_for(home):
+    assert artifacts.default_scale() == artifacts.default_scale("gvae", "sequence") == "smoke"
     artifacts.save("sequence", {}, scale="lite", seed=0, seconds=0)
-    assert artifacts.default_scale() == "lite"
+    assert artifacts.default_scale() == "lite" and artifacts.default_scale("gvae", "sequence") == "smoke"
+    artifacts.save("gvae", {}, scale="lite", seed=0, seconds=0)
+    assert artifacts.default_scale("gvae", "sequence") == "lite"
 
 
 def test_data_at_hand(home, tmp_path, monkeypatch):

@@ -9,11 +9,14 @@ import time
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
 
-from graphnas_lib import artifacts, corpus, proxies
+from graphnas_lib import artifacts, corpus, datacard, proxies
+from graphnas_lib.clusters import ZC_NAMES
+from graphnas_lib.codes import CellCodes
 from graphnas_lib.space import Cell, sample_cells
 
 OPS = ("conv_3", "conv_1", "sep_conv_3", "mbconv2_1", "bconv0.5_1", "dil_conv_3", "mbconv2_3")
@@ -209,3 +212,31 @@ def test_a_cluster_that_gives_a_task_up_ends_in_what_to_do(forty, batch, tmp_pat
         with pytest.raises(RuntimeError, match="process was killed.*Run the same command again"):
             corpus.label(cells, *batch, **options)
         pd.testing.assert_frame_equal(corpus.label(cells, *batch, **options), whole, check_exact=True)
+
+
+# ---- data card
+
+
+def test_data_card_states_what_the_table_holds():
+    cells = sample_cells(60, seed=4)
+    table = corpus.cells_table(cells[:40])
+    for i, name in enumerate(ZC_NAMES):
+        table[name] = np.arange(1, 41.0) * 10**i
+    table["error"] = ""
+    table.loc[[3, 7], [*ZC_NAMES, "error"]] = [np.nan] * 4 + ["ProxyError: no"]
+    facts = dict(scale="lite", seed=5, data="toy images", batch=8, resolution=16, classes=10, held_out=6)
+    codes = CellCodes.of(cells)
+    text = datacard.card(table, codes, {"valid": 0.75, "strict": 0.125, "mean_live": 3.5}, facts)
+    for said in (
+        "60 distinct cells, the first 40",
+        "25.0% are invalid",
+        "12.5% need no pruning",
+        "2 of 40 cells could",
+    ):
+        assert said in text
+    good = table.drop(index=[3, 7])["naswot"]
+    assert f"| 50% | {good.median():.2f} | " in text
+    live = [len(cell.live) for cell in cells]
+    assert datacard.node_shares(codes).to_dict() == {n: live.count(n) / 60 for n in sorted(set(live))}
+    pictures = {datacard.svg(datacard.plot_distributions(table, codes)) for _ in range(2)}
+    assert len(pictures) == 1 and pictures.pop().count("live operation nodes") >= 1

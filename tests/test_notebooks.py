@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from graphnas_lib import artifacts, runner
+from graphnas_lib import runner
 from graphnas_lib.manifest import read_manifest
 from graphnas_lib.readme import with_outputs
 
@@ -15,7 +15,8 @@ FOLDER = Path(__file__).resolve().parents[1] / "notebooks"
 NOTEBOOKS = sorted(FOLDER.glob("[0-9]*.ipynb"))
 LARGEST = 500 * 1024  # bytes; hosting sites stop rendering large notebooks
 LONGEST = 12  # lines of a code cell
-PARAMETERS = {"scale": artifacts.default_scale(), "seed": 0, "device": "auto"}  # a notebook may have more
+ENTRIES = {notebook.name: notebook for notebook in read_manifest(FOLDER / "manifest.toml")}
+PARAMETERS = {"scale": "smoke", "seed": 0, "device": "auto"}  # a notebook may have more
 MACHINE_PATH = re.compile(r"(?<![\w.:/\-])/(?:home|root|tmp|usr|opt|work|mnt|var|Users|private)/[\w.]")
 FLOAT = re.compile(r"(?<![\w.])\d+\.\d+(?![\w.]*\d)")
 CALLS = {
@@ -32,10 +33,10 @@ def code_of(notebook: dict) -> list[dict]:
     return [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
 
 
-def problems(notebook: dict, size: int = 0) -> list[str]:
-    """Everything that is wrong with a notebook, in words."""
+def problems(notebook: dict, size: int = 0, scale: str = PARAMETERS["scale"]) -> list[str]:
+    """Everything that is wrong with a notebook that should state `scale`, in words."""
     found = [f"larger than {LARGEST} bytes: {size}"] * (size > LARGEST)
-    found += metadata_problems(notebook) + parameter_problems(notebook)
+    found += metadata_problems(notebook) + parameter_problems(notebook, PARAMETERS | {"scale": scale})
     for number, cell in enumerate(code_of(notebook), 1):
         found += [f"cell {number}: {problem}" for problem in code_problems(runner.source_of(cell))]
         found += [f"cell {number}: {problem}" for problem in output_problems(cell, number)]
@@ -57,7 +58,7 @@ def metadata_problems(notebook: dict) -> list[str]:
     return found
 
 
-def parameter_problems(notebook: dict) -> list[str]:
+def parameter_problems(notebook: dict, wanted: dict) -> list[str]:
     code = code_of(notebook)
     tagged = [cell for cell in code if "parameters" in runner.tags_of(cell)]
     if len(tagged) != 1 or tagged[0] is not code[0]:
@@ -67,7 +68,7 @@ def parameter_problems(notebook: dict) -> list[str]:
         values = {node.targets[0].id: ast.literal_eval(node.value) for node in ast.parse(source).body}
     except (AttributeError, ValueError, SyntaxError):
         return ["the parameters cell holds literals only: what is derived is derived before papermill injects"]
-    found = [] if PARAMETERS.items() <= values.items() else [f"parameters must include {PARAMETERS}, got {values}"]
+    found = [] if wanted.items() <= values.items() else [f"parameters must include {wanted}, got {values}"]
     return found + ["each parameter needs a comment"] * any("#" not in line for line in source.splitlines() if line)
 
 
@@ -135,20 +136,21 @@ def saved_names(notebook: dict, function: str) -> set[str]:
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_notebook_is_clean(path):
-    assert problems(json.loads(path.read_text(encoding="utf-8")), path.stat().st_size) == []
+    notebook, scale = json.loads(path.read_text(encoding="utf-8")), ENTRIES[path.stem].default_scale
+    assert problems(notebook, path.stat().st_size, scale) == []
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_manifest_declares_what_the_notebook_saves(path):
     notebook = json.loads(path.read_text(encoding="utf-8"))
-    (entry,) = [n for n in read_manifest(FOLDER / "manifest.toml") if n.name == path.stem]
+    entry = ENTRIES[path.stem]
     assert saved_names(notebook, "save_figure") == set(entry.figures)
     assert saved_names(notebook, "save_table") == set(entry.tables)
     assert runner.source_of(notebook["cells"][0]).startswith(f"# {entry.number} · ")
 
 
 def test_every_notebook_is_in_the_manifest():
-    assert {path.stem for path in NOTEBOOKS} == {n.name for n in read_manifest(FOLDER / "manifest.toml")}
+    assert {path.stem for path in NOTEBOOKS} == ENTRIES.keys()
 
 
 # ---- the rules bite

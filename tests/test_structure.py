@@ -30,7 +30,7 @@ LAYERS = (
     "datasets evolution losses network proteins report vocabulary",
     "fitting gvae nats proxies sequence tasks zennet",
     "corpus nasbench360 sgd synonyms validation",
-    "design foreign training",
+    "datacard design foreign training",
     "scores",
     "stages",
     "ledger views",

@@ -10,7 +10,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from graphnas_lib import artifacts, corpus
+from graphnas_lib import artifacts, corpus, datacard
 from graphnas_lib.codes import CellCodes
 from graphnas_lib.space import REFERENCE_CELL, Cell
 from graphnas_lib.stages import Stage, cells
@@ -22,7 +22,8 @@ def make(stage: Stage) -> dict:
     scale = stage.scale
     data = stage.dataset(resolution=scale.label_resolution)
     images, targets = data.batch(scale.label_batch, device=stage.device)
-    chosen = cells.load(scale.name)[: scale.labelled].cells()
+    codes, sampling = cells.load(scale.name), artifacts.load_manifest("cells", scale.name)["config"]
+    chosen = codes[: scale.labelled].cells()
     # Beyond smoke the shards are named after what decides a label: work goes on when another size changes.
     decides = [stage.seed, scale.label_batch, scale.label_resolution, data.source, data.classes, stage.device.type]
     name = hashlib.sha256(json.dumps(decides).encode()).hexdigest()[:16]
@@ -39,9 +40,15 @@ def make(stage: Stage) -> dict:
         failed=int((table["error"] != "").sum()),
         batch=scale.label_batch,
         resolution=scale.label_resolution,
+        classes=data.classes,
+        reference=reference,
     )
-    stage.config.update(reference=reference)
-    return {"labels.parquet": table}
+    facts = {**stage.config, "scale": scale.name, "seed": stage.seed, "held_out": sampling["held_out"]}
+    return {
+        "labels.parquet": table,
+        "labels_card.md": datacard.card(table, codes, sampling["law"], facts),
+        datacard.PICTURE: datacard.svg(datacard.plot_distributions(table, codes)),
+    }
 
 
 def load(scale: str) -> pd.DataFrame:
