@@ -258,7 +258,7 @@ def _shown(path: Path) -> str:
 def versions() -> dict[str, str]:
     """Versions of Python and of the packages that numbers depend on."""
     found = {"python": platform.python_version()}
-    for name in ("torch", "numpy", "scikit-learn", "torchdiffeq", "torch_geometric", "transformers"):
+    for name in ("torch", "numpy", "scikit-learn", "torchdiffeq", "transformers"):
         try:
             found[name] = metadata.version(name)
         except metadata.PackageNotFoundError:

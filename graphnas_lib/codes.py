@@ -16,7 +16,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from graphnas_lib.space import EDGES, KERNELS, N_NODES, OP_NODES, OP_TYPES, OPERATIONS, Cell, InvalidCellError
+from graphnas_lib.canonical import NONE, SHIFT, canonical
+from graphnas_lib.space import (
+    EDGES,
+    KERNELS,
+    N_NODES,
+    OP_NODES,
+    OP_TYPES,
+    OPERATIONS,
+    Cell,
+    InvalidCellError,
+    predecessor_masks,
+)
 
 VIEW_NODES = N_NODES + 1  # paper: Tab. 6, [9 x 9, 15 x 9]
 VIEW_FEATURES = 15  # nine types without skip, input / output / global flags, three kernels
@@ -42,12 +53,16 @@ class CellCodes:
 
     @classmethod
     def of(cls, cells: Sequence[Cell], *, canonical: bool = False) -> CellCodes:
-        """Codes of cells; `canonical=True` promises that they are in canonical form and saves the work."""
-        cells = cells if canonical else [cell.canonical() for cell in cells]
+        """Codes of cells; `canonical=True` promises that they are in canonical form and saves the work.
+
+        Raises:
+            InvalidCellError: a cell has no path from input to output.
+        """
         adjacency = np.stack([cell.adjacency for cell in cells]) if cells else np.zeros((0, N_NODES, N_NODES), np.uint8)
         operations = [[_CODE[name] for name in cell.operations] for cell in cells]
         edges = torch.from_numpy(adjacency)[:, _SOURCE, _TARGET]
-        return cls(edges, torch.tensor(operations, dtype=torch.uint8).reshape(-1, OP_NODES))
+        codes = cls(edges, torch.tensor(operations, dtype=torch.uint8).reshape(-1, OP_NODES))
+        return codes if canonical else codes.canonical()
 
     def __len__(self) -> int:
         return len(self.edges)
@@ -72,10 +87,41 @@ class CellCodes:
         if self.operations.is_floating_point() or bool(((self.operations < 0) | (self.operations > UNUSED)).any()):
             kind, found = self.operations.dtype, sorted(set(self.operations.flatten().tolist()))
             raise InvalidCellError(f"Operation codes must be integers from 0 to {UNUSED}; got {kind} of {found[-5:]}.")
-        adjacency = self.edges.new_zeros(len(self), N_NODES, N_NODES)
-        adjacency[:, _SOURCE, _TARGET] = self.edges
-        rows = zip(adjacency.cpu().numpy(), self.operations.tolist(), strict=True)
+        rows = zip(_adjacency(self.edges), self.operations.tolist(), strict=True)
         return [Cell(matrix, [_NAMES[code] for code in codes]) for matrix, codes in rows]
+
+    def canonical(self) -> CellCodes:
+        """The same cells in canonical form (`space.Cell.canonical`), thousands at a time.
+
+        Raises:
+            InvalidCellError: a cell has no path from input to output.
+        """
+        found, lengths = _canonical(self)
+        output = found[np.arange(len(found)), lengths]
+        if not output.all():
+            Cell.canonical(self[int(output.argmin()) :][:1].cells()[0])  # says what must hold
+        placed = np.arange(OP_NODES) < lengths[:, None]
+        entries = np.where(placed, found[:, :OP_NODES], 0)
+        masks = np.column_stack([np.zeros_like(output), entries // SHIFT, output])  # (n, 8), predecessors
+        edges = masks[:, _TARGET] >> _SOURCE.numpy() & 1
+        operations = np.where(placed, entries % SHIFT, UNUSED)
+        return CellCodes(*(torch.from_numpy(part.astype(np.uint8)) for part in (edges, operations)))
+
+
+def _adjacency(edges: Tensor) -> np.ndarray:
+    """(n, 8, 8) of edge bits (n, 28)."""
+    adjacency = edges.new_zeros(len(edges), N_NODES, N_NODES)
+    adjacency[:, _SOURCE, _TARGET] = edges
+    return adjacency.cpu().numpy()
+
+
+def _canonical(codes: CellCodes) -> tuple[np.ndarray, np.ndarray]:
+    """Codes (n, 7) of the canonical forms and how many operations are live (n,), see `canonical.canonical`."""
+    operations = np.full((len(codes), N_NODES), NONE, np.int8)
+    operations[:, 1:-1] = codes.operations.cpu().numpy()
+    operations[operations == UNUSED] = NONE
+    found, lengths, _ = canonical(operations, predecessor_masks(_adjacency(codes.edges)))
+    return found, lengths
 
 
 @dataclass(frozen=True)
@@ -171,16 +217,33 @@ def decoded(codes: CellCodes) -> list[Decoded]:
     clean = (kept == codes.edges).all(dim=1, keepdim=True)
     rows = torch.cat([kept, codes.operations, clean], dim=1).cpu()  # (n, 28 + 6 + 1)
     distinct, inverse = torch.unique(rows, dim=0, return_inverse=True)
-    cells = CellCodes(distinct[:, : len(EDGES)], distinct[:, len(EDGES) : -1]).cells()
-    outcomes = [_outcome(cell, bool(clean)) for cell, clean in zip(cells, distinct[:, -1].tolist(), strict=True)]
+    raw = CellCodes(distinct[:, : len(EDGES)], distinct[:, len(EDGES) : -1])
+    tight = distinct[:, -1].bool() & (_live(raw) == (raw.operations != UNUSED)).all(dim=1)
+    found, lengths = _canonical(raw)
+    outcomes = [
+        _outcome(tuple(code[: length + 1]), strict)
+        for code, length, strict in zip(found.tolist(), lengths.tolist(), tight.tolist(), strict=True)
+    ]
     return [outcomes[i] for i in inverse.tolist()]
 
 
-def _outcome(raw: Cell, clean: bool) -> Decoded:
-    if not raw.is_valid:
-        return Decoded(None, raw.status, False)
-    cell = raw.canonical()
-    return Decoded(cell if cell.is_valid else None, cell.status, clean and raw.strict)
+def _live(codes: CellCodes) -> Tensor:
+    """Slots that lie on a path from input to output, bool (n, 6)."""
+    forward, backward = (torch.zeros(len(codes), N_NODES, dtype=torch.bool) for _ in range(2))
+    forward[:, 0] = backward[:, -1] = True
+    edges = codes.edges.bool()
+    for i, (a, b) in enumerate(EDGES):  # targets ascend
+        forward[:, b] |= forward[:, a] & edges[:, i]
+    for i, (a, b) in reversed(list(enumerate(EDGES))):
+        backward[:, a] |= backward[:, b] & edges[:, i]
+    return (forward & backward)[:, 1:-1]
+
+
+def _outcome(code: tuple[int, ...], strict: bool) -> Decoded:
+    """Of a canonical code: a graph whose only path is an edge from input to output has no node left."""
+    if len(code) > 1:
+        return Decoded(Cell.of_code(code), "ok", strict)
+    return Decoded(None, "identity" if code[0] else "no_path", False)
 
 
 def as_codes(cells: Sequence[Cell] | CellCodes) -> CellCodes:

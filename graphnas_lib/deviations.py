@@ -319,9 +319,8 @@ DEVIATIONS = (
     Deviation(
         "D45-encoder-layers",
         "Four graph convolutions with LayerNorm and ReLU; input embedding, order of norm and start values not stated.",
-        "A linear input embedding plus a learnt position embedding, pre-norm residual layers along and against the "
-        "edges, and a log-variance that starts at -4.",
-        "One canonical node order makes positions meaningful; trials of a few hundred steps, one seed each, "
-        "reconstructed more cells so.",
+        "A linear input embedding plus a learnt position embedding, pre-norm residual layers that read along and "
+        "against the edges and have weights of their own for the node itself, and a log-variance that starts at -4.",
+        "One canonical node order makes positions meaningful; the ablation in notebook 03 gives the figures.",
     ),
 )

@@ -9,7 +9,7 @@ from importlib import metadata
 
 from graphnas_lib import artifacts
 
-PACKAGES = ("torch", "numpy", "scikit-learn", "torchdiffeq", "torch_geometric", "transformers", "papermill", "doit")
+PACKAGES = ("torch", "numpy", "scikit-learn", "torchdiffeq", "transformers", "papermill", "doit")
 
 
 def lines() -> tuple[list[str], bool]:

@@ -16,7 +16,7 @@ from functools import cached_property
 import numpy as np
 import torch
 
-from graphnas_lib.canonical import INPUT, N_NODES, OUTPUT, canonical
+from graphnas_lib.canonical import INPUT, N_NODES, NONE, OUTPUT, SHIFT, canonical
 
 OP_NODES = 6
 OP_TYPES = (
@@ -41,6 +41,7 @@ _NATS_OPS = {"skip_connect": "skip", "nor_conv_1x1": "conv_1", "nor_conv_3x3": "
 _NATS_PATTERN = re.compile(
     r"\|OP~0\|\+\|OP~0\|OP~1\|\+\|OP~0\|OP~1\|OP~2\|".replace("OP", f"(none|{'|'.join(_NATS_OPS)})")
 )
+_COLUMNS = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1, bitorder="little")  # mask -> its 8 bits
 _SHORT = reprlib.Repr()  # what came, in a message that stays readable
 _SHORT.maxstring = _SHORT.maxother = 120
 
@@ -133,6 +134,21 @@ class Cell:
         return cls.from_edges(edges, operations)
 
     @classmethod
+    def of_code(cls, code: tuple[int, ...]) -> Cell:
+        """Cell of a code of `canonical.canonical`, which is not checked."""
+        nodes = len(code) - 1
+        masks = (0, *(entry // SHIFT for entry in code[:-1]), *(0,) * (OP_NODES - nodes), code[-1])
+        names = (*(OPERATIONS[entry % SHIFT] for entry in code[:-1]), *(None,) * (OP_NODES - nodes))
+        cell = object.__new__(cls)
+        cell._adjacency = np.ascontiguousarray(_COLUMNS[list(masks)].T)  # (8, 8)
+        cell.operations = names
+        cell._adjacency.setflags(write=False)
+        # What is known of a canonical form: itself, and that every node is live.
+        cell.__dict__["_canonical"] = code, {n: n for n in range(nodes + 1)}
+        cell.__dict__["live"] = tuple(range(1, nodes + 1))
+        return cell
+
+    @classmethod
     def from_dict(cls, data: dict) -> Cell:
         """Inverse of `to_dict`."""
         if not isinstance(data, dict) or not {"edges", "operations"} <= data.keys():
@@ -207,11 +223,12 @@ class Cell:
     # ---- canonical form
 
     @cached_property
-    def _canonical(self) -> tuple[tuple, dict[int, int]]:
+    def _canonical(self) -> tuple[tuple[int, ...], dict[int, int]]:
         """(smallest code, node of this cell -> node of the canonical one)."""
-        ops = tuple(None if name is None else _OP_INDEX[name] for name in (None, *self.operations, None))
-        masks = tuple(sum(1 << a for a in self.predecessors(n)) for n in range(N_NODES))
-        return canonical(ops, masks)
+        ops = np.array([[NONE, *(NONE if name is None else _OP_INDEX[name] for name in self.operations), NONE]])
+        codes, lengths, numbers = canonical(ops, predecessor_masks(self._adjacency[None]))
+        number = {old: new for old, new in enumerate(numbers[0].tolist()) if new >= 0}
+        return tuple(codes[0, : lengths[0] + 1].tolist()), number
 
     @property
     def canonical_nodes(self) -> dict[int, int]:
@@ -230,13 +247,15 @@ class Cell:
         """
         if self.status == "no_path":
             raise InvalidCellError("A canonical cell must have a path from input (0) to output (7); this one has none.")
-        return _decode(self._canonical[0])
+        return Cell.of_code(self._canonical[0])
 
     def key(self) -> str:
         """Hash of the canonical form, 16 hexadecimal digits; equal for isomorphic cells."""
         if self.status == "no_path":
             return "no_path"
-        return hashlib.sha256(repr(self._canonical[0]).encode()).hexdigest()[:16]
+        *nodes, output = self._canonical[0]
+        pairs = (*(divmod(entry, SHIFT) for entry in nodes), output)  # (predecessors, operation) a node
+        return hashlib.sha256(repr(pairs).encode()).hexdigest()[:16]
 
     def __eq__(self, other) -> bool:
         """Equal as written (same A, same operations); compare keys for equality of function."""
@@ -313,17 +332,9 @@ def _operation_of(row: np.ndarray, node: int) -> str | None:
     return f"{name}_{KERNELS[kernels[0]]}"
 
 
-def _decode(code: tuple) -> Cell:
-    """Cell of a canonical code."""
-    matrix = np.zeros((N_NODES, N_NODES), np.uint8)
-    operations: list[str | None] = [None] * OP_NODES
-    for node, (mask, op) in enumerate(code[:-1], start=1):
-        operations[node - 1] = OPERATIONS[op]
-        matrix[:, node] = [mask >> a & 1 for a in range(N_NODES)]
-    matrix[:, OUTPUT] = [code[-1] >> a & 1 for a in range(N_NODES)]
-    cell = Cell(matrix, operations)
-    cell.__dict__["_canonical"] = code, {n: n for n in range(len(code))}  # its own canonical form
-    return cell
+def predecessor_masks(adjacency: np.ndarray) -> np.ndarray:
+    """Bit a of [i, n] is the edge a -> n of graph i: (n, 8) uint8 of adjacencies (n, 8, 8)."""
+    return np.packbits(adjacency, axis=1, bitorder="little")[:, 0]
 
 
 # ---- sampling

@@ -29,7 +29,7 @@ def make(stage: Stage) -> dict:
     config = GVAEConfig(
         hidden=scale.gvae_hidden,
         latent_dim=scale.latent_dim,
-        decoder_hidden=max(256, scale.gvae_hidden),
+        decoder_hidden=max(512, scale.gvae_hidden),
         learning_rate=scale.gvae_lr,
     )
     files, logs, measures, maps, neighbours = {}, [], [], [], []
