@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import pickle
 import re
 from collections import Counter
 
@@ -86,6 +87,44 @@ def test_2000_canonical_forms_keep_function_idempotence_and_relabelling():
             worst = max(worst, (before(x) - after(x)).abs().max().item())
     assert worst < 1e-5
     assert folded > 100  # skip folding was really exercised
+
+
+def code_by_search(cell: Cell) -> tuple[int, ...]:
+    """Smallest code of a cell without skips over all orders of its live nodes that keep edges forward."""
+    best = None
+    for order in itertools.permutations(cell.live):
+        number = {0: 0} | {node: new for new, node in enumerate(order, start=1)}
+        sources = {node: [a for a in cell.predecessors(node) if a in number] for node in (*order, 7)}
+        if any(number[a] > number[node] for node in order for a in sources[node]):
+            continue
+        masks = {node: sum(1 << number[a] for a in sources[node]) for node in (*order, 7)}
+        code = [32 * masks[node] + OPERATIONS.index(cell.operations[node - 1]) for node in order] + [masks[7]]
+        best = code if best is None else min(best, code)
+    return tuple(best)
+
+
+def test_canonical_code_is_the_smallest_of_all_orders():
+    generator = torch.Generator().manual_seed(5)
+    few = [OPERATIONS[i] for i in (4, 5, 13)]  # few operations, many ties
+    cells = []
+    while len(cells) < 300:
+        drawn = random_cell(generator)
+        cell = Cell(drawn.adjacency, [few[i] for i in torch.randint(3, (6,), generator=generator).tolist()])
+        cells += [cell] * cell.is_valid
+    assert sum(len(cell.live) == 6 for cell in cells) > 30
+    for cell in cells:
+        canonical = cell.canonical()
+        assert canonical == Cell.of_code(code_by_search(cell))
+        assert pickle.loads(pickle.dumps(canonical)).canonical_nodes == {n: n for n in canonical.live}
+
+
+def test_many_cells_are_made_canonical_as_one_by_one():
+    generator = torch.Generator().manual_seed(6)
+    cells = [with_skips(random_cell(generator), generator) for _ in range(400)]
+    cells = [cell for cell in cells if cell.status == "ok"]
+    assert CellCodes.of(cells).cells() == [cell.canonical() for cell in cells]
+    with pytest.raises(InvalidCellError, match="path from input"):
+        CellCodes.of([*cells[:3], Cell.from_edges([(0, 1)], ["conv_3", *[None] * 5])])
 
 
 def test_skip_is_not_folded_where_its_consumer_would_read_the_raw_input():
