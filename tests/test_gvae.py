@@ -236,23 +236,23 @@ def test_total_is_the_weighted_sum_and_naive_drops_both_terms_of_eq_5(codes):
 
 def test_the_papers_sizes_are_the_defaults():
     model = GVAE()
-    assert [mix.out_features for mix in model.encoder.mix] == [512] * 4  # Tab. 6
+    assert [mix.in_features for mix in model.encoder.mix] == [512] * 4  # Tab. 6
     assert [layer.out_features for layer in model.predictor if hasattr(layer, "out_features")] == [256, 4]
     assert model.encode([REFERENCE_CELL]).shape == (1, 256)
 
 
 def test_dense_convolution_equals_the_sparse_one(codes):
-    """What a node reads from its successors and from its predecessors, as a loop over edges."""
+    """What a node sums of successors, predecessors and itself, each with other weights, as a loop over edges."""
     adjacency, _ = graph_view(codes[:3])
-    x = torch.randn(3, 9, 8, generator=generator())
+    x = torch.randn(3, 9, 3, 8, generator=generator())  # node states after the three weights
     edges = [(n, a, b) for n, a, b in torch.nonzero(adjacency).tolist() if a != b]
     outward, inward = Counter((n, a) for n, a, _ in edges), Counter((n, b) for n, _, b in edges)
-    expected = torch.zeros(3, 18, 8)
+    expected = x[:, :, 2].clone()
     for n, a, b in edges:
         weight = (outward[n, a] * inward[n, b]) ** -0.5
-        expected[n, a] += weight * x[n, b]
-        expected[n, 9 + b] += weight * x[n, a]
-    torch.testing.assert_close(propagation(adjacency) @ x, expected)
+        expected[n, a] += weight * x[n, b, 0]
+        expected[n, b] += weight * x[n, a, 1]
+    torch.testing.assert_close(propagation(adjacency) @ x.view(3, 27, 8), expected)
 
 
 @pytest.mark.parametrize("readout", ["both", "global"])

@@ -38,8 +38,7 @@ class Plain:
         adjacency, features = (part.double() for part in graph_view(codes))
         spread, x = propagation(adjacency), encoder.embed(features) + encoder.position
         for norm, mix in zip(encoder.norms, encoder.mix, strict=True):
-            h = F.relu(norm(x))
-            x = x + mix(torch.cat([*torch.bmm(spread, h).chunk(2, dim=1), h], dim=-1))
+            x = x + torch.bmm(spread, mix(F.relu(norm(x))).view(len(x), spread.shape[2], -1))
         return encoder.readout(x[:, : encoder.nodes].flatten(1)).chunk(2, dim=-1)
 
     def loss(self, codes: CellCodes, zc: Tensor, kl_weight: float, noise: Tensor, triples) -> Tensor:
