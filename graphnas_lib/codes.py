@@ -227,6 +227,24 @@ def decoded(codes: CellCodes) -> list[Decoded]:
     return [outcomes[i] for i in inverse.tolist()]
 
 
+def connect_loose_ends(codes: CellCodes) -> CellCodes:
+    """A repair, as in D-VAE (Zhang et al., 2019): no used slot is left without a predecessor or a successor.
+
+    Edges at unused slots go; then slots that nothing enters read the input, and slots that nothing leaves feed the
+    output. What comes out is valid whenever one slot holds an operation other than a skip that folds away.
+    """
+    used = F.pad(codes.operations != UNUSED, (1, 1), value=True)
+    edges = codes.edges.bool() & used[:, _SOURCE.to(used.device)] & used[:, _TARGET.to(used.device)]
+    entered, left = (torch.zeros_like(used) for _ in range(2))
+    for i, (a, b) in enumerate(EDGES):
+        entered[:, b] |= edges[:, i]
+        left[:, a] |= edges[:, i]
+    for node in range(1, N_NODES - 1):
+        edges[:, EDGES.index((0, node))] |= used[:, node] & ~entered[:, node]
+        edges[:, EDGES.index((node, N_NODES - 1))] |= used[:, node] & ~left[:, node]
+    return CellCodes(edges.to(torch.uint8), codes.operations)
+
+
 def _live(codes: CellCodes) -> Tensor:
     """Slots that lie on a path from input to output, bool (n, 6)."""
     forward, backward = (torch.zeros(len(codes), N_NODES, dtype=torch.bool) for _ in range(2))

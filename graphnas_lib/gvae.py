@@ -30,6 +30,7 @@ from graphnas_lib.codes import (
     Logits,
     MixedBatches,
     as_codes,
+    connect_loose_ends,
     decoded,
     featurise,
     graph_view,
@@ -164,13 +165,22 @@ class GVAE(nn.Module):
         return Logits(edges, types.unflatten(-1, (OP_NODES, -1)), kernels.unflatten(-1, (OP_NODES, -1)))
 
     @torch.no_grad()
-    def decode_raw(self, latent: Tensor) -> list[Decoded]:
-        """f^-1 with its outcome, one `Decoded` a row of `latent` (n, m); equal graphs are made canonical once."""
-        return decoded(self.decode_codes(latent))
+    def decode_raw(self, latent: Tensor, *, repair: str | None = None) -> list[Decoded]:
+        """f^-1 with its outcome, one `Decoded` a row of `latent` (n, m); equal graphs are made canonical once.
 
-    def decode(self, latent: Tensor) -> list[Cell | None]:
+        Args:
+            latent: (n, m).
+            repair: None decodes what the decoder says; "loose_ends" first joins nodes that nothing leaves to the output
+                and nodes that nothing enters to the input (`codes.connect_loose_ends`).
+        """
+        if repair not in (None, "loose_ends"):
+            raise ValueError(f"repair must be None or 'loose_ends'; got {repair!r}.")
+        codes = self.decode_codes(latent)
+        return decoded(connect_loose_ends(codes) if repair else codes)
+
+    def decode(self, latent: Tensor, *, repair: str | None = None) -> list[Cell | None]:
         """f^-1: canonical cells of latents (n, m), None where no valid cell came out."""
-        return [outcome.cell for outcome in self.decode_raw(latent)]
+        return [outcome.cell for outcome in self.decode_raw(latent, repair=repair)]
 
     @torch.no_grad()
     def predict_zc(self, latent: Tensor) -> Tensor:
@@ -330,56 +340,3 @@ def _store_statistics(model: GVAE, codes: CellCodes, most: int = 20_000) -> None
     mu = model.encode(codes[:most])
     model.latent_mean.copy_(mu.mean(dim=0))
     model.latent_std.copy_(mu.std(dim=0, correction=0))
-
-
-# ---- measures
-
-
-@torch.no_grad()
-def reconstruction_rate(gvae: GVAE, cells: Sequence[Cell] | CellCodes, *, sample_seed: int | None = None) -> float:
-    """Share of cells that come back exactly, decode(encode(x)) = x in canonical form.
-
-    From the mean latent, or from one sample of the posterior when `sample_seed` is given.
-    """
-    codes = as_codes(cells)
-    latent, logvar = gvae.encode_distribution(codes)
-    if sample_seed is not None:
-        generator = torch.Generator(latent.device).manual_seed(sample_seed)
-        latent = latent + (0.5 * logvar).exp() * torch.randn(latent.shape, generator=generator, device=latent.device)
-    raw = gvae.decode_codes(latent).to(codes.edges.device)
-    exact = (raw.edges == codes.edges).all(dim=1) & (raw.operations == codes.operations).all(dim=1)
-    rest = torch.nonzero(~exact).squeeze(-1)  # may still be the same cell, written otherwise
-    wanted = [cell.key() for cell in codes[rest].cells()]
-    found = [outcome.cell.key() if outcome.cell else None for outcome in decoded(raw[rest])]
-    same = sum(a == b for a, b in zip(wanted, found, strict=True))
-    return (int(exact.sum()) + same) / max(len(codes), 1)
-
-
-@torch.no_grad()
-def element_accuracy(gvae: GVAE, cells: Sequence[Cell] | CellCodes) -> dict[str, float]:
-    """Share of edge bits and of slots that come back, {"edges", "operations"}: arch2vec's weaker measure."""
-    codes = as_codes(cells)
-    raw = gvae.decode_codes(gvae.encode(codes)).to(codes.edges.device)
-    edges, operations = raw.edges == codes.edges, raw.operations == codes.operations
-    return {"edges": edges.float().mean().item(), "operations": operations.float().mean().item()}
-
-
-def validity(gvae: GVAE, latents: Tensor, known_keys: set[str] | frozenset[str] = frozenset()) -> dict[str, float]:
-    """What latents (n, m) decode to, as shares.
-
-    Returns:
-        n; "valid" of n; "unique" of the valid; "new" of the unique, not in `known_keys`; "raw_strict" of n, valid with
-        no dangling node before pruning; "no_path" and "identity" of n.
-    """
-    outcomes = gvae.decode_raw(latents)
-    n, keys = len(outcomes), [outcome.cell.key() for outcome in outcomes if outcome.cell]
-    unique = set(keys)
-    return {
-        "n": n,
-        "valid": len(keys) / max(n, 1),
-        "unique": len(unique) / max(len(keys), 1),
-        "new": len(unique - known_keys) / max(len(unique), 1),
-        "raw_strict": sum(o.strict for o in outcomes) / max(n, 1),
-        "no_path": sum(o.status == "no_path" for o in outcomes) / max(n, 1),
-        "identity": sum(o.status == "identity" for o in outcomes) / max(n, 1),
-    }

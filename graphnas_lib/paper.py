@@ -69,6 +69,10 @@ class Scale:
     gvae_steps: int
     gvae_batch: int
     gvae_lr: float
+    gvae_seeds: int  # not stated: ours, as are the three below
+    gvae_ablation_steps: int
+    labels_held_out: int
+    cycle_cells: int
     # CCNF (Tab. 6)
     ccnf_hidden: int
     ccnf_layers: int
@@ -119,6 +123,10 @@ SCALES = {
         gvae_steps=320,
         gvae_batch=128,
         gvae_lr=1e-3,
+        gvae_seeds=1,
+        gvae_ablation_steps=40,
+        labels_held_out=44,
+        cycle_cells=8,
         ccnf_hidden=128,
         ccnf_layers=5,
         ccnf_steps=400,
@@ -158,11 +166,15 @@ SCALES = {
         validation_networks=600,
         n_clusters=32,
         cluster_grid=(1, 2, 3, 4, 6, 8, 12, 16, 20, 24, 28, 32, 40, 48, 64),
-        gvae_hidden=256,
+        gvae_hidden=128,
         latent_dim=256,
-        gvae_steps=20_000,
+        gvae_steps=5_000,
         gvae_batch=256,
         gvae_lr=1e-3,
+        gvae_seeds=3,
+        gvae_ablation_steps=1_500,
+        labels_held_out=1_200,
+        cycle_cells=300,
         ccnf_hidden=512,
         ccnf_layers=9,
         ccnf_steps=20_000,
@@ -207,6 +219,10 @@ SCALES = {
         gvae_steps=500_000,
         gvae_batch=64,
         gvae_lr=3.5e-4,
+        gvae_seeds=3,
+        gvae_ablation_steps=20_000,
+        labels_held_out=5_000,
+        cycle_cells=2_000,
         ccnf_hidden=512,
         ccnf_layers=9,
         ccnf_steps=20_000,  # not stated

@@ -10,20 +10,22 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from sklearn.metrics import r2_score
 
 from graphnas_lib import artifacts
 from graphnas_lib.artifacts import Checkpoint
-from graphnas_lib.codes import KERNEL_OF, TYPE_OF, UNUSED, CellCodes, Logits, decoded, graph_view, hard_decode
-from graphnas_lib.gvae import (
-    GVAE,
-    GVAEConfig,
-    element_accuracy,
-    featurise,
-    propagation,
-    reconstruction_rate,
-    train,
-    validity,
+from graphnas_lib.codes import (
+    KERNEL_OF,
+    TYPE_OF,
+    UNUSED,
+    CellCodes,
+    Logits,
+    connect_loose_ends,
+    decoded,
+    graph_view,
+    hard_decode,
 )
+from graphnas_lib.gvae import GVAE, GVAEConfig, featurise, propagation, train
 from graphnas_lib.losses import (
     choose_triplets,
     gvae_loss,
@@ -32,7 +34,8 @@ from graphnas_lib.losses import (
     reconstruction_loss,
     triplet_margin_loss,
 )
-from graphnas_lib.space import OPERATIONS, REFERENCE_CELL, Cell, sample_cells
+from graphnas_lib.roundtrip import element_accuracy, r_squared, reconstruction_rate, valid_draws, validity
+from graphnas_lib.space import EDGES, OPERATIONS, REFERENCE_CELL, Cell, sample_cells
 
 TINY = GVAEConfig(hidden=8, latent_dim=4, decoder_hidden=8, layers=2, learning_rate=1e-2)
 UNFOLDED = Cell.from_edges([(0, 1), (1, 7), (0, 7), (0, 2), (2, 7)], ["skip", "conv_3", None, None, None, None])
@@ -436,6 +439,41 @@ def test_validity_counts(cells):
     latent = model.encode(cells[:8])
     found = validity(model, torch.cat([latent, latent]), {cell.key() for cell in cells[:2]})
     assert found == {"n": 16, "valid": 1.0, "unique": 0.5, "new": 0.75, "raw_strict": 1.0, "no_path": 0, "identity": 0}
+
+
+def test_repair_joins_loose_ends_and_nothing_else(cells, codes):
+    assert torch.equal(connect_loose_ends(codes).edges, codes.edges)  # canonical cells have none
+    ops = [1, 2, 3, UNUSED, UNUSED, UNUSED]
+    edges = torch.zeros(1, 28, dtype=torch.uint8)
+    for edge in ((0, 1), (2, 3), (3, 4)):  # nothing leaves 1 and 3, nothing enters 2; slot 4 is unused
+        edges[0, EDGES.index(edge)] = 1
+    loose = CellCodes(edges, torch.tensor([ops], dtype=torch.uint8))
+    wanted = Cell.from_edges([(0, 1), (1, 7), (0, 2), (2, 3), (3, 7)], [*(OPERATIONS[i] for i in ops[:3]), *[None] * 3])
+    assert connect_loose_ends(loose).cells() == [wanted]
+    assert [decoded(c)[0].status for c in (loose, connect_loose_ends(loose))] == ["no_path", "ok"]
+    model, latent = GVAE(TINY), torch.randn(200, 4, generator=generator())
+    plain, repaired = validity(model, latent), validity(model, latent, repair="loose_ends")
+    assert repaired["valid"] >= plain["valid"] and repaired["raw_strict"] == repaired["valid"]
+    with pytest.raises(ValueError, match="repair must be None or 'loose_ends'; got 'dvae'"):
+        model.decode(latent, repair="dvae")
+
+
+def test_r_squared_is_scikit_learns():
+    found, wanted = (torch.randn(50, 4, generator=generator(seed)) for seed in (1, 2))
+    expected = r2_score(wanted.numpy(), found.numpy(), multioutput="raw_values")
+    assert r_squared(found, wanted) == pytest.approx(expected, rel=1e-4)
+
+
+def test_valid_draws_are_valid():
+    model = GVAE(TINY)
+    with torch.no_grad():
+        model.decoder[-1].bias[: len(EDGES)] = 3.0  # edges everywhere
+    latent, cells = valid_draws(model, 6, seed=1)
+    assert model.decode(latent) == cells and all(cell.is_valid for cell in cells)
+    with torch.no_grad():
+        model.decoder[-1].bias[: len(EDGES)] = -30.0
+    with pytest.raises(RuntimeError, match="6 valid cells are needed of 120 draws from the prior; got 0"):
+        valid_draws(model, 6, seed=1)
 
 
 def test_both_variants_through_the_artifacts(cells, tmp_path, monkeypatch):

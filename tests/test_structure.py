@@ -29,7 +29,7 @@ LAYERS = (
     "archives ccnf clusters codes diagrams macro manifest operations paper results search",
     "datasets evolution losses network proteins report vocabulary",
     "fitting gvae nats proxies sequence tasks zennet",
-    "corpus nasbench360 sgd synonyms validation",
+    "corpus nasbench360 roundtrip sgd synonyms validation",
     "datacard design foreign training",
     "scores",
     "stages",

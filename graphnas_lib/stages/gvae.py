@@ -1,92 +1,174 @@
-"""Stage "gvae": the regularised and the naive G-VAE (Eq. 4-5), and the numbers behind Fig. 2b-c."""
+"""Stage "gvae": the regularised and the naive G-VAE (Eq. 4-5), the numbers behind Fig. 2b-c, and the ablation."""
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 import pandas as pd
 import torch
 from torch import Tensor
 
-from graphnas_lib import gvae
+from graphnas_lib import gvae, roundtrip
 from graphnas_lib.clusters import ZC_NAMES, Families
 from graphnas_lib.codes import CellCodes
+from graphnas_lib.corpus import zc_matrix
 from graphnas_lib.embedding import cluster_metrics, embed
 from graphnas_lib.gvae import GVAE, GVAEConfig
 from graphnas_lib.stages import Stage, cells, labels
 
-LABELS_HELD_OUT = 0.2
-PICTURED = 2_000  # cells of the t-SNE maps, at most
-PRIOR_DRAWS = 2_000
+RANDOM_DRAWS = 10_000
+# Weights that bring the terms of Eq. 5 to the size of a reconstruction in nats a cell; the ablation varies them.
+WEIGHTS = {"triplet_weight": 30.0, "predictor_weight": 10.0, "margin": 0.3}
+ABLATION = {  # what changes -> fields of GVAEConfig
+    "as trained": {},
+    "readout of the global node alone": {"readout": "global"},
+    "KL weight 0.0005": {"kl_weight": 0.0005},
+    "KL weight 0.05": {"kl_weight": 0.05},
+    "triplet and predictor weight 1, as printed": {"triplet_weight": 1.0, "predictor_weight": 1.0},
+    "margin 0.1": {"margin": 0.1},
+    "margin 1": {"margin": 1.0},
+    "learning rate halved": {"learning_rate": 0.5},  # of the scale's
+}
+
+
+class Data:
+    """What the models are trained and measured on."""
+
+    def __init__(self, stage: Stage):
+        corpus, table = cells.load(stage.scale.name), labels.load(stage.scale.name)
+        self.families = Families.load(stage.scale.name)
+        training, self.held_out = cells.split(corpus)
+        codes, zc = labels.codes_of(table, corpus), self.families.transform(labels.vectors(table))
+        n = len(zc) - stage.scale.labels_held_out
+        self.labelled, self.zc = codes[:n], zc[:n]
+        self.unseen, self.unseen_zc = codes[n:], zc[n:]  # labelled, and neither as cells nor as labels trained on
+        seen = torch.ones(len(training), dtype=torch.bool)
+        seen[torch.tensor(table["position"].to_numpy()[n:])] = False
+        self.training = training[seen]
+        self.known = {cell.key() for cell in self.training.cells()}
 
 
 def make(stage: Stage) -> dict:
-    """Train both models on the same batches; measure reconstruction, validity, predictor and neighbourhoods."""
-    scale, families = stage.scale, Families.load(stage.scale.name)
-    corpus = cells.load(scale.name)
-    training, held_out = cells.split(corpus)
-    table = labels.load(scale.name)
-    labelled, zc = labels.codes_of(table, corpus), families.transform(labels.vectors(table))
-    n_train = len(zc) - round(LABELS_HELD_OUT * len(zc))
+    """Train both models on the same batches with each seed; measure recovery, validity, predictor, neighbourhoods."""
+    scale, data = stage.scale, Data(stage)
     config = GVAEConfig(
         hidden=scale.gvae_hidden,
         latent_dim=scale.latent_dim,
         decoder_hidden=max(512, scale.gvae_hidden),
         learning_rate=scale.gvae_lr,
+        **WEIGHTS,
     )
     files, logs, measures, maps, neighbours = {}, [], [], [], []
-    known = {cell.key() for cell in training.cells()}
-    for variant, regularised in (("regularised", True), ("naive", False)):
-        model, log = gvae.train(
-            training,
-            labelled[:n_train],
-            zc[:n_train],
-            config=config,
-            steps=scale.gvae_steps,
-            batch_size=scale.gvae_batch,
-            seed=stage.seed,
-            device=stage.device.type,
-            regularised=regularised,
-            checkpoint=stage.checkpoint(variant),
-            progress=stage.progress,
-            log_every=max(1, scale.gvae_steps // 50),
-            zc_hash=families.zc_transform.hash(),
-        )
-        model = model.cpu()
-        files |= model.to_files(gvae.VARIANTS[variant])
-        logs += [{"variant": variant, **row} for row in log.rows]
-        measures.append({"variant": variant, **_measures(model, held_out, known, stage.seed)})
-        if regularised:
-            measures[-1] |= _predictor(model, labelled[n_train:], zc[n_train:])
-        latent, family = model.encode(labelled[:PICTURED]), families.assign(zc[:PICTURED], standardised=True)
-        neighbours.append(cluster_metrics(latent, zc[:PICTURED], family, stage.seed).assign(variant=variant))
-        xy = embed(latent, stage.seed)
-        maps.append(pd.DataFrame({"variant": variant, "x": xy[:, 0], "y": xy[:, 1], "family": family.numpy()}))
-    stage.config.update(n_training=len(training), n_labelled=n_train, n_held_out=len(held_out), steps=log.steps)
+    family = data.families.assign(data.unseen_zc, standardised=True)
+    for seed in range(stage.seed, stage.seed + scale.gvae_seeds):
+        for variant, regularised in (("regularised", True), ("naive", False)):
+            name = {"variant": variant, "seed": seed}
+            model, log = _train(stage, data, config, f"{variant}-{seed}", seed=seed, regularised=regularised)
+            latent = model.encode(data.unseen)
+            logs += [{**name, **row} for row in log.rows]
+            measures.append({**name, **_measures(model, data, seed, regularised=regularised)})
+            neighbours.append(cluster_metrics(latent, data.unseen_zc, family, seed).assign(**name))
+            if seed == stage.seed:
+                files |= model.to_files(gvae.VARIANTS[variant])
+                xy = embed(latent, seed)
+                maps.append(pd.DataFrame({**name, "x": xy[:, 0], "y": xy[:, 1], "family": family.numpy()}))
+                if regularised:
+                    cycle = _cycle(stage, model, data.families)
+    stage.config.update(
+        n_training=len(data.training),
+        n_labelled=len(data.labelled),
+        n_labelled_held_out=len(data.unseen),
+        n_held_out=len(data.held_out),
+        steps=log.steps,
+        seeds=scale.gvae_seeds,
+    )
     return {
         **files,
         "gvae_log.csv": pd.DataFrame(logs),
         "gvae_measures.csv": pd.DataFrame(measures),
         "gvae_neighbours.csv": pd.concat(neighbours, ignore_index=True),
         "gvae_maps.csv": pd.concat(maps, ignore_index=True),
+        "gvae_cycle.csv": cycle,
+        "gvae_ablation.csv": _ablation(stage, data, config),
     }
 
 
-def _measures(model: GVAE, held_out: CellCodes, known: set[str], seed: int) -> dict:
-    """Reconstruction of held-out cells and what random latents decode to."""
-    generator = torch.Generator().manual_seed(seed)
-    noise = torch.randn(PRIOR_DRAWS, model.config.latent_dim, generator=generator)
-    scaled = gvae.validity(model, model.latent_mean + model.latent_std * noise, known)
-    normal = gvae.validity(model, noise, known)
-    return {
-        "exact_mean": gvae.reconstruction_rate(model, held_out),
-        "exact_sampled": gvae.reconstruction_rate(model, held_out, sample_seed=seed),
-        **{f"{name}_accuracy": value for name, value in gvae.element_accuracy(model, held_out).items()},
-        **{f"scaled_{name}": scaled[name] for name in ("valid", "unique", "new", "raw_strict")},
-        **{f"normal_{name}": normal[name] for name in ("valid", "unique", "new", "raw_strict")},
+def _train(stage: Stage, data: Data, config: GVAEConfig, name: str, *, seed: int, steps: int = 0, regularised=True):
+    """One training run of this stage, which goes on from the checkpoint of its name; the model lies on the CPU."""
+    scale, steps = stage.scale, steps or stage.scale.gvae_steps
+    model, log = gvae.train(
+        data.training,
+        data.labelled,
+        data.zc,
+        config=config,
+        steps=steps,
+        batch_size=scale.gvae_batch,
+        seed=seed,
+        device=stage.device.type,
+        regularised=regularised,
+        checkpoint=stage.checkpoint(name),
+        progress=stage.progress,
+        log_every=max(1, steps // 50),
+        zc_hash=data.families.zc_transform.hash(),
+    )
+    return model.cpu(), log
+
+
+def _measures(model: GVAE, data: Data, seed: int, *, regularised: bool) -> dict:
+    """Recovery of held-out cells, what random latents decode to, R^2 of q on labelled cells held out."""
+    noise = torch.randn(RANDOM_DRAWS, model.config.latent_dim, generator=torch.Generator().manual_seed(seed))
+    draws = {"scaled": model.latent_mean + model.latent_std * noise, "normal": noise}
+    shares = ("valid", "unique", "new", "raw_strict", "no_path", "identity")
+    found = {
+        "exact_mean": roundtrip.reconstruction_rate(model, data.held_out),
+        "exact_sampled": roundtrip.reconstruction_rate(model, data.held_out, sample_seed=seed),
+        **{f"{name}_accuracy": v for name, v in roundtrip.element_accuracy(model, data.held_out).items()},
     }
+    for name, latent in draws.items():
+        validity = roundtrip.validity(model, latent, data.known)
+        found |= {f"{name}_{share}": validity[share] for share in shares}
+        found[f"{name}_valid_repaired"] = roundtrip.validity(model, latent, repair="loose_ends")["valid"]
+    return found | (_predictor(model, data.unseen, data.unseen_zc) if regularised else {})
 
 
 def _predictor(model: GVAE, held_out: CellCodes, zc: Tensor) -> dict:
     """R^2 of q on labelled cells that training did not see."""
-    found = model.predict_zc(model.encode(held_out))
-    r2 = 1 - (found - zc).square().sum(dim=0) / (zc - zc.mean(dim=0)).square().sum(dim=0)
-    return {f"r2_{name}": value for name, value in zip(ZC_NAMES, r2.tolist(), strict=True)}
+    found = roundtrip.r_squared(model.predict_zc(model.encode(held_out)), zc)
+    return {f"r2_{name}": value for name, value in zip(ZC_NAMES, found, strict=True)}
+
+
+def _cycle(stage: Stage, model: GVAE, families: Families) -> pd.DataFrame:
+    """Proxies really computed on cells decoded from the prior, beside q of the latent and q of the cell encoded again.
+
+    One row a cell: standardised components z_*, q_* and again_*; a cell whose proxies fail is left out and counted.
+    """
+    latent, drawn = roundtrip.valid_draws(model, stage.scale.cycle_cells, seed=stage.seed)
+    table, _ = labels.score(stage, drawn, f"gvae-{stage.identity}-cycle")
+    good = torch.tensor((table["error"] == "").to_numpy())
+    stage.config["cycle_failed"] = int((~good).sum())
+    latent, drawn = latent[good], [cell for cell, kept in zip(drawn, good.tolist(), strict=True) if kept]
+    parts = {
+        "z": families.transform(zc_matrix(table[good.numpy()])),
+        "q": model.predict_zc(latent),
+        "again": model.predict_zc(model.encode(drawn)),
+    }
+    return pd.DataFrame({f"{p}_{name}": v[:, i].numpy() for p, v in parts.items() for i, name in enumerate(ZC_NAMES)})
+
+
+def _ablation(stage: Stage, data: Data, config: GVAEConfig) -> pd.DataFrame:
+    """Short runs of one seed that each change one thing; the paper leaves all of these open."""
+    rows, family = [], data.families.assign(data.unseen_zc, standardised=True)
+    steps = stage.scale.gvae_ablation_steps
+    for change, fields in ABLATION.items():
+        fields = {k: v * config.learning_rate if k == "learning_rate" else v for k, v in fields.items()}
+        name = f"ablation-{len(rows)}"
+        model, log = _train(stage, data, replace(config, **fields), name, seed=stage.seed, steps=steps)
+        found = _measures(model, data, stage.seed, regularised=True)
+        near = cluster_metrics(model.encode(data.unseen), data.unseen_zc, family, stage.seed).set_index("metric")
+        near = {metric: near.loc[metric, "value"] for metric in near.index if metric.startswith(("kNN", "Spearman"))}
+        kept = ("exact_mean", "exact_sampled", "scaled_valid", "normal_valid", *(f"r2_{z}" for z in ZC_NAMES))
+        row = {"change": change, "steps": steps, "kl": log.rows[-1]["kl"], **{key: found[key] for key in kept}}
+        rows.append(
+            row | {metric: near.loc[metric, "value"] for metric in near.index if "kNN" in metric or "L1" in metric}
+        )
+    return pd.DataFrame(rows)

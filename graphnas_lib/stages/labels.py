@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+from collections.abc import Sequence
 
 import pandas as pd
 import torch
@@ -18,37 +19,41 @@ from graphnas_lib.workers import processes
 
 
 def make(stage: Stage) -> dict:
-    """Label in two processes, shard by shard; the NATS reference cell is labelled beside them."""
+    """Label in processes, shard by shard; the NATS reference cell is labelled beside them."""
     scale = stage.scale
-    data = stage.dataset(resolution=scale.label_resolution)
-    images, targets = data.batch(scale.label_batch, device=stage.device)
     codes, sampling = cells.load(scale.name), artifacts.load_manifest("cells", scale.name)["config"]
-    chosen = codes[: scale.labelled].cells()
-    # Beyond smoke the shards are named after what decides a label: work goes on when another size changes.
-    decides = [stage.seed, scale.label_batch, scale.label_resolution, data.source, data.classes, stage.device.type]
-    name = hashlib.sha256(json.dumps(decides).encode()).hexdigest()[:16]
-    name = stage.identity if scale.name == "smoke" else name
-    folder = artifacts.data_dir(scale.name) / "checkpoints" / f"labels-{name}"
-    if stage.fresh:
-        shutil.rmtree(folder, ignore_errors=True)
-    options = {"seed": stage.seed, "classes": data.classes}
-    workers = processes(stage.device)
-    table = corpus.label(chosen, images, targets, out=folder, workers=workers, progress=stage.progress, **options)
-    reference = corpus.label_cell(REFERENCE_CELL, images, targets, options)
-    stage.config.update(
-        n=len(table),
-        failed=int((table["error"] != "").sum()),
-        batch=scale.label_batch,
-        resolution=scale.label_resolution,
-        classes=data.classes,
-        reference=reference,
-    )
+    table, reference = score(stage, codes[: scale.labelled].cells(), "labels")
+    stage.config.update(n=len(table), failed=int((table["error"] != "").sum()), reference=reference)
     facts = {**stage.config, "scale": scale.name, "seed": stage.seed, "held_out": sampling["held_out"]}
     return {
         "labels.parquet": table,
         "labels_card.md": datacard.card(table, codes, sampling["law"], facts),
         datacard.PICTURE: datacard.svg(datacard.plot_distributions(table, codes)),
     }
+
+
+def score(stage: Stage, chosen: Sequence[Cell], prefix: str) -> tuple[pd.DataFrame, dict]:
+    """ZC vectors of cells as the labels of this scale have them, and the reference cell's; goes on from its shards.
+
+    Args:
+        stage: whose scale, seed and device decide; what was done is noted in its `config`.
+        chosen: cells.
+        prefix: of the shards' folder among the checkpoints.
+    """
+    scale = stage.scale
+    data = stage.dataset(resolution=scale.label_resolution)
+    images, targets = data.batch(scale.label_batch, device=stage.device)
+    # Beyond smoke the shards are named after what decides a label: work goes on when another size changes.
+    decides = [stage.seed, scale.label_batch, scale.label_resolution, data.source, data.classes, stage.device.type]
+    name = hashlib.sha256(json.dumps(decides).encode()).hexdigest()[:16]
+    name = stage.identity if scale.name == "smoke" else name
+    folder = artifacts.data_dir(scale.name) / "checkpoints" / f"{prefix}-{name}"
+    if stage.fresh:
+        shutil.rmtree(folder, ignore_errors=True)
+    options, workers = {"seed": stage.seed, "classes": data.classes}, processes(stage.device)
+    table = corpus.label(chosen, images, targets, out=folder, workers=workers, progress=stage.progress, **options)
+    stage.config.update(batch=scale.label_batch, resolution=scale.label_resolution, classes=data.classes)
+    return table, corpus.label_cell(REFERENCE_CELL, images, targets, options)
 
 
 def load(scale: str) -> pd.DataFrame:
