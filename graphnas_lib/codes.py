@@ -100,12 +100,18 @@ class CellCodes:
         output = found[np.arange(len(found)), lengths]
         if not output.all():
             Cell.canonical(self[int(output.argmin()) :][:1].cells()[0])  # says what must hold
-        placed = np.arange(OP_NODES) < lengths[:, None]
-        entries = np.where(placed, found[:, :OP_NODES], 0)
-        masks = np.column_stack([np.zeros_like(output), entries // SHIFT, output])  # (n, 8), predecessors
-        edges = masks[:, _TARGET] >> _SOURCE.numpy() & 1
-        operations = np.where(placed, entries % SHIFT, UNUSED)
-        return CellCodes(*(torch.from_numpy(part.astype(np.uint8)) for part in (edges, operations)))
+        return _of_canonical(found, lengths)
+
+
+def _of_canonical(found: np.ndarray, lengths: np.ndarray) -> CellCodes:
+    """Cells of canonical codes (n, 7) with that many nodes (n,), see `canonical.canonical`."""
+    placed = np.arange(OP_NODES) < lengths[:, None]
+    entries = np.where(placed, found[:, :OP_NODES], 0)
+    output = found[np.arange(len(found)), lengths]
+    masks = np.column_stack([np.zeros_like(output), entries // SHIFT, output])  # (n, 8), predecessors
+    edges = masks[:, _TARGET] >> _SOURCE.numpy() & 1
+    operations = np.where(placed, entries % SHIFT, UNUSED)
+    return CellCodes(*(torch.from_numpy(part.astype(np.uint8)) for part in (edges, operations)))
 
 
 def _adjacency(edges: Tensor) -> np.ndarray:
@@ -211,9 +217,7 @@ def hard_decode(logits: Logits) -> CellCodes:
 
 def decoded(codes: CellCodes) -> list[Decoded]:
     """Outcomes of raw graphs: edges at unused slots dropped, then canonical form; one computation a distinct graph."""
-    used = F.pad(codes.operations != UNUSED, (1, 1), value=True)  # (n, 8): input and output always are
-    device = used.device
-    kept = codes.edges * (used[:, _SOURCE.to(device)] & used[:, _TARGET.to(device)])
+    kept = _used_edges(codes).edges
     clean = (kept == codes.edges).all(dim=1, keepdim=True)
     rows = torch.cat([kept, codes.operations, clean], dim=1).cpu()  # (n, 28 + 6 + 1)
     distinct, inverse = torch.unique(rows, dim=0, return_inverse=True)
@@ -227,6 +231,22 @@ def decoded(codes: CellCodes) -> list[Decoded]:
     return [outcomes[i] for i in inverse.tolist()]
 
 
+def canonical_decodes(logits: Logits) -> tuple[CellCodes, Tensor]:
+    """The valid cells among decoder outputs, canonical, on the CPU, and the rows that they come from."""
+    raw = _used_edges(hard_decode(logits))
+    found, lengths = _canonical(raw)
+    rows = np.flatnonzero(lengths)
+    return _of_canonical(found[rows], lengths[rows]), torch.from_numpy(rows).to(logits.edges.device)
+
+
+def _used_edges(codes: CellCodes) -> CellCodes:
+    """Without edges at unused slots."""
+    used = F.pad(codes.operations != UNUSED, (1, 1), value=True)  # (n, 8): input and output always are
+    device = used.device
+    kept = codes.edges * (used[:, _SOURCE.to(device)] & used[:, _TARGET.to(device)])
+    return CellCodes(kept, codes.operations)
+
+
 def connect_loose_ends(codes: CellCodes) -> CellCodes:
     """A repair, as in D-VAE (Zhang et al., 2019): no used slot is left without a predecessor or a successor.
 
@@ -234,7 +254,7 @@ def connect_loose_ends(codes: CellCodes) -> CellCodes:
     output. What comes out is valid whenever one slot holds an operation other than a skip that folds away.
     """
     used = F.pad(codes.operations != UNUSED, (1, 1), value=True)
-    edges = codes.edges.bool() & used[:, _SOURCE.to(used.device)] & used[:, _TARGET.to(used.device)]
+    edges = _used_edges(codes).edges.bool()
     entered, left = (torch.zeros_like(used) for _ in range(2))
     for i, (a, b) in enumerate(EDGES):
         entered[:, b] |= edges[:, i]

@@ -62,6 +62,7 @@ class GVAEConfig:
     kl_warmup: float = 0.1  # share of the steps over which the KL weight rises from 0
     triplet_weight: float = 1.0  # paper: Eq. 5
     predictor_weight: float = 1.0  # paper: Eq. 5
+    cycle_weight: float = 0.0  # not in the paper, see `losses.cycle_loss`
     margin: float = 0.1  # m of Eq. 5, in mean-L1 units of a latent of unit scale
     min_gap: float = 0.25  # triples whose two d differ by less say nothing
     labelled_fraction: float = 0.25  # of a batch
@@ -296,7 +297,7 @@ def train(
     return model.eval(), TrainLog(rows, done, seconds)
 
 
-_PARTS = ("total", "reconstruction", "kl", "triplet", "predictor")
+_PARTS = ("total", "reconstruction", "kl", "triplet", "predictor", "cycle")
 
 
 def _initialised(config: GVAEConfig, *, seed: int, **options) -> GVAE:

@@ -1,4 +1,4 @@
-"""The four terms of the G-VAE's loss (Eq. 4-5), one function each, their sum, and the choice of triples.
+"""The terms of the G-VAE's loss (Eq. 4-5, and one of ours), one function each, their sum, and the choice of triples.
 
 All follow the device of their inputs. Reconstruction and KL are sums over what a cell consists of, in nats a cell;
 `zc` is always standardised by `clusters.ZCTransform`.
@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from graphnas_lib.clusters import zc_distance
-from graphnas_lib.codes import KERNEL_OF, TYPE_OF, CellCodes, Logits
+from graphnas_lib.codes import KERNEL_OF, TYPE_OF, CellCodes, Logits, canonical_decodes
 
 
 def reconstruction_loss(logits: Logits, codes: CellCodes) -> Tensor:
@@ -71,6 +71,19 @@ def predictor_loss(predicted: Tensor, zc: Tensor) -> Tensor:
     return F.mse_loss(predicted, zc)
 
 
+def cycle_loss(model: nn.Module, latent: Tensor) -> Tensor:
+    """Mean squared error of q at random latents (n, m) against q of the cells that they decode to, encoded again.
+
+    Not in the paper: L1 distances that follow d(z) put z into all dimensions at once, so that independent random
+    latents lie beside the training cells, where Eq. 5 leaves q and the decoder free to disagree. Gradients reach q
+    alone. Zero when no latent decodes to a valid cell.
+    """
+    with torch.no_grad():
+        cells, rows = canonical_decodes(model.logits(latent))
+        wanted = model.predictor(model.encoder(cells.to(latent.device))[0])
+    return F.mse_loss(model.predictor(latent[rows]), wanted) if len(rows) else latent.new_zeros(())
+
+
 @dataclass(frozen=True)
 class GVAELoss:
     """Terms of Eq. 4-5; reconstruction and kl in nats a cell. `total` is weighted, the parts are not."""
@@ -80,6 +93,7 @@ class GVAELoss:
     kl: Tensor
     triplet: Tensor
     predictor: Tensor
+    cycle: Tensor
 
 
 def gvae_loss(
@@ -88,7 +102,8 @@ def gvae_loss(
     """Eq. 4-5 of a `gvae.GVAE` on one batch whose first `len(zc)` cells are the labelled ones.
 
     The latent is sampled, f = mu + sigma * noise, for the decoder and for q; the triplet term takes mu. With
-    `regularised=False` both terms of Eq. 5 are zero.
+    `regularised=False` both terms of Eq. 5 are zero, and so is `cycle_loss`, which otherwise takes as many latents as
+    there are labelled cells: half from N(0, I), half with the batch's mean and deviation.
     """
     config = model.config
     mu, logvar = model.encoder(codes)
@@ -96,10 +111,20 @@ def gvae_loss(
     latent = mu + (0.5 * logvar).exp() * noise
     reconstruction = reconstruction_loss(model.logits(latent), codes)
     kl = kl_divergence(mu, logvar)
-    triplet = predictor = mu.new_zeros(())
+    triplet = predictor = cycle = mu.new_zeros(())
     if regularised and len(zc):
         triples = choose_triplets(zc, min_gap=config.min_gap, generator=generator)
         triplet = triplet_margin_loss(mu[: len(zc)], *triples, margin=config.margin)
         predictor = predictor_loss(model.predictor(latent[: len(zc)]), zc)
-    total = reconstruction + kl_weight * kl + config.triplet_weight * triplet + config.predictor_weight * predictor
-    return GVAELoss(total, reconstruction, kl, triplet, predictor)
+        if config.cycle_weight:
+            random = torch.randn(len(zc), mu.shape[1], generator=generator, device=mu.device)
+            random[::2] = random[::2] * mu.detach().std(dim=0) + mu.detach().mean(dim=0)
+            cycle = cycle_loss(model, random)
+    total = (
+        reconstruction
+        + kl_weight * kl
+        + config.triplet_weight * triplet
+        + config.predictor_weight * predictor
+        + config.cycle_weight * cycle
+    )
+    return GVAELoss(total, reconstruction, kl, triplet, predictor, cycle)

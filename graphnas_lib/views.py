@@ -117,6 +117,18 @@ def distant_families(scale: str, n: int = 4) -> list[int]:
     return farthest_families(families.transform(zc), families.assign(zc), n)
 
 
+def cycle_errors(cycle: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Mean absolute errors of q a component, and the points behind them (component, z, q), of "gvae_cycle.csv"."""
+    names = {"q": "q of the latent", "again": "q of the cell encoded again"}
+    errors = {
+        told: {name: (cycle[f"{part}_{name}"] - cycle[f"z_{name}"]).abs().mean() for name in ZC_NAMES}
+        for part, told in names.items()
+    }
+    parts = [pd.DataFrame({"component": name, "z": cycle[f"z_{name}"], "q": cycle[f"q_{name}"]}) for name in ZC_NAMES]
+    table = pd.DataFrame(errors).T
+    return table.assign(mean=table.mean(axis=1)), pd.concat(parts, ignore_index=True)
+
+
 def count_table(counts: Mapping[str, Mapping[str, int]]) -> pd.DataFrame:
     """Recorded, discarded, failed and redrawn individuals of each search."""
     return pd.DataFrame(counts).T.rename_axis("search").reset_index()
