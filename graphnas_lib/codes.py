@@ -96,7 +96,7 @@ class CellCodes:
         Raises:
             InvalidCellError: a cell has no path from input to output.
         """
-        found, lengths = _canonical(self)
+        found, lengths, _ = _canonical(self)
         output = found[np.arange(len(found)), lengths]
         if not output.all():
             Cell.canonical(self[int(output.argmin()) :][:1].cells()[0])  # says what must hold
@@ -121,13 +121,12 @@ def _adjacency(edges: Tensor) -> np.ndarray:
     return adjacency.cpu().numpy()
 
 
-def _canonical(codes: CellCodes) -> tuple[np.ndarray, np.ndarray]:
-    """Codes (n, 7) of the canonical forms and how many operations are live (n,), see `canonical.canonical`."""
+def _canonical(codes: CellCodes) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Codes (n, 7) of the canonical forms, how many operations are live (n,), and new numbers of nodes (n, 8)."""
     operations = np.full((len(codes), N_NODES), NONE, np.int8)
     operations[:, 1:-1] = codes.operations.cpu().numpy()
     operations[operations == UNUSED] = NONE
-    found, lengths, _ = canonical(operations, predecessor_masks(_adjacency(codes.edges)))
-    return found, lengths
+    return canonical(operations, predecessor_masks(_adjacency(codes.edges)))
 
 
 @dataclass(frozen=True)
@@ -223,7 +222,7 @@ def decoded(codes: CellCodes) -> list[Decoded]:
     distinct, inverse = torch.unique(rows, dim=0, return_inverse=True)
     raw = CellCodes(distinct[:, : len(EDGES)], distinct[:, len(EDGES) : -1])
     tight = distinct[:, -1].bool() & (_live(raw) == (raw.operations != UNUSED)).all(dim=1)
-    found, lengths = _canonical(raw)
+    found, lengths, _ = _canonical(raw)
     outcomes = [
         _outcome(tuple(code[: length + 1]), strict)
         for code, length, strict in zip(found.tolist(), lengths.tolist(), tight.tolist(), strict=True)
@@ -231,12 +230,28 @@ def decoded(codes: CellCodes) -> list[Decoded]:
     return [outcomes[i] for i in inverse.tolist()]
 
 
-def canonical_decodes(logits: Logits) -> tuple[CellCodes, Tensor]:
-    """The valid cells among decoder outputs, canonical, on the CPU, and the rows that they come from."""
+def soft_decodes(logits: Logits) -> tuple[CellCodes, Tensor, Tensor]:
+    """The valid cells among decoder outputs, canonical; the rows that they come from; and their features (n, 9, 15).
+
+    The features equal `graph_view`'s and carry the gradient of the decoder's softmax (straight through); edges do not.
+    """
     raw = _used_edges(hard_decode(logits))
-    found, lengths = _canonical(raw)
+    found, lengths, numbers = _canonical(raw)
     rows = np.flatnonzero(lengths)
-    return _of_canonical(found[rows], lengths[rows]), torch.from_numpy(rows).to(logits.edges.device)
+    device = logits.edges.device
+    cells, chosen = _of_canonical(found[rows], lengths[rows]).to(device), torch.from_numpy(rows).to(device)
+    types, kernels = logits.types[chosen].softmax(dim=-1), logits.kernels[chosen].softmax(dim=-1)
+    named = types[..., 1:-1]  # nine; a skip is the kernel-1 bit alone, an unused slot zero (`_feature_table`)
+    bits = named.sum(dim=-1, keepdim=True) * kernels + F.pad(types[..., :1], (0, len(KERNELS) - 1))
+    slots = torch.cat([named, torch.zeros_like(kernels), bits], dim=-1)  # (n, 6, 15); the middle three are flags
+    source = np.zeros((len(rows), OP_NODES), np.int64)  # the raw slot that each canonical one comes from
+    row, slot = np.nonzero(numbers[rows, 1:-1] > 0)
+    source[row, numbers[rows, 1:-1][row, slot] - 1] = slot
+    index = torch.from_numpy(source).to(device)
+    soft = slots.gather(1, index[..., None].expand(-1, -1, VIEW_FEATURES))
+    _, features = graph_view(cells)
+    used = (cells.operations != UNUSED)[..., None]
+    return cells, chosen, features + F.pad((soft - soft.detach()) * used, (0, 0, 2, 1))
 
 
 def _used_edges(codes: CellCodes) -> CellCodes:

@@ -95,7 +95,10 @@ class GraphEncoder(nn.Module):
 
     def forward(self, codes: CellCodes) -> tuple[Tensor, Tensor]:
         """mu and logvar of p(f | x), (B, m) each."""
-        adjacency, features = graph_view(codes)
+        return self.of_view(*graph_view(codes))
+
+    def of_view(self, adjacency: Tensor, features: Tensor) -> tuple[Tensor, Tensor]:
+        """The same of `graph_view`'s tensors, (B, 9, 9) and (B, 9, 15)."""
         spread = propagation(adjacency)
         x = self.embed(features) + self.position  # (B, 9, hidden)
         for norm, mix in zip(self.norms, self.mix, strict=True):

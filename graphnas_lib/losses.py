@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from graphnas_lib.clusters import zc_distance
-from graphnas_lib.codes import KERNEL_OF, TYPE_OF, CellCodes, Logits, canonical_decodes
+from graphnas_lib.codes import KERNEL_OF, TYPE_OF, CellCodes, Logits, graph_view, soft_decodes
 
 
 def reconstruction_loss(logits: Logits, codes: CellCodes) -> Tensor:
@@ -72,16 +72,22 @@ def predictor_loss(predicted: Tensor, zc: Tensor) -> Tensor:
 
 
 def cycle_loss(model: nn.Module, latent: Tensor) -> Tensor:
-    """Mean squared error of q at random latents (n, m) against q of the cells that they decode to, encoded again.
+    """Mean squared difference between q at random latents (n, m) and q of the cells that they decode to.
 
     Not in the paper: L1 distances that follow d(z) put z into all dimensions at once, so that independent random
-    latents lie beside the training cells, where Eq. 5 leaves q and the decoder free to disagree. Gradients reach q
-    alone. Zero when no latent decodes to a valid cell.
+    latents lie beside the training cells, where Eq. 4-5 leave q and the decoder free to disagree. The gradient reaches
+    the decoder's operations alone, straight through the arg-max and the encoder, whose weights it leaves. Zero when no
+    latent decodes to a valid cell.
     """
-    with torch.no_grad():
-        cells, rows = canonical_decodes(model.logits(latent))
-        wanted = model.predictor(model.encoder(cells.to(latent.device))[0])
-    return F.mse_loss(model.predictor(latent[rows]), wanted) if len(rows) else latent.new_zeros(())
+    cells, rows, features = soft_decodes(model.logits(latent))
+    if not len(rows):
+        return latent.new_zeros(())
+    given = features.detach().requires_grad_()
+    found = model.predictor(model.encoder.of_view(graph_view(cells)[0], given)[0])
+    loss = F.mse_loss(found, model.predictor(latent[rows]).detach())
+    (slope,) = torch.autograd.grad(loss, given)
+    through = (features * slope).sum()
+    return loss.detach() + through - through.detach()
 
 
 @dataclass(frozen=True)
