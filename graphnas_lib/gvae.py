@@ -75,7 +75,7 @@ class GraphEncoder(nn.Module):
     A layer is x + A h W_1 + A' h W_2 + h W_3 with h = ReLU(LayerNorm(x)): the convolution of Kipf & Welling (2017) in
     both directions of a directed graph, and the node itself with weights of its own in place of a self-loop
     (Schlichtkrull et al., 2018). Cells come in canonical order, so nodes carry a learned embedding of their position.
-    The posterior starts narrow. What of this is not in the paper was chosen by the ablation in notebook 03.
+    The posterior starts narrow (deviation D45).
     """
 
     def __init__(self, config: GVAEConfig):

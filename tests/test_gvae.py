@@ -24,10 +24,12 @@ from graphnas_lib.codes import (
     decoded,
     graph_view,
     hard_decode,
+    soft_decodes,
 )
 from graphnas_lib.gvae import GVAE, GVAEConfig, featurise, propagation, train
 from graphnas_lib.losses import (
     choose_triplets,
+    cycle_loss,
     gvae_loss,
     kl_divergence,
     predictor_loss,
@@ -220,6 +222,62 @@ def test_gradients_of_every_loss(codes):
     )
     zc = zc_of(4).double()[:, :3]
     assert torch.autograd.gradcheck(lambda u: predictor_loss(u, zc), latent)
+
+
+def logits_of(codes, sharpness):
+    """Decoder outputs whose arg-max is `codes`."""
+    operations = codes.operations.long()
+    kernels = F.one_hot(KERNEL_OF[operations].clamp(min=0), 3) * sharpness
+    types = F.one_hot(TYPE_OF[operations], 11) * sharpness
+    return Logits((codes.edges.float() - 0.5) * sharpness, types.float(), kernels.float())
+
+
+def test_soft_decodes_are_the_hard_ones_with_the_softmax_gradient(codes):
+    loose = Cell.from_edges([(0, 3), (3, 7), (0, 5)], [None, None, "conv_3", None, "conv_1", None])  # slot 3 becomes 1
+    none = Cell.from_edges([], [None] * 6)
+    given = CellCodes.of([loose, none, *codes[:5].cells()], canonical=True)
+    logits = logits_of(given, sharpness=2.0)
+    for part in logits:
+        part.requires_grad_()
+    cells, rows, features = soft_decodes(logits)
+    assert rows.tolist() == [0, 2, 3, 4, 5, 6]
+    assert cells.cells() == [loose.canonical(), *codes[:5].cells()]
+    torch.testing.assert_close(features, graph_view(cells)[1])
+    weight = torch.randn(15, generator=generator())
+    types, kernels = torch.autograd.grad((features[0, 2] * weight).sum(), (logits.types, logits.kernels))
+    t, k = (part.detach()[0, 2].clone().requires_grad_() for part in (logits.types, logits.kernels))  # slot 3
+    p, q = t.softmax(0), k.softmax(0)
+    bits = p[1:10].sum() * q + p[0] * torch.tensor([1.0, 0.0, 0.0])
+    (p[1:10] @ weight[:9] + bits @ weight[12:]).backward()
+    torch.testing.assert_close((types[0, 2], kernels[0, 2]), (t.grad, k.grad))
+    assert types.count_nonzero() == types[0, 2].count_nonzero()  # no other slot, no other cell
+
+
+def test_cycle_loss_moves_the_decoder_alone():
+    model, latent = GVAE(TINY), torch.randn(64, 4, generator=generator())
+    loss = cycle_loss(model, latent)
+    valid = [i for i, cell in enumerate(model.decode(latent)) if cell is not None]
+    again = model.predict_zc(model.encode([cell for cell in model.decode(latent) if cell is not None]))
+    torch.testing.assert_close(loss.detach(), (again - model.predict_zc(latent[valid])).square().mean())
+    loss.backward()
+    assert model.decoder[-1].weight.grad.abs().sum() > 0
+    assert all(p.grad is None for part in (model.encoder, model.predictor) for p in part.parameters())
+    with torch.no_grad():
+        model.decoder[-1].bias[: len(EDGES)] = -30.0  # no path
+    assert cycle_loss(model, latent) == 0
+
+
+def test_cycle_term_makes_random_latents_decode_to_what_q_says(cells):
+    zc = torch.tensor([[len(cell.live) - 4.0, 0, 0, 0] for cell in cells])
+    sizes = {"hidden": 32, "latent_dim": 32, "decoder_hidden": 128, "layers": 2, "learning_rate": 5e-3}
+    weights = {"triplet_weight": 30.0, "predictor_weight": 10.0, "margin": 0.3, "labelled_fraction": 1.0}
+    apart = {}
+    for cycle in (0.0, 30.0):
+        config = GVAEConfig(**sizes, **weights, cycle_weight=cycle)
+        model, _ = train(cells, cells, zc, config=config, steps=150, batch_size=64, device="cpu")
+        latent, drawn = valid_draws(model, 200, seed=1)
+        apart[cycle] = (model.predict_zc(latent) - model.predict_zc(model.encode(drawn)))[:, 0].abs().mean()
+    assert apart[30.0] < 0.7 * apart[0.0]
 
 
 def test_total_is_the_weighted_sum_and_naive_drops_both_terms_of_eq_5(codes):
