@@ -23,7 +23,7 @@ def embed(latents, seed: int = 0) -> np.ndarray:
     """
     from openTSNE import TSNE
 
-    x = standardised(latents)
+    x = np.asarray(latents, dtype=float)
     if len(x) < 8:
         raise ValueError(f"t-SNE needs at least 8 points; got {len(x)}. Embed more cells.")
     tsne = TSNE(
@@ -41,7 +41,7 @@ def cluster_metrics(latents, zc, labels, seed: int = 0, *, neighbours: int = 10,
     """How well a latent space keeps the ZC space and its families; one row a metric.
 
     Args:
-        latents: (n, m); standardised here, all distances are L1 (Sec. 3.1).
+        latents: (n, m); distances are L1 of the latents as they are (Sec. 3.1).
         zc: standardised ZC vectors, (n, 4).
         labels: family of each cell, (n,).
         seed: of k-means, of the pairs and of the control's shuffle.
@@ -55,7 +55,7 @@ def cluster_metrics(latents, zc, labels, seed: int = 0, *, neighbours: int = 10,
     Raises:
         ValueError: the three differ in length, or n < 4 * neighbours.
     """
-    x, zc, labels = standardised(latents), np.asarray(zc, float), np.asarray(labels)
+    x, zc, labels = np.asarray(latents, dtype=float), np.asarray(zc, float), np.asarray(labels)
     if not len(x) == len(zc) == len(labels):
         raise ValueError(f"latents, zc and labels must have one row a cell; got {len(x)}, {len(zc)} and {len(labels)}.")
     if len(x) < 4 * neighbours:
@@ -78,13 +78,6 @@ def cluster_metrics(latents, zc, labels, seed: int = 0, *, neighbours: int = 10,
         for name, metric in metrics.items()
     ]
     return pd.DataFrame(rows)
-
-
-def standardised(latents) -> np.ndarray:
-    """Latents with mean 0 and standard deviation 1 a dimension; constant dimensions become 0. (n, m) float64."""
-    x = np.asarray(latents, dtype=float)
-    spread = x.std(0)
-    return (x - x.mean(0)) / np.where(spread > 1e-12, spread, 1.0)
 
 
 def _nearest(x: np.ndarray, k: int) -> np.ndarray:

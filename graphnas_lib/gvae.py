@@ -64,6 +64,7 @@ class GVAEConfig:
     predictor_weight: float = 1.0  # paper: Eq. 5
     cycle_weight: float = 0.0  # not in the paper, see `losses.cycle_loss`
     margin: float = 0.1  # m of Eq. 5, in mean-L1 units of a latent of unit scale
+    triplet_dims: int = 0  # leading dimensions whose distances the triplet term orders; 0 is all, as printed
     min_gap: float = 0.25  # triples whose two d differ by less say nothing
     labelled_fraction: float = 0.25  # of a batch
     patience: int = 10  # paper: App. A, epochs without a fall of the loss

@@ -74,10 +74,9 @@ def predictor_loss(predicted: Tensor, zc: Tensor) -> Tensor:
 def cycle_loss(model: nn.Module, latent: Tensor) -> Tensor:
     """Mean squared difference between q at random latents (n, m) and q of the cells that they decode to.
 
-    Not in the paper: L1 distances that follow d(z) put z into all dimensions at once, so that independent random
-    latents lie beside the training cells, where Eq. 4-5 leave q and the decoder free to disagree. The gradient reaches
-    the decoder's operations alone, straight through the arg-max and the encoder, whose weights it leaves. Zero when no
-    latent decodes to a valid cell.
+    Not in the paper: independent random latents lie beside those of cells, where Eq. 4-5 leave q and the decoder free
+    to disagree. The gradient reaches the decoder's operations alone, straight through the arg-max and the encoder,
+    whose weights it leaves. Zero when no latent decodes to a valid cell.
     """
     cells, rows, features = soft_decodes(model.logits(latent))
     if not len(rows):
@@ -108,8 +107,8 @@ def gvae_loss(
     """Eq. 4-5 of a `gvae.GVAE` on one batch whose first `len(zc)` cells are the labelled ones.
 
     The latent is sampled, f = mu + sigma * noise, for the decoder and for q; the triplet term takes mu. With
-    `regularised=False` both terms of Eq. 5 are zero, and so is `cycle_loss`, which otherwise takes as many latents as
-    there are labelled cells: half from N(0, I), half with the batch's mean and deviation.
+    `regularised=False` both terms of Eq. 5 are zero, and so is `cycle_loss`, which otherwise takes as many independent
+    normal latents as there are labelled cells, with the mean and deviation of the batch's.
     """
     config = model.config
     mu, logvar = model.encoder(codes)
@@ -120,12 +119,12 @@ def gvae_loss(
     triplet = predictor = cycle = mu.new_zeros(())
     if regularised and len(zc):
         triples = choose_triplets(zc, min_gap=config.min_gap, generator=generator)
-        triplet = triplet_margin_loss(mu[: len(zc)], *triples, margin=config.margin)
+        ordered = mu[: len(zc), : config.triplet_dims or None]
+        triplet = triplet_margin_loss(ordered, *triples, margin=config.margin)
         predictor = predictor_loss(model.predictor(latent[: len(zc)]), zc)
         if config.cycle_weight:
             random = torch.randn(len(zc), mu.shape[1], generator=generator, device=mu.device)
-            random[::2] = random[::2] * mu.detach().std(dim=0) + mu.detach().mean(dim=0)
-            cycle = cycle_loss(model, random)
+            cycle = cycle_loss(model, random * mu.detach().std(dim=0) + mu.detach().mean(dim=0))
     total = (
         reconstruction
         + kl_weight * kl

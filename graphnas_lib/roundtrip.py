@@ -70,15 +70,21 @@ def r_squared(found: Tensor, wanted: Tensor) -> list[float]:
     return (1 - unexplained / (wanted - wanted.mean(dim=0)).square().sum(dim=0)).tolist()
 
 
-def valid_draws(gvae: GVAE, n: int, *, seed: int) -> tuple[Tensor, list[Cell]]:
-    """`n` latents from N(0, I) that decode to a valid cell, (n, m), and their cells.
+def random_latents(gvae: GVAE, n: int, *, seed: int) -> dict[str, Tensor]:
+    """Normal latents, (n, m) each: "normal" of N(0, I), "scaled" with the training latents' mean and deviation."""
+    noise = torch.randn(n, gvae.config.latent_dim, generator=torch.Generator().manual_seed(seed))
+    return {"scaled": gvae.latent_mean + gvae.latent_std * noise, "normal": noise}
+
+
+def valid_draws(gvae: GVAE, n: int, *, seed: int, kind: str = "scaled") -> tuple[Tensor, list[Cell]]:
+    """`n` of `random_latents` that decode to a valid cell, (n, m), and their cells.
 
     Raises:
         RuntimeError: less than one draw in twenty decodes.
     """
-    latent = torch.randn(20 * n, gvae.config.latent_dim, generator=torch.Generator().manual_seed(seed))
+    latent = random_latents(gvae, 20 * n, seed=seed)[kind]
     cells = gvae.decode(latent)
     valid = [i for i, cell in enumerate(cells) if cell is not None][:n]
     if len(valid) < n:
-        raise RuntimeError(f"{n} valid cells are needed of {len(latent)} draws from the prior; got {len(valid)}.")
+        raise RuntimeError(f"{n} valid cells are needed of {len(latent)} random latents; got {len(valid)}.")
     return latent[valid], [cells[i] for i in valid]

@@ -118,15 +118,20 @@ def distant_families(scale: str, n: int = 4) -> list[int]:
 
 
 def cycle_errors(cycle: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Mean absolute errors of q a component, and the points behind them (component, z, q), of "gvae_cycle.csv"."""
-    names = {"q": "q of the latent", "again": "q of the cell encoded again"}
-    errors = {
-        told: {name: (cycle[f"{part}_{name}"] - cycle[f"z_{name}"]).abs().mean() for name in ZC_NAMES}
-        for part, told in names.items()
-    }
-    parts = [pd.DataFrame({"component": name, "z": cycle[f"z_{name}"], "q": cycle[f"q_{name}"]}) for name in ZC_NAMES]
-    table = pd.DataFrame(errors).T
-    return table.assign(mean=table.mean(axis=1)), pd.concat(parts, ignore_index=True)
+    """Mean absolute errors of q a component, and the points (draws, component, z, q) behind them, of gvae_cycle.csv."""
+    told = {"q": "q of the latent", "again": "q of the cell encoded again"}
+    points = pd.concat(
+        pd.DataFrame({"draws": cycle["draws"], "component": name}).assign(
+            **{part: cycle[f"{part}_{name}"] for part in ("z", *told)}
+        )
+        for name in ZC_NAMES
+    )
+    off = pd.concat(
+        points.assign(of=text, error=(points[part] - points["z"]).abs())[["draws", "of", "component", "error"]]
+        for part, text in told.items()
+    )
+    table = off.pivot_table(index=["draws", "of"], columns="component", values="error")[list(ZC_NAMES)]
+    return table.assign(mean=table.mean(axis=1)), points
 
 
 def count_table(counts: Mapping[str, Mapping[str, int]]) -> pd.DataFrame:

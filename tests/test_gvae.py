@@ -530,7 +530,7 @@ def test_valid_draws_are_valid():
     assert model.decode(latent) == cells and all(cell.is_valid for cell in cells)
     with torch.no_grad():
         model.decoder[-1].bias[: len(EDGES)] = -30.0
-    with pytest.raises(RuntimeError, match="6 valid cells are needed of 120 draws from the prior; got 0"):
+    with pytest.raises(RuntimeError, match="6 valid cells are needed of 120 random latents; got 0"):
         valid_draws(model, 6, seed=1)
 
 
