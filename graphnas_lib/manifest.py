@@ -46,7 +46,7 @@ class Notebook:
     @property
     def default_scale(self) -> str:
         """What its parameters cell states: "lite" once all that it reads and makes ships at lite, else "smoke"."""
-        return artifacts.default_scale(*self.needs, *(stage for stage in self.makes if stage not in self.optional))
+        return artifacts.default_scale(*self.needs, *self.makes)
 
 
 @dataclass(frozen=True)
