@@ -42,7 +42,7 @@ def parts() -> tuple[GVAE, CCNF, Families, list[Cell]]:
     families = Families.fit(raw, n_clusters=3, seed=0, cells=cells, n_init=1)
     standard, zc_hash = families.transform(raw), families.zc_transform.hash()
     config = GVAEConfig(**SMALL, decoder_hidden=32, learning_rate=5e-3, labelled_fraction=0.5)
-    options = {"config": config, "steps": 150, "batch_size": 64, "seed": 0, "device": "cpu", "zc_hash": zc_hash}
+    options = {"config": config, "steps": 400, "batch_size": 64, "seed": 0, "device": "cpu", "zc_hash": zc_hash}
     model, _ = gvae.train(cells, cells, standard, **options)
     mu, logvar = model.encode_distribution(cells)
     flow_config = CCNFConfig(latent_dim=8, hidden=32, layers=3, zc_hash=zc_hash)
