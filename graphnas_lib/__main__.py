@@ -1,4 +1,4 @@
-"""The command line: `python -m graphnas_lib reproduce | run | design | score | doctor`, each with `--help`.
+"""The command line: `python -m graphnas_lib reproduce | run | design | export | score | doctor`, each with `--help`.
 
 A user's mistake ends in one line that says what to do, and exit status 1; `--debug` shows the traceback. Heavy imports
 wait until a verb needs them.
@@ -16,6 +16,7 @@ from pathlib import Path
 from graphnas_lib import artifacts
 
 UNITS = {"": 1.0, "K": 1e3, "M": 1e6, "G": 1e9, "B": 1e9}
+FORMATS = ("json", "py", "onnx", "png", "pdf", "svg")
 DEFAULT_PROXIES = ("tcet", "naswot", "snip_ssnr")
 IMAGES = 64  # deviation D18: the batch that T-CET is taken on
 
@@ -45,6 +46,7 @@ def parser() -> argparse.ArgumentParser:
     _reproduce_options(_verb(verbs, "reproduce", reproduce, "run the notebooks: every table and figure"))
     _run_options(_verb(verbs, "run", run, "run one stage, for example: run gvae --scale smoke"))
     _design_options(_verb(verbs, "design", design, "a budget in, networks out"))
+    _export_options(_verb(verbs, "export", export, "a design as Python code, ONNX or a drawing"))
     _score_options(
         _verb(verbs, "score", score, "costs and zero-cost proxies of one network, yours too: score FILE.py:CLASS")
     )
@@ -162,7 +164,8 @@ def _design_options(to: argparse.ArgumentParser) -> None:
     to.add_argument("--input", type=shape, default=(3, 32, 32), metavar="CxHxW", help="default 3x32x32")
     to.add_argument("--classes", type=int, default=10, help="default 10")
     to.add_argument("-n", type=int, default=10, help="networks to return, default 10")
-    to.add_argument("-o", "--output", type=Path, metavar="FOLDER", help="write each design there as JSON")
+    to.add_argument("-o", "--output", type=Path, metavar="FOLDER", help="write each design, and a table of all, there")
+    _formats(to)
     to.add_argument("--data", help="data set that T-CET is taken on (auto, cifar10, ...); default noise")
     to.add_argument("--scale", choices=artifacts.SCALE_NAMES, help="whose generator; default: the one that ships")
     to.add_argument("--tolerance", type=float, default=0.05, help="largest relative error of the costs, default 0.05")
@@ -196,8 +199,39 @@ def design(options: argparse.Namespace) -> int:
     print(f"T-CET on {designs[0].batch}.")
     if options.output:
         for rank, made in enumerate(designs):
-            made.save(options.output / f"design_{rank:02d}.json")
-        print(f"Wrote {len(designs)} designs to {options.output}; graphnas_lib.design.Design.load reads them.")
+            for suffix in options.formats:
+                made.save(options.output / f"design_{rank:02d}.{suffix}")
+        artifacts.write(options.output / "designs.csv", designs.table())
+        print(f"Wrote {len(designs)} designs to {options.output} as {', '.join(options.formats)}, and designs.csv.")
+    return 0
+
+
+def _formats(to: argparse.ArgumentParser) -> None:
+    to.add_argument(
+        "--formats",
+        nargs="+",
+        choices=FORMATS,
+        default=("json", "py", "png"),
+        help="json is read again by this package; py is the network as code that needs PyTorch alone; onnx has random "
+        "weights and is checked; png, pdf, svg are drawings; default json py png",
+    )
+
+
+def _export_options(to: argparse.ArgumentParser) -> None:
+    to.add_argument("design", type=Path, help="a .json file that `design -o` wrote")
+    to.add_argument("-o", "--output", type=Path, metavar="FOLDER", help="default: beside the design")
+    _formats(to)
+
+
+def export(options: argparse.Namespace) -> int:
+    """The verb `export`."""
+    from graphnas_lib.design import Design
+
+    made = Design.load(options.design)
+    for suffix in options.formats:
+        path = (options.output or options.design.parent) / f"{options.design.stem}.{suffix}"
+        if path.resolve() != options.design.resolve():
+            print(f"Wrote {made.save(path)}")
     return 0
 
 

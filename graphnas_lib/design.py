@@ -7,30 +7,24 @@ bound); variety comes from the cells, drawn anew for every candidate (Eq. 8-9). 
 
 from __future__ import annotations
 
-import json
 import math
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
-from html import escape
-from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from graphnas_lib import artifacts, proxies
+from graphnas_lib.designs import Design, Designs
 from graphnas_lib.evolution import HLIndividual, max_strides
 from graphnas_lib.fitting import BudgetUnreachable, Fit, Target, fit, unreachable
 from graphnas_lib.macro import CHANNELS, Architecture, HLArchitecture, HLTriple
-from graphnas_lib.network import Costs, build, count
+from graphnas_lib.network import Costs, count
 from graphnas_lib.sequence import SequenceGenerator
 from graphnas_lib.synonyms import CellSampler, realise
 from graphnas_lib.vocabulary import CONDITIONS
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 __all__ = ["BudgetUnreachable", "Design", "Designs", "design"]
 
@@ -38,107 +32,6 @@ SHARES = (1.0, 0.97, 0.93, 0.88)  # of the request, each one greedy macro design
 BATCH = 16  # noise images for T-CET where none are given; the paper's batch is 64 (deviation D18)
 LARGE = 128  # from this side on the stem has stride 2 (deviation D08)
 REDRAWS = 4  # draws of cells per candidate wanted, before fewer are accepted
-
-
-@dataclass(frozen=True, kw_only=True)
-class Design:
-    """One network for a budget.
-
-    Attributes:
-        architecture: cells, widths, strides.
-        hl: the macro design it was drawn from, after its widths were fitted.
-        params: trainable parameters.
-        flops: the paper's unit (2 x MACs) at `input_shape`.
-        macs: multiply-accumulates of convolutions and linear layers at `input_shape`.
-        tcet: T-CET on `batch`; compare it within one call only.
-        batch: what T-CET was taken on, in words.
-        input_shape: (C, H, W) or (C, L).
-        classes: outputs.
-        dense: one prediction a position.
-    """
-
-    architecture: Architecture
-    hl: HLArchitecture
-    params: int
-    flops: int
-    macs: int
-    tcet: float
-    batch: str
-    input_shape: tuple[int, ...] = (3, 32, 32)
-    classes: int = 10
-    dense: bool = False
-
-    def build(self, *, seed: int | None = None) -> nn.Module:
-        """The trainable network; `seed` as in `network.build`."""
-        return build(self.architecture, input_shape=self.input_shape, classes=self.classes, dense=self.dense, seed=seed)
-
-    def to_dict(self) -> dict:
-        """JSON-ready form."""
-        fields = {
-            name: getattr(self, name) for name in ("params", "flops", "macs", "tcet", "batch", "classes", "dense")
-        }
-        nested = {"architecture": self.architecture.to_dict(), "hl": self.hl.to_dict()}
-        return {**nested, **fields, "input_shape": list(self.input_shape)}
-
-    @classmethod
-    def from_dict(cls, data: dict) -> Design:
-        """Inverse of `to_dict`; ValueError names what is missing."""
-        wanted = set(cls.__dataclass_fields__)
-        if not isinstance(data, dict) or set(data) != wanted:
-            raise ValueError(f"A design must have exactly the fields {sorted(wanted)}; got {str(sorted(data))[:120]}.")
-        architecture, hl = Architecture.from_dict(data["architecture"]), HLArchitecture.from_dict(data["hl"])
-        return cls(**{**data, "architecture": architecture, "hl": hl, "input_shape": tuple(data["input_shape"])})
-
-    def to_json(self) -> str:
-        """Text that `from_json` reads."""
-        return json.dumps(self.to_dict())
-
-    @classmethod
-    def from_json(cls, text: str) -> Design:
-        """Inverse of `to_json`."""
-        return cls.from_dict(json.loads(text))
-
-    def save(self, path: Path | str) -> Path:
-        """Write the design as JSON; returns the path."""
-        path = Path(path)
-        if path.suffix != ".json":
-            raise ValueError(f"A design is saved as JSON: the path must end in .json; got {path.name!r}.")
-        return artifacts.write(path, self.to_dict())
-
-    @classmethod
-    def load(cls, path: Path | str) -> Design:
-        """Inverse of `save`."""
-        return cls.from_json(Path(path).read_text())
-
-
-class Designs(list):
-    """Designs, highest T-CET first, with a table; `unscored` counts candidates whose T-CET could not be computed."""
-
-    unscored: int = 0
-
-    def table(self) -> pd.DataFrame:
-        """One row a design."""
-        import pandas as pd
-
-        rows = [
-            {
-                "params": d.params,
-                "flops": d.flops,
-                "macs": d.macs,
-                "tcet": d.tcet,
-                "cells": len(d.architecture.triples),
-                "channels": " ".join(str(t.channels) for t in d.architecture.triples),
-                "strides": " ".join(str(t.stride) for t in d.architecture.triples),
-                "head": d.architecture.head_channels or 0,
-            }
-            for d in self
-        ]
-        return pd.DataFrame(rows)
-
-    def _repr_html_(self) -> str:
-        if not self:
-            return "<p>no designs</p>"
-        return self.table()._repr_html_() + f"<p>T-CET on {escape(self[0].batch)}.</p>"
 
 
 def design(

@@ -62,6 +62,7 @@ class GVAEConfig:
     kl_warmup: float = 0.1  # share of the steps over which the KL weight rises from 0
     triplet_weight: float = 1.0  # paper: Eq. 5
     predictor_weight: float = 1.0  # paper: Eq. 5
+    decorrelation_weight: float = 0.0  # not in the paper, see `losses.decorrelation_loss`
     cycle_weight: float = 0.0  # not in the paper, see `losses.cycle_loss`
     margin: float = 0.1  # m of Eq. 5, in mean-L1 units of a latent of unit scale
     triplet_dims: int = 0  # leading dimensions whose distances the triplet term orders; 0 is all, as printed
@@ -301,7 +302,7 @@ def train(
     return model.eval(), TrainLog(rows, done, seconds)
 
 
-_PARTS = ("total", "reconstruction", "kl", "triplet", "predictor", "cycle")
+_PARTS = ("total", "reconstruction", "kl", "triplet", "predictor", "decorrelation", "cycle")
 
 
 def _initialised(config: GVAEConfig, *, seed: int, **options) -> GVAE:

@@ -1,4 +1,4 @@
-"""The terms of the G-VAE's loss (Eq. 4-5, and one of ours), one function each, their sum, and the choice of triples.
+"""The terms of the G-VAE's loss (Eq. 4-5, and two of ours), one function each, their sum, and the choice of triples.
 
 All follow the device of their inputs. Reconstruction and KL are sums over what a cell consists of, in nats a cell;
 `zc` is always standardised by `clusters.ZCTransform`.
@@ -71,6 +71,19 @@ def predictor_loss(predicted: Tensor, zc: Tensor) -> Tensor:
     return F.mse_loss(predicted, zc)
 
 
+def decorrelation_loss(latent: Tensor) -> Tensor:
+    """Mean squared correlation between two dimensions of latents (n, k), 0 to 1; zero when k is 1.
+
+    Not in the paper: the triplet term alone makes every dimension that it orders a copy of the widest part of z, so
+    that independent draws of them lie beside the latents of cells.
+    """
+    k = latent.shape[1]
+    if k == 1:
+        return latent.new_zeros(())
+    centred = F.normalize(latent - latent.mean(dim=0), dim=0)
+    return ((centred.T @ centred).square().sum() - centred.square().sum(dim=0).square().sum()) / (k * (k - 1))
+
+
 def cycle_loss(model: nn.Module, latent: Tensor) -> Tensor:
     """Mean squared difference between q at random latents (n, m) and q of the cells that they decode to.
 
@@ -98,6 +111,7 @@ class GVAELoss:
     kl: Tensor
     triplet: Tensor
     predictor: Tensor
+    decorrelation: Tensor
     cycle: Tensor
 
 
@@ -107,8 +121,9 @@ def gvae_loss(
     """Eq. 4-5 of a `gvae.GVAE` on one batch whose first `len(zc)` cells are the labelled ones.
 
     The latent is sampled, f = mu + sigma * noise, for the decoder and for q; the triplet term takes mu. With
-    `regularised=False` both terms of Eq. 5 are zero, and so is `cycle_loss`, which otherwise takes as many independent
-    normal latents as there are labelled cells, with the mean and deviation of the batch's.
+    `regularised=False` both terms of Eq. 5 are zero, and so are ours: `decorrelation_loss` of the dimensions that the
+    triplet term orders, over all cells, and `cycle_loss`, which takes as many independent normal latents as there are
+    labelled cells, with the mean and deviation of the batch's.
     """
     config = model.config
     mu, logvar = model.encoder(codes)
@@ -116,12 +131,14 @@ def gvae_loss(
     latent = mu + (0.5 * logvar).exp() * noise
     reconstruction = reconstruction_loss(model.logits(latent), codes)
     kl = kl_divergence(mu, logvar)
-    triplet = predictor = cycle = mu.new_zeros(())
+    triplet = predictor = decorrelation = cycle = mu.new_zeros(())
     if regularised and len(zc):
         triples = choose_triplets(zc, min_gap=config.min_gap, generator=generator)
-        ordered = mu[: len(zc), : config.triplet_dims or None]
-        triplet = triplet_margin_loss(ordered, *triples, margin=config.margin)
+        ordered = mu[:, : config.triplet_dims or None]
+        triplet = triplet_margin_loss(ordered[: len(zc)], *triples, margin=config.margin)
         predictor = predictor_loss(model.predictor(latent[: len(zc)]), zc)
+        if config.decorrelation_weight:
+            decorrelation = decorrelation_loss(ordered)
         if config.cycle_weight:
             random = torch.randn(len(zc), mu.shape[1], generator=generator, device=mu.device)
             cycle = cycle_loss(model, random * mu.detach().std(dim=0) + mu.detach().mean(dim=0))
@@ -130,6 +147,7 @@ def gvae_loss(
         + kl_weight * kl
         + config.triplet_weight * triplet
         + config.predictor_weight * predictor
+        + config.decorrelation_weight * decorrelation
         + config.cycle_weight * cycle
     )
-    return GVAELoss(total, reconstruction, kl, triplet, predictor, cycle)
+    return GVAELoss(total, reconstruction, kl, triplet, predictor, decorrelation, cycle)

@@ -41,7 +41,7 @@ def save_figure(fig: Figure, name: str, *, scale: str, data: pd.DataFrame | Mapp
     if scale == "smoke":
         _watermark(fig)
     with style():
-        paths = [_render(fig, folder / f"{name}.pdf"), _render(fig, folder / f"{name}.png")]
+        paths = [render(fig, folder / f"{name}.pdf"), render(fig, folder / f"{name}.png")]
     paths.append(artifacts.write(folder / f"{name}.csv", table))
     receipt = {
         "figure": name,
@@ -54,16 +54,19 @@ def save_figure(fig: Figure, name: str, *, scale: str, data: pd.DataFrame | Mapp
     return [*paths, artifacts.write(folder / f"{name}.json", receipt)]
 
 
+_UNDATED = {".pdf": {"CreationDate": None, "ModDate": None}, ".png": {"Software": None}, ".svg": {"Date": None}}
+
+
 def _watermark(fig: Figure) -> None:
     if not any(text.get_gid() == "scale" for text in fig.texts):
         fig.text(0.995, -0.005, SMOKE_NOTE, ha="right", va="top", fontsize=6.5, color="#8A8A8A", gid="scale")
 
 
-def _render(fig: Figure, path: Path) -> Path:
-    """One file, atomically and without dates or program versions in it."""
+def render(fig: Figure, path: Path) -> Path:
+    """One file (.pdf, .png, .svg), atomically and without dates or program versions in it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.stem}.{os.getpid()}.part{path.suffix}")
-    fixed = {"CreationDate": None, "ModDate": None} if path.suffix == ".pdf" else {"Software": None}
+    fixed = _UNDATED[path.suffix]
     try:
         fig.savefig(part, metadata=fixed, bbox_inches="tight", pad_inches=0.06)
         os.replace(part, path)

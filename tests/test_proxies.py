@@ -378,6 +378,15 @@ def cifar_batch(folder, n=64):
     return images, torch.tensor(records[:, 0].astype(np.int64))
 
 
+def cifar100_batch(folder, n=64):
+    """First n training images and fine labels of CIFAR-100, likewise."""
+    records = np.fromfile(folder / "cifar-100-binary" / "train.bin", np.uint8, n * 3074).reshape(n, 3074)
+    pixels = torch.tensor(records[:, 2:].reshape(n, 3, 32, 32) / 255.0, dtype=torch.float32)
+    mean, std = torch.tensor((129.3, 124.1, 112.4)) / 255, torch.tensor((68.2, 65.4, 70.4)) / 255
+    images = (pixels - mean[:, None, None]) / std[:, None, None]
+    return images, torch.tensor(records[:, 1].astype(np.int64))
+
+
 def test_reference_cell_on_real_images(cifar):
     """Table 1's reference row: NASWOT 783, 1.15 M parameters, 327 M FLOPs; SSNR as re-computed over several runs."""
     naswot, ssnr, params, flops = proxies.zc_vector(REFERENCE_CELL, *cifar_batch(cifar), seed=0).tolist()
@@ -397,15 +406,15 @@ def test_tcet_of_the_reference_cell_on_real_images(cifar):
 
 
 @pytest.mark.slow
-def test_tcet_of_a_released_network(cifar, shared):
-    """Released CIFAR network 0: the authors recorded 1,346,681; two earlier re-computations gave 1.32e6 and 1.33e6."""
+@pytest.mark.parametrize("number", range(10))
+def test_tcet_of_a_released_network(cifar, shared, number):
+    """Released CIFAR networks, 100 classes: the authors' record, on un-augmented CIFAR-100 images 2 to 5% higher."""
     released = json.loads((shared / "data" / "released_graphnet_cifar.json").read_text())
-    triples = []
-    for stage in released["networks"][0]["stages"]:
+    one, triples = released["networks"][number], []
+    for stage in one["stages"]:
         cell = Cell.from_dict(stage)
         triples += [Triple(cell, stage["channels"], stage["stride"] if i == 0 else 1) for i in range(stage["repeats"])]
-    architecture = Architecture(tuple(triples), released["networks"][0]["head_channels"], released["stem_stride"])
+    architecture = Architecture(tuple(triples), one["head_channels"], released["stem_stride"])
     model = network.build(architecture, classes=100, seed=0).to(memory_format=torch.channels_last)
-    images, labels = cifar_batch(cifar)
-    found = proxies.tcet(model, images, labels, chunk=8)
-    assert found == pytest.approx(1_346_681, rel=0.03)
+    images, labels = cifar100_batch(cifar)
+    assert proxies.tcet(model, images, labels) == pytest.approx(one["tcet"], rel=0.05)
