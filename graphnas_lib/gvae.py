@@ -66,6 +66,7 @@ class GVAEConfig:
     cycle_weight: float = 0.0  # not in the paper, see `losses.cycle_loss`
     margin: float = 0.1  # m of Eq. 5, in mean-L1 units of a latent of unit scale
     triplet_dims: int = 0  # leading dimensions whose distances the triplet term orders; 0 is all, as printed
+    width: float = 1.0  # unit of these dimensions: 1 in their loss terms, in decoder and predictor, is `width` in f
     min_gap: float = 0.25  # triples whose two d differ by less say nothing
     labelled_fraction: float = 0.25  # of a batch
     patience: int = 10  # paper: App. A, epochs without a fall of the loss
@@ -93,6 +94,7 @@ class GraphEncoder(nn.Module):
         for mix in self.mix:  # as if one layer read all three
             nn.init.uniform_(mix.weight, -((3 * width) ** -0.5), (3 * width) ** -0.5)
         self.readout = nn.Linear(self.nodes * width, 2 * config.latent_dim)
+        self.register_buffer("unit", units(config), persistent=False)
         nn.init.constant_(self.readout.bias[config.latent_dim :], START_LOGVAR)
 
     def forward(self, codes: CellCodes) -> tuple[Tensor, Tensor]:
@@ -106,7 +108,25 @@ class GraphEncoder(nn.Module):
         for norm, mix in zip(self.norms, self.mix, strict=True):
             x = torch.baddbmm(x, spread, mix(F.relu(norm(x))).view(len(x), 3 * VIEW_NODES, -1))
         mu, logvar = self.readout(x[:, : self.nodes].flatten(1)).chunk(2, dim=-1)
-        return mu, logvar
+        return mu * self.unit, logvar + 2 * self.unit.log()
+
+
+class Rescaled(nn.Module):
+    """Latents in the units of `units`, (B, m) -> (B, m)."""
+
+    def __init__(self, config: GVAEConfig):
+        super().__init__()
+        self.register_buffer("unit", units(config), persistent=False)
+
+    def forward(self, latent: Tensor) -> Tensor:
+        return latent / self.unit
+
+
+def units(config: GVAEConfig) -> Tensor:
+    """What 1 is in f, (m,): `width` in the dimensions that the triplet term orders, so that L1(f) follows them."""
+    unit = torch.ones(config.latent_dim)
+    unit[: config.triplet_dims] = config.width
+    return unit
 
 
 def propagation(adjacency: Tensor) -> Tensor:
@@ -138,12 +158,16 @@ class GVAE(nn.Module):
         self.regularised, self.zc_hash = regularised, zc_hash
         self.encoder = GraphEncoder(config)
         self.decoder = nn.Sequential(
+            Rescaled(config),
             *_block(config.latent_dim, config.decoder_hidden),
             *_block(config.decoder_hidden, config.decoder_hidden),
             nn.Linear(config.decoder_hidden, len(EDGES) + OP_NODES * (len(OP_TYPES) + 1 + len(KERNELS))),
         )
         self.predictor = nn.Sequential(  # paper: App. A, the hidden state mirrors the latent size
-            nn.Linear(config.latent_dim, config.latent_dim), nn.ReLU(), nn.Linear(config.latent_dim, len(ZC_NAMES))
+            Rescaled(config),
+            nn.Linear(config.latent_dim, config.latent_dim),
+            nn.ReLU(),
+            nn.Linear(config.latent_dim, len(ZC_NAMES)),
         )
         self.register_buffer("latent_mean", torch.zeros(config.latent_dim))
         self.register_buffer("latent_std", torch.ones(config.latent_dim))
@@ -209,9 +233,9 @@ class GVAE(nn.Module):
         return CellCodes(torch.cat([p.edges for p in parts]), torch.cat([p.operations for p in parts]))
 
     def to_files(self, prefix: str = "gvae") -> dict:
-        """Files for `artifacts.save("gvae", ...)`: the weights under `prefix`, and the shared configuration."""
+        """Files for `artifacts.save("gvae", ...)`: the weights, and the configuration, under `prefix`."""
         config = {"config": asdict(self.config), "zc_hash": self.zc_hash}
-        return {f"{prefix}.safetensors": dict(self.state_dict()), "gvae.json": config}
+        return {f"{prefix}.safetensors": dict(self.state_dict()), f"{prefix}.json": config}
 
     @classmethod
     def load(cls, scale: str | None = None, variant: str = "regularised") -> GVAE:
@@ -219,7 +243,7 @@ class GVAE(nn.Module):
         if variant not in VARIANTS:
             raise ValueError(f"variant must be one of {tuple(VARIANTS)}; got {variant!r}.")
         scale = scale or artifacts.default_scale("gvae")
-        fields = artifacts.load("gvae", "gvae.json", scale)
+        fields = artifacts.load("gvae", f"{VARIANTS[variant]}.json", scale)
         model = cls(GVAEConfig(**fields["config"]), regularised=variant == "regularised", zc_hash=fields["zc_hash"])
         model.load_state_dict(artifacts.load("gvae", f"{VARIANTS[variant]}.safetensors", scale))
         return model.eval()

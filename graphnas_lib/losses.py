@@ -72,16 +72,13 @@ def predictor_loss(predicted: Tensor, zc: Tensor) -> Tensor:
 
 
 def decorrelation_loss(latent: Tensor) -> Tensor:
-    """Mean squared correlation between two dimensions of latents (n, k), 0 to 1; zero when k is 1.
+    """Squared correlations of a dimension of latents (n, k) with the others, summed; mean over dimensions.
 
-    Not in the paper: the triplet term alone makes every dimension that it orders a copy of the widest part of z, so
-    that independent draws of them lie beside the latents of cells.
+    Not in the paper, a form of the covariance penalty of Kumar et al. (2018): latents of cells lie along few
+    directions, so that independent draws of their dimensions lie beside them and decode to small, much alike cells.
     """
-    k = latent.shape[1]
-    if k == 1:
-        return latent.new_zeros(())
-    centred = F.normalize(latent - latent.mean(dim=0), dim=0)
-    return ((centred.T @ centred).square().sum() - centred.square().sum(dim=0).square().sum()) / (k * (k - 1))
+    centred = F.normalize(latent - latent.mean(dim=0), dim=0)  # (n, k), columns of length 1
+    return ((centred.T @ centred).square().sum() - centred.square().sum(dim=0).square().sum()) / latent.shape[1]
 
 
 def cycle_loss(model: nn.Module, latent: Tensor) -> Tensor:
@@ -121,24 +118,25 @@ def gvae_loss(
     """Eq. 4-5 of a `gvae.GVAE` on one batch whose first `len(zc)` cells are the labelled ones.
 
     The latent is sampled, f = mu + sigma * noise, for the decoder and for q; the triplet term takes mu. With
-    `regularised=False` both terms of Eq. 5 are zero, and so are ours: `decorrelation_loss` of the dimensions that the
-    triplet term orders, over all cells, and `cycle_loss`, which takes as many independent normal latents as there are
-    labelled cells, with the mean and deviation of the batch's.
+    `regularised=False` both terms of Eq. 5 are zero, and so are ours: `decorrelation_loss` of all dimensions, and once
+    more of those that the triplet term orders, which it makes copies of one another; and `cycle_loss` of independent
+    normal latents, as many as labelled cells, with the mean and deviation of the batch's.
     """
     config = model.config
     mu, logvar = model.encoder(codes)
     noise = torch.randn(mu.shape, generator=generator, device=mu.device)
     latent = mu + (0.5 * logvar).exp() * noise
     reconstruction = reconstruction_loss(model.logits(latent), codes)
-    kl = kl_divergence(mu, logvar)
+    unit = model.encoder.unit
+    kl = kl_divergence(mu / unit, logvar - 2 * unit.log())
     triplet = predictor = decorrelation = cycle = mu.new_zeros(())
     if regularised and len(zc):
         triples = choose_triplets(zc, min_gap=config.min_gap, generator=generator)
-        ordered = mu[:, : config.triplet_dims or None]
+        ordered = (mu / unit)[:, : config.triplet_dims or None]
         triplet = triplet_margin_loss(ordered[: len(zc)], *triples, margin=config.margin)
         predictor = predictor_loss(model.predictor(latent[: len(zc)]), zc)
         if config.decorrelation_weight:
-            decorrelation = decorrelation_loss(ordered)
+            decorrelation = decorrelation_loss(mu) + (decorrelation_loss(ordered) if config.triplet_dims else 0)
         if config.cycle_weight:
             random = torch.randn(len(zc), mu.shape[1], generator=generator, device=mu.device)
             cycle = cycle_loss(model, random * mu.detach().std(dim=0) + mu.detach().mean(dim=0))

@@ -25,6 +25,7 @@ from graphnas_lib.space import Cell
 
 BLOCK = 32  # cells a pool makes at once: one at a time costs as much as a dozen
 MAX_TRIES = 16
+SIGMAS = (0.125, 0.25, 0.375, 0.5, 0.75, 1.0, 1.5, 2.0)  # of neighbourhoods, in the latents' mean deviation
 
 
 @dataclass(frozen=True)
@@ -121,7 +122,7 @@ class CellSampler:
         for _ in range(MAX_TRIES):
             if not pending:
                 break
-            drawn = self._decode(self._centres([families[i] for i in pending]), generator, self.temperature)
+            drawn = self._decode(self.centres([families[i] for i in pending]), generator, self.temperature)
             self.attempts += drawn.n_attempts
             for i, cell in zip(pending, drawn.cells, strict=True):
                 cells[i] = cell
@@ -132,8 +133,8 @@ class CellSampler:
             cells[i] = self._medoid(families[i])
         return cells
 
-    def _centres(self, families: list[int]) -> Tensor:
-        """mu of each family (Eq. 9), moved into the range of conditions that the flow was trained on."""
+    def centres(self, families: list[int]) -> Tensor:
+        """mu of each family of a list (Eq. 9), (n, 4), moved into the range of conditions that the flow learnt."""
         flow = self.ccnf
         return self.families.means[families].to(flow.zc_low).clamp(flow.zc_low, flow.zc_high)
 
@@ -178,6 +179,21 @@ def neighbourhood_cells(sampler: CellSampler, reference: Cell, n: int, *, seed: 
     latent = sampler.gvae.encode([reference]).cpu()  # (1, m)
     noise = torch.randn(n, latent.shape[1], generator=_generator("neighbourhood", seed))
     return _decoded(sampler.gvae, latent + sigma * noise)
+
+
+def matched_neighbourhood(
+    sampler: CellSampler, reference: Cell, like: Sequence[Cell], n: int, *, seed: int
+) -> tuple[Generated, float]:
+    """The smallest neighbourhood whose first valid cells are as many and as distinct as `like`, and its sigma.
+
+    Tried in steps of `SIGMAS` of the training latents' mean deviation; the widest where none suffices.
+    """
+    wanted, unit = len({cell.key() for cell in like}), float(sampler.gvae.latent_std.mean())
+    for share in SIGMAS:
+        found = neighbourhood_cells(sampler, reference, n, seed=seed, sigma=share * unit)
+        if len({cell.key() for cell in found.valid[: len(like)]}) >= wanted:
+            break
+    return found, share * unit
 
 
 def ccnf_cells(sampler: CellSampler, zc_reference: Tensor, n: int, *, seed: int, temperature: float = 1.0) -> Generated:

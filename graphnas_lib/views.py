@@ -134,6 +134,15 @@ def cycle_errors(cycle: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
     return table.assign(mean=table.mean(axis=1)), points
 
 
+def real_errors(real: pd.DataFrame) -> pd.DataFrame:
+    """Mean |z - asked| a component of ccnf_real.csv, in standard deviations, and the share of distinct cells."""
+    off = {name: (real[f"z_{name}"] - real[f"asked_{name}"]).abs() for name in ZC_NAMES}
+    grouped = pd.DataFrame(off).assign(mean=pd.DataFrame(off).mean(axis=1)).groupby(real["draws"], sort=False).mean()
+    distinct = real.groupby(["draws", "condition"])["key"].agg(lambda keys: keys.nunique() / len(keys))
+    facts = {"conditions": ("condition", "nunique"), "cells": ("key", "size"), "sigma": ("sigma", "mean")}
+    return grouped.join(real.groupby("draws").agg(**facts)).join(distinct.groupby("draws").mean().rename("distinct"))
+
+
 def count_table(counts: Mapping[str, Mapping[str, int]]) -> pd.DataFrame:
     """Recorded, discarded, failed and redrawn individuals of each search."""
     return pd.DataFrame(counts).T.rename_axis("search").reset_index()

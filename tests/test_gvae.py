@@ -30,6 +30,7 @@ from graphnas_lib.gvae import GVAE, GVAEConfig, featurise, propagation, train
 from graphnas_lib.losses import (
     choose_triplets,
     cycle_loss,
+    decorrelation_loss,
     gvae_loss,
     kl_divergence,
     predictor_loss,
@@ -251,6 +252,20 @@ def test_soft_decodes_are_the_hard_ones_with_the_softmax_gradient(codes):
     (p[1:10] @ weight[:9] + bits @ weight[12:]).backward()
     torch.testing.assert_close((types[0, 2], kernels[0, 2]), (t.grad, k.grad))
     assert types.count_nonzero() == types[0, 2].count_nonzero()  # no other slot, no other cell
+
+
+def test_decorrelation_loss_sums_squared_correlations():
+    latent = torch.randn(50, 3, generator=generator()) * torch.tensor([1.0, 30.0, 0.01]) + 5
+    latent[:, 2] += 0.01 * latent[:, 0]
+    correlations = torch.corrcoef(latent.T)
+    wanted = 2 * correlations[[0, 0, 1], [1, 2, 2]].square().sum() / 3
+    torch.testing.assert_close(decorrelation_loss(latent), wanted, atol=1e-5, rtol=1e-4)
+    same = torch.stack([latent[:, 0], -2 * latent[:, 0]], dim=1).requires_grad_()
+    assert decorrelation_loss(same).item() == pytest.approx(1, abs=1e-5)
+    assert decorrelation_loss(latent[:, :1]) == 0
+    constant = torch.ones(4, 2, requires_grad=True)  # no spread: no correlation, and no gradient that is not finite
+    decorrelation_loss(constant).backward()
+    assert constant.grad.isfinite().all()
 
 
 def test_cycle_loss_moves_the_decoder_alone():

@@ -13,7 +13,9 @@ from graphnas_lib.ccnf import CCNF, CCNFConfig
 from graphnas_lib.clusters import ZC_NAMES, Families
 from graphnas_lib.gvae import GVAE
 from graphnas_lib.latents import PosteriorBatches, gaussian_baselines
-from graphnas_lib.stages import Stage, cells
+from graphnas_lib.stages import Stage, generated
+from graphnas_lib.stages.gvae import Data
+from graphnas_lib.synonyms import CellSampler
 
 JUDGED = {"smoke": 64, "lite": 1_000, "paper": 2_000}  # held-out latents whose exact likelihood is taken
 SOLVERS = (("midpoint", 5), ("midpoint", 10), ("midpoint", 20), ("rk4", 10))
@@ -22,12 +24,11 @@ SOLVERS = (("midpoint", 5), ("midpoint", 10), ("midpoint", 20), ("rk4", 10))
 def make(stage: Stage) -> dict:
     """Train on samples of the encoder's posteriors with z = q(f) (App. A); `nll` goes on from the `fm` weights."""
     scale = stage.scale
-    model = GVAE.load(scale.name).to(stage.device)
-    training, held_out = cells.split(cells.load(scale.name))
+    model, data = GVAE.load(scale.name).to(stage.device), Data(stage)
     config = CCNFConfig(
         latent_dim=scale.latent_dim, hidden=scale.ccnf_hidden, layers=scale.ccnf_layers, zc_hash=model.zc_hash
     )
-    corpus = _posteriors(model, training)
+    corpus = _posteriors(model, data.training)
     options = {"batch_size": scale.ccnf_batch, "seed": stage.seed, "device": stage.device, "progress": stage.progress}
     flow, log = ccnf.train(
         corpus, config=config, objective="fm", steps=scale.ccnf_steps, checkpoint=stage.checkpoint("fm"), **options
@@ -43,17 +44,22 @@ def make(stage: Stage) -> dict:
     )
     flows = {"fm": flow.cpu(), "nll": nll.cpu()}
     model = model.cpu()
-    test = PosteriorBatches(*_posteriors(model, held_out), condition_jitter=0.0)
+    test = PosteriorBatches(*_posteriors(model, data.held_out), condition_jitter=0.0)
     likelihood = _likelihood(flows, corpus, test, JUDGED[scale.name], stage.seed)
     logs = [{"objective": "fm", **row} for row in log.rows] + [{"objective": "nll", **row} for row in nll_log.rows]
     stage.config.update(steps=log.steps, nll_steps=nll_log.steps, noised_dimensions=test.noised)
+    sampler = CellSampler(model, flows["fm"], data.families)
+    family_cells, families = generated.of_families(stage, sampler, data.known)
     return {
         **flows["fm"].to_files("ccnf"),
         **flows["nll"].to_files("ccnf_nll"),
         "ccnf_log.csv": pd.DataFrame(logs),
         "ccnf_likelihood.csv": likelihood,
         "ccnf_conditions.csv": _conditional_error(flows, model, test, stage.seed),
-        "ccnf_solvers.csv": _solver_error(flow, model, Families.load(scale.name), stage.seed),
+        "ccnf_real.csv": generated.conditional(stage, sampler, data.unseen, data.unseen_zc),
+        "ccnf_families.csv": families,
+        "ccnf_family_cells.csv": family_cells,
+        "ccnf_solvers.csv": _solver_error(flow, model, data.families, stage.seed),
     }
 
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 import pandas as pd
 import torch
 from torch import Tensor
+from tqdm.auto import tqdm
 
 from graphnas_lib import gvae, roundtrip
 from graphnas_lib.clusters import ZC_NAMES, Families
@@ -15,22 +16,28 @@ from graphnas_lib.corpus import zc_matrix
 from graphnas_lib.embedding import cluster_metrics, embed
 from graphnas_lib.gvae import GVAE, GVAEConfig
 from graphnas_lib.stages import Stage, cells, labels
+from graphnas_lib.workers import processes, single_threaded
 
 MEASURED = 10_000  # held-out cells, and random latents, at most
-# z in four wide dimensions, the rest of a cell in the others: so the decoder can follow the z of random latents.
-WEIGHTS = {"triplet_dims": 4, "triplet_weight": 0.025, "margin": 400.0, "predictor_weight": 10.0, "cycle_weight": 1.0}
+# z in two wide dimensions, all of them uncorrelated: so random latents lie where cells' do, and decode to what q says.
+WEIGHTS = {
+    **{"triplet_dims": 2, "width": 64.0, "triplet_weight": 10.0, "margin": 1.0},
+    **{"predictor_weight": 10.0, "decorrelation_weight": 4.0, "cycle_weight": 4.0},
+}
+AS_PRINTED = {
+    **{"triplet_dims": 0, "width": 1.0, "triplet_weight": 1.0, "margin": 0.1},
+    **{"predictor_weight": 1.0, "decorrelation_weight": 0.0, "cycle_weight": 0.0},
+}
 ABLATION = {  # what changes -> fields of GVAEConfig
     "as trained": {},
     "readout of the global node alone": {"readout": "global"},
     "KL weight 0.0005": {"kl_weight": 0.0005},
     "KL weight 0.05": {"kl_weight": 0.05},
-    "Eq. 5 as printed": {
-        **{"triplet_dims": 0, "triplet_weight": 1.0, "margin": 0.1},
-        **{"predictor_weight": 1.0, "cycle_weight": 0.0},
-    },
+    "Eq. 5 as printed": AS_PRINTED,
     "triplets over all dimensions": {"triplet_dims": 0, "triplet_weight": 30.0, "margin": 0.3},
+    "no wider unit": {"width": 1.0},
+    "no decorrelation": {"decorrelation_weight": 0.0},
     "no cycle term": {"cycle_weight": 0.0},
-    "margin 50": {"triplet_weight": 0.2, "margin": 50.0},
     "learning rate halved": {"learning_rate": 0.5},  # of the scale's
 }
 
@@ -63,12 +70,24 @@ def make(stage: Stage) -> dict:
         learning_rate=scale.gvae_lr,
         **WEIGHTS,
     )
+    runs = {
+        f"{variant}-{seed}": {"config": used, "seed": seed, "regularised": used is config}
+        for seed in range(stage.seed, stage.seed + scale.gvae_seeds)
+        for variant, used in (("regularised", config), ("naive", replace(config, **AS_PRINTED)))
+    }
+    short = {"seed": stage.seed, "steps": scale.gvae_ablation_steps}
+    ablation = {
+        f"ablation-{i}": {"config": _changed(config, fields), **short} for i, fields in enumerate(ABLATION.values())
+    }
+    if stage.device.type == "cpu":
+        _train_beforehand(stage, data, runs | ablation)
+        stage = replace(stage, fresh=False)  # what was just trained is not forgotten again
     files, logs, measures, maps, neighbours = {}, [], [], [], []
     family = data.families.assign(data.unseen_zc, standardised=True)
     for seed in range(stage.seed, stage.seed + scale.gvae_seeds):
         for variant, regularised in (("regularised", True), ("naive", False)):
             name = {"variant": variant, "seed": seed}
-            model, log = _train(stage, data, config, f"{variant}-{seed}", seed=seed, regularised=regularised)
+            model, log = _train(stage, data, f"{variant}-{seed}", **runs[f"{variant}-{seed}"])
             latent = model.encode(data.unseen)
             logs += [{**name, **row} for row in log.rows]
             measures.append({**name, **_measures(model, data, seed, regularised=regularised)})
@@ -94,11 +113,26 @@ def make(stage: Stage) -> dict:
         "gvae_neighbours.csv": pd.concat(neighbours, ignore_index=True),
         "gvae_maps.csv": pd.concat(maps, ignore_index=True),
         "gvae_cycle.csv": cycle,
-        "gvae_ablation.csv": _ablation(stage, data, config),
+        "gvae_ablation.csv": _ablation(stage, data, ablation),
     }
 
 
-def _train(stage: Stage, data: Data, config: GVAEConfig, name: str, *, seed: int, steps: int = 0, regularised=True):
+def _train_beforehand(stage: Stage, data: Data, runs: dict[str, dict]) -> None:
+    """All runs in one-thread processes; each leaves its complete checkpoint, from which `_train` takes the model."""
+    from joblib import Parallel, delayed
+
+    tasks = (delayed(_single_threaded)(replace(stage, progress=False), data, name, run) for name, run in runs.items())
+    done = Parallel(n_jobs=processes(stage.device), return_as="generator_unordered")(tasks)
+    for _ in tqdm(done, total=len(runs), desc="G-VAE trainings", disable=not stage.progress):
+        pass
+
+
+def _single_threaded(stage: Stage, data: Data, name: str, run: dict) -> None:
+    with single_threaded():
+        _train(stage, data, name, **run)
+
+
+def _train(stage: Stage, data: Data, name: str, *, config: GVAEConfig, seed: int, steps: int = 0, regularised=True):
     """One training run of this stage, which goes on from the checkpoint of its name; the model lies on the CPU."""
     scale, steps = stage.scale, steps or stage.scale.gvae_steps
     model, log = gvae.train(
@@ -164,18 +198,20 @@ def _cycle(stage: Stage, model: GVAE, families: Families) -> pd.DataFrame:
     return pd.concat(tables, ignore_index=True)
 
 
-def _ablation(stage: Stage, data: Data, config: GVAEConfig) -> pd.DataFrame:
+def _changed(config: GVAEConfig, fields: dict) -> GVAEConfig:
+    """`config` with one of the changes of `ABLATION`."""
+    return replace(config, **{k: v * config.learning_rate if k == "learning_rate" else v for k, v in fields.items()})
+
+
+def _ablation(stage: Stage, data: Data, runs: dict[str, dict]) -> pd.DataFrame:
     """Short runs of one seed that each change one thing; the paper leaves all of these open."""
     rows, family = [], data.families.assign(data.unseen_zc, standardised=True)
-    steps = stage.scale.gvae_ablation_steps
-    for change, fields in ABLATION.items():
-        fields = {k: v * config.learning_rate if k == "learning_rate" else v for k, v in fields.items()}
-        name = f"ablation-{len(rows)}"
-        model, log = _train(stage, data, replace(config, **fields), name, seed=stage.seed, steps=steps)
+    for change, (name, run) in zip(ABLATION, runs.items(), strict=True):
+        model, log = _train(stage, data, name, **run)
         found = _measures(model, data, stage.seed, regularised=True)
         near = cluster_metrics(model.encode(data.unseen), data.unseen_zc, family, stage.seed).set_index("metric")
         near = {metric: near.loc[metric, "value"] for metric in near.index if metric.startswith(("kNN", "Spearman"))}
         kept = ("exact_mean", "exact_sampled", "scaled_valid", "normal_valid", *(f"r2_{z}" for z in ZC_NAMES))
-        row = {"change": change, "steps": steps, "kl": log.rows[-1]["kl"], **{key: found[key] for key in kept}}
+        row = {"change": change, "steps": run["steps"], "kl": log.rows[-1]["kl"], **{key: found[key] for key in kept}}
         rows.append(row | near)
     return pd.DataFrame(rows)

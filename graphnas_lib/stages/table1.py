@@ -21,7 +21,6 @@ from graphnas_lib.training import train
 
 DECODES = 20  # paper: Tab. 1, cells a strategy
 REFERENCE_SEEDS = 3
-SIGMAS = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0)  # of the neighbourhood, in units of the latents' own deviation
 REFERENCE = "NATS-Bench ref."
 
 
@@ -54,13 +53,8 @@ def make(stage: Stage) -> dict:
 def _strategies(sampler: CellSampler, condition: Tensor, stage: Stage) -> dict[str, Generated]:
     """The three samplers; the neighbourhood is the smallest that gives as many distinct cells as the flow."""
     flow = synonyms.ccnf_cells(sampler, condition, DECODES, seed=stage.seed)
-    wanted = len({cell.key() for cell in flow.valid})
-    spread = float(sampler.gvae.latent_std.mean())
-    for sigma in SIGMAS:
-        near = synonyms.neighbourhood_cells(sampler, REFERENCE_CELL, DECODES, seed=stage.seed, sigma=sigma * spread)
-        if len({cell.key() for cell in near.valid}) >= wanted:
-            break
-    stage.config.update(sigma=sigma, sigma_unit="mean deviation of the training latents")
+    near, sigma = synonyms.matched_neighbourhood(sampler, REFERENCE_CELL, flow.valid, DECODES, seed=stage.seed)
+    stage.config.update(sigma=sigma)
     random = synonyms.random_cells(sampler, DECODES, seed=stage.seed)
     return {"Random": random, "Neighbourhood": near, "CCNF": flow}
 
