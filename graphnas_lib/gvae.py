@@ -1,10 +1,11 @@
 """The graph variational auto-encoder: encoder f, decoder f^-1, ZC predictor q and their loss (Eq. 4-5, Tab. 6).
 
 The encoder sees a canonical cell as a graph of 9 nodes (a global node reads all, then input, six operations, output)
-and runs graph convolutions along and against the edges. The decoder is one-shot: 28 edge bits, and for each of six
-operation slots one of ten types or "unused", and a kernel. One canonical order a cell makes exact recovery possible;
-the "unused" class makes the description total, so that every slot and every bit has a target and a decode never has
-to guess how many nodes were meant. `latent` is the paper's f, `zc` its z (standardised by `clusters.ZCTransform`).
+and runs graph convolutions along and against the edges. The decoder says 28 edge bits and then, given these, for each
+of six operation slots one of ten types or "unused", and a kernel. One canonical order a cell makes exact recovery
+possible; the "unused" class makes the description total, so that every slot and every bit has a target and a decode
+never has to guess how many nodes were meant. `latent` is the paper's f, `zc` its z (standardised by
+`clusters.ZCTransform`).
 """
 
 from __future__ import annotations
@@ -63,6 +64,7 @@ class GVAEConfig:
     triplet_weight: float = 1.0  # paper: Eq. 5
     predictor_weight: float = 1.0  # paper: Eq. 5
     decorrelation_weight: float = 0.0  # not in the paper, see `losses.decorrelation_loss`
+    loose_ends_weight: float = 0.0  # not in the paper, see `losses.loose_ends_loss`
     cycle_weight: float = 0.0  # not in the paper, see `losses.cycle_loss`
     margin: float = 0.1  # m of Eq. 5, in mean-L1 units of a latent of unit scale
     triplet_dims: int = 0  # leading dimensions whose distances the triplet term orders; 0 is all, as printed
@@ -142,6 +144,29 @@ def propagation(adjacency: Tensor) -> Tensor:
     return torch.stack([weighted, weighted.transpose(1, 2), itself], dim=-1).flatten(2)
 
 
+class CellDecoder(nn.Module):
+    """Latents to edges, then to operations given these: what a cell computes hangs on both together."""
+
+    def __init__(self, config: GVAEConfig):
+        super().__init__()
+        m, width = config.latent_dim, config.decoder_hidden
+        outputs = OP_NODES * (len(OP_TYPES) + 1 + len(KERNELS))
+        self.rescaled = Rescaled(config)
+        self.edges = nn.Sequential(*_block(m, width), *_block(width, width), nn.Linear(width, len(EDGES)))
+        self.operations = nn.Sequential(
+            *_block(m + len(EDGES), width), *_block(width, width), nn.Linear(width, outputs)
+        )
+
+    def forward(self, latent: Tensor, edges: Tensor | None = None) -> Logits:
+        """Logits of latents (B, m); operations for `edges` (B, 28) of 0 and 1, by default the most likely ones."""
+        latent = self.rescaled(latent)
+        said = self.edges(latent)
+        given = (said.detach() > 0 if edges is None else edges).to(latent.dtype)
+        out = self.operations(torch.cat([latent, 2 * given - 1], dim=1))
+        types, kernels = out.split([OP_NODES * (len(OP_TYPES) + 1), OP_NODES * len(KERNELS)], dim=-1)
+        return Logits(said, types.unflatten(-1, (OP_NODES, -1)), kernels.unflatten(-1, (OP_NODES, -1)))
+
+
 class GVAE(nn.Module):
     """Encoder f, decoder f^-1 and predictor q (Sec. 3.1).
 
@@ -157,12 +182,7 @@ class GVAE(nn.Module):
         self.config = config = config or GVAEConfig()
         self.regularised, self.zc_hash = regularised, zc_hash
         self.encoder = GraphEncoder(config)
-        self.decoder = nn.Sequential(
-            Rescaled(config),
-            *_block(config.latent_dim, config.decoder_hidden),
-            *_block(config.decoder_hidden, config.decoder_hidden),
-            nn.Linear(config.decoder_hidden, len(EDGES) + OP_NODES * (len(OP_TYPES) + 1 + len(KERNELS))),
-        )
+        self.decoder = CellDecoder(config)
         self.predictor = nn.Sequential(  # paper: App. A, the hidden state mirrors the latent size
             Rescaled(config),
             nn.Linear(config.latent_dim, config.latent_dim),
@@ -188,11 +208,9 @@ class GVAE(nn.Module):
         """Mean latents f(x), (n, m)."""
         return self.encode_distribution(cells)[0]
 
-    def logits(self, latent: Tensor) -> Logits:
-        """Decoder outputs of latents (B, m)."""
-        sizes = [len(EDGES), OP_NODES * (len(OP_TYPES) + 1), OP_NODES * len(KERNELS)]
-        edges, types, kernels = self.decoder(latent).split(sizes, dim=-1)
-        return Logits(edges, types.unflatten(-1, (OP_NODES, -1)), kernels.unflatten(-1, (OP_NODES, -1)))
+    def logits(self, latent: Tensor, edges: Tensor | None = None) -> Logits:
+        """Decoder outputs of latents (B, m); operations for `edges` (B, 28), by default the decoder's own."""
+        return self.decoder(latent, edges)
 
     @torch.no_grad()
     def decode_raw(self, latent: Tensor, *, repair: str | None = None) -> list[Decoded]:
@@ -326,7 +344,7 @@ def train(
     return model.eval(), TrainLog(rows, done, seconds)
 
 
-_PARTS = ("total", "reconstruction", "kl", "triplet", "predictor", "decorrelation", "cycle")
+_PARTS = ("total", "reconstruction", "kl", "triplet", "predictor", "decorrelation", "loose_ends", "cycle")
 
 
 def _initialised(config: GVAEConfig, *, seed: int, **options) -> GVAE:

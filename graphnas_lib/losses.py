@@ -14,6 +14,9 @@ from torch import Tensor, nn
 
 from graphnas_lib.clusters import zc_distance
 from graphnas_lib.codes import KERNEL_OF, TYPE_OF, CellCodes, Logits, graph_view, soft_decodes
+from graphnas_lib.space import EDGES, N_NODES
+
+_SOURCE, _TARGET = (list(ends) for ends in zip(*EDGES, strict=True))
 
 
 def reconstruction_loss(logits: Logits, codes: CellCodes) -> Tensor:
@@ -81,14 +84,27 @@ def decorrelation_loss(latent: Tensor) -> Tensor:
     return ((centred.T @ centred).square().sum() - centred.square().sum(dim=0).square().sum()) / latent.shape[1]
 
 
-def cycle_loss(model: nn.Module, latent: Tensor) -> Tensor:
+def loose_ends_loss(logits: Logits) -> Tensor:
+    """Expected number of slots with edges on one side only, mean over a batch of decoder outputs.
+
+    Not in the paper, a constraint of Ma et al. (2018): what random latents decode to should need no pruning. Edges
+    count as independent, with the probabilities that the decoder says; no gradient reaches operations.
+    """
+    absent = logits.edges.new_zeros(len(logits.edges), N_NODES, N_NODES)
+    absent[:, _SOURCE, _TARGET] = -F.softplus(logits.edges)  # log-probability that an edge is absent
+    nothing_in, nothing_out = absent.sum(dim=1).exp(), absent.sum(dim=2).exp()  # (B, 8)
+    loose = (1 - nothing_in) * nothing_out + nothing_in * (1 - nothing_out)
+    return loose[:, 1:-1].sum(dim=1).mean()
+
+
+def cycle_loss(model: nn.Module, latent: Tensor, logits: Logits) -> Tensor:
     """Mean squared difference between q at random latents (n, m) and q of the cells that they decode to.
 
     Not in the paper: independent random latents lie beside those of cells, where Eq. 4-5 leave q and the decoder free
     to disagree. The gradient reaches the decoder's operations alone, straight through the arg-max and the encoder,
-    whose weights it leaves. Zero when no latent decodes to a valid cell.
+    whose weights it leaves. Zero when no latent decodes to a valid cell; `logits` are the model's of `latent`.
     """
-    cells, rows, features = soft_decodes(model.logits(latent))
+    cells, rows, features = soft_decodes(logits)
     if not len(rows):
         return latent.new_zeros(())
     given = features.detach().requires_grad_()
@@ -109,6 +125,7 @@ class GVAELoss:
     triplet: Tensor
     predictor: Tensor
     decorrelation: Tensor
+    loose_ends: Tensor
     cycle: Tensor
 
 
@@ -126,10 +143,10 @@ def gvae_loss(
     mu, logvar = model.encoder(codes)
     noise = torch.randn(mu.shape, generator=generator, device=mu.device)
     latent = mu + (0.5 * logvar).exp() * noise
-    reconstruction = reconstruction_loss(model.logits(latent), codes)
+    reconstruction = reconstruction_loss(model.logits(latent, codes.edges), codes)
     unit = model.encoder.unit
     kl = kl_divergence(mu / unit, logvar - 2 * unit.log())
-    triplet = predictor = decorrelation = cycle = mu.new_zeros(())
+    triplet = predictor = decorrelation = loose_ends = cycle = mu.new_zeros(())
     if regularised and len(zc):
         triples = choose_triplets(zc, min_gap=config.min_gap, generator=generator)
         ordered = (mu / unit)[:, : config.triplet_dims or None]
@@ -137,15 +154,18 @@ def gvae_loss(
         predictor = predictor_loss(model.predictor(latent[: len(zc)]), zc)
         if config.decorrelation_weight:
             decorrelation = decorrelation_loss(mu) + (decorrelation_loss(ordered) if config.triplet_dims else 0)
-        if config.cycle_weight:
+        if config.cycle_weight or config.loose_ends_weight:
             random = torch.randn(len(zc), mu.shape[1], generator=generator, device=mu.device)
-            cycle = cycle_loss(model, random * mu.detach().std(dim=0) + mu.detach().mean(dim=0))
+            random = random * mu.detach().std(dim=0) + mu.detach().mean(dim=0)
+            said = model.logits(random)
+            loose_ends, cycle = loose_ends_loss(said), cycle_loss(model, random, said)
     total = (
         reconstruction
         + kl_weight * kl
         + config.triplet_weight * triplet
         + config.predictor_weight * predictor
         + config.decorrelation_weight * decorrelation
+        + config.loose_ends_weight * loose_ends
         + config.cycle_weight * cycle
     )
-    return GVAELoss(total, reconstruction, kl, triplet, predictor, decorrelation, cycle)
+    return GVAELoss(total, reconstruction, kl, triplet, predictor, decorrelation, loose_ends, cycle)

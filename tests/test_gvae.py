@@ -33,6 +33,7 @@ from graphnas_lib.losses import (
     decorrelation_loss,
     gvae_loss,
     kl_divergence,
+    loose_ends_loss,
     predictor_loss,
     reconstruction_loss,
     triplet_margin_loss,
@@ -268,18 +269,39 @@ def test_decorrelation_loss_sums_squared_correlations():
     assert constant.grad.isfinite().all()
 
 
+def test_loose_ends_loss_counts_slots_with_edges_on_one_side(codes):
+    tight = CellCodes.of([cell for cell in codes.cells() if cell.strict], canonical=True)
+    assert len(tight) > 20 and loose_ends_loss(logits_of(tight, sharpness=60.0)) == pytest.approx(0, abs=1e-6)
+    loose = Cell.from_edges(
+        [(0, 1), (1, 2), (3, 7), (0, 4), (4, 7)], ["conv_3"] * 6
+    )  # 2, and 3
+    given = CellCodes.of([loose, tight[:1].cells()[0]], canonical=True)
+    assert loose_ends_loss(logits_of(given, sharpness=60.0)).item() == pytest.approx(1)
+    logits = logits_of(given, sharpness=1.0)
+    by_hand = 0.0
+    for row in logits.edges.sigmoid().tolist():
+        p = dict(zip(EDGES, row, strict=True))
+        for node in range(1, 7):
+            none_in = math.prod(1 - p[i, node] for i in range(node))
+            none_out = math.prod(1 - p[node, i] for i in range(node + 1, 8))
+            by_hand += (1 - none_in) * none_out + none_in * (1 - none_out)
+    assert loose_ends_loss(logits).item() == pytest.approx(by_hand / 2, rel=1e-4)
+
+
 def test_cycle_loss_moves_the_decoder_alone():
     model, latent = GVAE(TINY), torch.randn(64, 4, generator=generator())
-    loss = cycle_loss(model, latent)
+    loss = cycle_loss(model, latent, model.logits(latent))
     valid = [i for i, cell in enumerate(model.decode(latent)) if cell is not None]
     again = model.predict_zc(model.encode([cell for cell in model.decode(latent) if cell is not None]))
     torch.testing.assert_close(loss.detach(), (again - model.predict_zc(latent[valid])).square().mean())
     loss.backward()
-    assert model.decoder[-1].weight.grad.abs().sum() > 0
-    assert all(p.grad is None for part in (model.encoder, model.predictor) for p in part.parameters())
+    assert model.decoder.operations[-1].weight.grad.abs().sum() > 0
+    assert all(
+        p.grad is None for part in (model.encoder, model.predictor, model.decoder.edges) for p in part.parameters()
+    )
     with torch.no_grad():
-        model.decoder[-1].bias[: len(EDGES)] = -30.0  # no path
-    assert cycle_loss(model, latent) == 0
+        model.decoder.edges[-1].bias[:] = -30.0  # no path
+    assert cycle_loss(model, latent, model.logits(latent)) == 0
 
 
 def test_cycle_term_makes_random_latents_decode_to_what_q_says(cells):
@@ -540,11 +562,11 @@ def test_r_squared_is_scikit_learns():
 def test_valid_draws_are_valid():
     model = GVAE(TINY)
     with torch.no_grad():
-        model.decoder[-1].bias[: len(EDGES)] = 3.0  # edges everywhere
+        model.decoder.edges[-1].bias[:] = 3.0  # edges everywhere
     latent, cells = valid_draws(model, 6, seed=1)
     assert model.decode(latent) == cells and all(cell.is_valid for cell in cells)
     with torch.no_grad():
-        model.decoder[-1].bias[: len(EDGES)] = -30.0
+        model.decoder.edges[-1].bias[:] = -30.0
     with pytest.raises(RuntimeError, match="6 valid cells are needed of 120 random latents; got 0"):
         valid_draws(model, 6, seed=1)
 

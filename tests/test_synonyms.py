@@ -63,8 +63,8 @@ def barren(parts) -> CellSampler:
     """A sampler whose decoder draws no edge at all: no decode is a cell."""
     model = GVAE(GVAEConfig(**SMALL, decoder_hidden=32))
     with torch.no_grad():
-        model.decoder[-1].weight.zero_()
-        model.decoder[-1].bias.fill_(-5.0)
+        model.decoder.edges[-1].weight.zero_()
+        model.decoder.edges[-1].bias.fill_(-5.0)
     return CellSampler(model, parts[1], parts[2])
 
 
