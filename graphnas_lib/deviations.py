@@ -335,10 +335,10 @@ DEVIATIONS = (
     Deviation(
         "D47-latents-between-cells",
         "Eq. 4-5 say nothing of latents between the training cells.",
-        "Dimensions are decorrelated (`losses.decorrelation_loss`), and the decoder is also trained so that cells "
-        "decoded from random latents have the q of their latents (`losses.cycle_loss`); both weights at 0 are the "
-        "paper's loss.",
-        "Independent random latents lie beside the latents of cells; without the cycle term q misses what they decode "
-        "to by 0.6 to 0.8 standard deviations a component, and with it alone they decode to few different cells.",
+        "Dimensions are decorrelated, and the decoder is also trained on random latents: to leave no node with edges "
+        "on one side only, and to say cells that have the q of their latent (`losses.decorrelation_loss`, "
+        "`loose_ends_loss`, `cycle_loss`); with these weights at 0 the loss is the paper's.",
+        "Independent random latents lie beside the latents of cells; without these terms q misses what they decode to "
+        "by 0.6 to 0.8 standard deviations a component, and one in twenty decodes to nothing.",
     ),
 )

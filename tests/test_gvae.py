@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -263,7 +264,7 @@ def test_decorrelation_loss_sums_squared_correlations():
     torch.testing.assert_close(decorrelation_loss(latent), wanted, atol=1e-5, rtol=1e-4)
     same = torch.stack([latent[:, 0], -2 * latent[:, 0]], dim=1).requires_grad_()
     assert decorrelation_loss(same).item() == pytest.approx(1, abs=1e-5)
-    assert decorrelation_loss(latent[:, :1]) == 0
+    assert decorrelation_loss(latent[:, :1]).item() == pytest.approx(0, abs=1e-5)
     constant = torch.ones(4, 2, requires_grad=True)  # no spread: no correlation, and no gradient that is not finite
     decorrelation_loss(constant).backward()
     assert constant.grad.isfinite().all()
@@ -272,9 +273,7 @@ def test_decorrelation_loss_sums_squared_correlations():
 def test_loose_ends_loss_counts_slots_with_edges_on_one_side(codes):
     tight = CellCodes.of([cell for cell in codes.cells() if cell.strict], canonical=True)
     assert len(tight) > 20 and loose_ends_loss(logits_of(tight, sharpness=60.0)) == pytest.approx(0, abs=1e-6)
-    loose = Cell.from_edges(
-        [(0, 1), (1, 2), (3, 7), (0, 4), (4, 7)], ["conv_3"] * 6
-    )  # 2, and 3
+    loose = Cell.from_edges([(0, 1), (1, 2), (3, 7), (0, 4), (4, 7)], ["conv_3"] * 6)  # 2, and 3
     given = CellCodes.of([loose, tight[:1].cells()[0]], canonical=True)
     assert loose_ends_loss(logits_of(given, sharpness=60.0)).item() == pytest.approx(1)
     logits = logits_of(given, sharpness=1.0)
@@ -305,7 +304,8 @@ def test_cycle_loss_moves_the_decoder_alone():
 
 
 def test_cycle_term_makes_random_latents_decode_to_what_q_says(cells):
-    zc = torch.tensor([[len(cell.live) - 4.0, 0, 0, 0] for cell in cells])
+    codes_of = [[OPERATIONS.index(cell.operations[node - 1]) for node in cell.live] for cell in cells]
+    zc = torch.tensor([[sum(codes) / len(codes) / 4 - 3.4, 0, 0, 0] for codes in codes_of])  # of the operations alone
     sizes = {"hidden": 32, "latent_dim": 32, "decoder_hidden": 128, "layers": 2, "learning_rate": 5e-3}
     weights = {"triplet_weight": 30.0, "predictor_weight": 10.0, "margin": 0.3, "labelled_fraction": 1.0}
     apart = {}
@@ -315,6 +315,22 @@ def test_cycle_term_makes_random_latents_decode_to_what_q_says(cells):
         latent, drawn = valid_draws(model, 200, seed=1)
         apart[cycle] = (model.predict_zc(latent) - model.predict_zc(model.encode(drawn)))[:, 0].abs().mean()
     assert apart[30.0] < 0.7 * apart[0.0]
+
+
+def test_width_is_a_unit_of_the_latent_and_nothing_else(cells, codes):
+    zc = torch.randn(32, 4, generator=generator())
+    weights = {"triplet_dims": 2, "margin": 1.0, "decorrelation_weight": 1.0, "loose_ends_weight": 1.0}
+    plain, wide = (GVAE(replace(TINY, **weights, width=width)) for width in (1.0, 16.0))
+    wide.load_state_dict(plain.state_dict())
+    f, g = plain.encode(cells), wide.encode(cells)
+    torch.testing.assert_close(g, f * torch.tensor([16.0, 16.0, 1.0, 1.0]))
+    assert wide.decode(g) == plain.decode(f)
+    torch.testing.assert_close(wide.predict_zc(g), plain.predict_zc(f))
+    losses = [
+        gvae_loss(model, codes, zc, kl_weight=0.1, regularised=True, generator=generator()).total
+        for model in (plain, wide)
+    ]
+    torch.testing.assert_close(*losses)
 
 
 def test_total_is_the_weighted_sum_and_naive_drops_both_terms_of_eq_5(codes):

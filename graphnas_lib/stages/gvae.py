@@ -21,22 +21,24 @@ from graphnas_lib.workers import processes, single_threaded
 MEASURED = 10_000  # held-out cells, and random latents, at most
 # z in two wide dimensions, all of them uncorrelated: so random latents lie where cells' do, and decode to what q says.
 WEIGHTS = {
-    **{"triplet_dims": 2, "width": 64.0, "triplet_weight": 10.0, "margin": 1.0},
-    **{"predictor_weight": 10.0, "decorrelation_weight": 4.0, "cycle_weight": 4.0},
+    "kl_weight": 0.003,
+    **{"triplet_dims": 2, "width": 16.0, "triplet_weight": 10.0, "margin": 1.0},
+    **{"predictor_weight": 10.0, "decorrelation_weight": 3.0, "loose_ends_weight": 2.0, "cycle_weight": 1.0},
 }
 AS_PRINTED = {
     **{"triplet_dims": 0, "width": 1.0, "triplet_weight": 1.0, "margin": 0.1},
-    **{"predictor_weight": 1.0, "decorrelation_weight": 0.0, "cycle_weight": 0.0},
+    **{"predictor_weight": 1.0, "decorrelation_weight": 0.0, "loose_ends_weight": 0.0, "cycle_weight": 0.0},
 }
 ABLATION = {  # what changes -> fields of GVAEConfig
     "as trained": {},
     "readout of the global node alone": {"readout": "global"},
-    "KL weight 0.0005": {"kl_weight": 0.0005},
-    "KL weight 0.05": {"kl_weight": 0.05},
+    "KL weight 0.0003": {"kl_weight": 0.0003},
+    "KL weight 0.03": {"kl_weight": 0.03},
     "Eq. 5 as printed": AS_PRINTED,
     "triplets over all dimensions": {"triplet_dims": 0, "triplet_weight": 30.0, "margin": 0.3},
     "no wider unit": {"width": 1.0},
     "no decorrelation": {"decorrelation_weight": 0.0},
+    "loose ends allowed": {"loose_ends_weight": 0.0},
     "no cycle term": {"cycle_weight": 0.0},
     "learning rate halved": {"learning_rate": 0.5},  # of the scale's
 }
