@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping
 
 import matplotlib.pyplot as plt
@@ -13,7 +12,7 @@ from matplotlib.figure import Figure
 from graphnas_lib.clusters import ZC_NAMES
 from graphnas_lib.codes import UNUSED, CellCodes
 from graphnas_lib.corpus import labelled_only
-from graphnas_lib.draw import PALETTE, figure, style
+from graphnas_lib.draw import PALETTE, figure
 from graphnas_lib.report import ZC_AXES
 from graphnas_lib.results import markdown
 
@@ -93,11 +92,3 @@ def plot_distributions(table: pd.DataFrame, codes: CellCodes) -> Figure:
     axes[4].set(xlabel="live operation nodes", xticks=list(shares.index))
     axes[0].set_ylabel("cells")
     return fig
-
-
-def svg(fig: Figure) -> str:
-    """A figure as text, the same for the same data."""
-    out = io.StringIO()
-    with style(), plt.rc_context({"svg.hashsalt": "graphnas_lib", "svg.fonttype": "none"}):
-        fig.savefig(out, format="svg", metadata={"Date": None})
-    return out.getvalue()

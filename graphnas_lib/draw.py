@@ -8,6 +8,7 @@ layer it passes (Sugiyama's dummy nodes), so that no line runs through a box. Ev
 from __future__ import annotations
 
 import contextlib
+import io
 from collections.abc import Callable, Sequence
 from functools import wraps
 
@@ -72,6 +73,14 @@ def figure(plot: Callable[..., Figure]) -> Callable[..., Figure]:
         return fig
 
     return styled
+
+
+def svg(fig: Figure) -> str:
+    """A figure as text, the same for the same data."""
+    out = io.StringIO()
+    with style(), plt.rc_context({"svg.hashsalt": "graphnas_lib", "svg.fonttype": "none"}):
+        fig.savefig(out, format="svg", metadata={"Date": None})
+    return out.getvalue()
 
 
 def cluster_style(cluster: int) -> tuple[str, str]:

@@ -78,6 +78,13 @@ class Architecture:
         parts = [(t.cell.key(), t.channels, t.stride) for t in self.triples]
         return hashlib.sha256(repr((parts, self.head_channels, self.stem_stride)).encode()).hexdigest()[:16]
 
+    def _repr_svg_(self) -> str:
+        """Its picture in a notebook: the macro strip over its distinct cells."""
+        from graphnas_lib.diagrams import plot_architecture
+        from graphnas_lib.draw import svg
+
+        return svg(plot_architecture(self, cells=True))
+
 
 @dataclass(frozen=True)
 class HLTriple:

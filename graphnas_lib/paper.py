@@ -160,7 +160,7 @@ SCALES = {
     "lite": Scale(
         name="lite",
         unlabelled=200_000,
-        labelled=8_000,
+        labelled=6_016,
         label_batch=64,
         label_resolution=32,
         validation_networks=600,
@@ -172,7 +172,7 @@ SCALES = {
         gvae_batch=256,
         gvae_lr=1e-3,
         gvae_seeds=3,
-        gvae_ablation_steps=1_500,
+        gvae_ablation_steps=1_000,
         labels_held_out=1_200,
         cycle_cells=300,
         ccnf_hidden=512,

@@ -273,6 +273,12 @@ class Cell:
         ops = " ".join(f"{n}:{name}" for n, name in enumerate(self.operations, start=1) if name is not None)
         return f"Cell({ops} | {' '.join(f'{a}>{b}' for a, b in self.edges)})"
 
+    def _repr_svg_(self) -> str:
+        """Its picture in a notebook."""
+        from graphnas_lib.draw import plot_cell, svg
+
+        return svg(plot_cell(self))
+
 
 def _binary(value, name: str, shape: tuple[int, int]) -> np.ndarray:
     """A fresh uint8 array of 0 and 1 of that shape; InvalidCellError for anything else."""

@@ -17,6 +17,7 @@ import torch
 from graphnas_lib import artifacts, corpus, datacard, proxies
 from graphnas_lib.clusters import ZC_NAMES
 from graphnas_lib.codes import CellCodes
+from graphnas_lib.draw import svg
 from graphnas_lib.space import Cell, sample_cells
 
 OPS = ("conv_3", "conv_1", "sep_conv_3", "mbconv2_1", "bconv0.5_1", "dil_conv_3", "mbconv2_3")
@@ -238,5 +239,5 @@ def test_data_card_states_what_the_table_holds():
     assert f"| 50% | {good.median():.2f} | " in text
     live = [len(cell.live) for cell in cells]
     assert datacard.node_shares(codes).to_dict() == {n: live.count(n) / 60 for n in sorted(set(live))}
-    pictures = {datacard.svg(datacard.plot_distributions(table, codes)) for _ in range(2)}
+    pictures = {svg(datacard.plot_distributions(table, codes)) for _ in range(2)}
     assert len(pictures) == 1 and pictures.pop().count("live operation nodes") >= 1

@@ -120,6 +120,15 @@ def test_plot_cell_accepts_what_a_decoder_may_make():
     assert fig.axes[1].texts[0].get_text() == "no valid cell"
 
 
+def test_cells_and_architectures_show_their_picture():
+    cell, other = sample_cells(2, seed=0)
+    one, two = (item._repr_svg_() for item in (cell, Architecture((Triple(cell, 16, 1), Triple(other, 24, 2)))))
+    for name in (cell.operations[node - 1] for node in cell.live):
+        assert f">{name.rpartition('_')[0] or name}<" in one
+    assert "24" in two and two.startswith("<?xml") and cell._repr_svg_() == one
+    assert Cell.from_edges([], [None] * 6)._repr_svg_()  # an invalid one too
+
+
 def test_plot_architecture_shows_channels_strides_and_sides():
     a, b = sample_cells(2, seed=1)
     architecture = Architecture((Triple(a, 16, 1), Triple(b, 40, 2), Triple(a, 64, 2)), head_channels=128)

@@ -23,10 +23,10 @@ LONGEST = 400  # lines of a module
 
 # A module imports from a lower layer only (one paper concept a module). A new module gets its place here.
 LAYERS = (
-    "__init__ canonical checkpoints depthwise kernels workers",
-    "artifacts augment bottleneck claims deviations draw dynamics embedding latents metrics probe published "
+    "__init__ canonical checkpoints depthwise draw kernels workers",
+    "artifacts augment bottleneck claims deviations diagrams dynamics embedding latents metrics probe published "
     "recipes runner space zenblocks",
-    "archives ccnf clusters codes diagrams macro manifest operations paper results search",
+    "archives ccnf clusters codes macro manifest operations paper results search",
     "datasets evolution losses network proteins report vocabulary",
     "export fitting gvae nats proxies sequence tasks zennet",
     "corpus designs nasbench360 roundtrip sgd synonyms validation",

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from graphnas_lib import artifacts, corpus, datacard
 from graphnas_lib.codes import CellCodes
+from graphnas_lib.draw import svg
 from graphnas_lib.space import REFERENCE_CELL, Cell
 from graphnas_lib.stages import Stage, cells
 from graphnas_lib.workers import processes
@@ -28,7 +29,7 @@ def make(stage: Stage) -> dict:
     return {
         "labels.parquet": table,
         "labels_card.md": datacard.card(table, codes, sampling["law"], facts),
-        datacard.PICTURE: datacard.svg(datacard.plot_distributions(table, codes)),
+        datacard.PICTURE: svg(datacard.plot_distributions(table, codes)),
     }
 
 
