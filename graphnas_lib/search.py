@@ -10,19 +10,22 @@ is counted and its child discarded: a failure never becomes a score.
 from __future__ import annotations
 
 import json
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
+from joblib.externals.loky import get_reusable_executor
 from tqdm.auto import tqdm
 
 from graphnas_lib.artifacts import Checkpoint
+from graphnas_lib.workers import single_threaded
 
 if TYPE_CHECKING:
     import pandas as pd
 
+AHEAD = 4  # children a worker that are drawn before the first of them is recorded
 REDRAWS = 10  # a child equal to an earlier one is drawn again so often; Algorithm 1 is silent
 MAX_FRUITLESS = 20_000  # discarded children in a row after which a search gives up
 MAX_FAILURES = 100  # likewise, children without a score
@@ -86,7 +89,8 @@ def evolve(
         key: equal keys share one score.
         exploration_share: part of the iterations whose mutations get `exploration = True` (paper: one half).
         count_discards: a discarded child uses up an iteration, as App. C's text has it; then |H| < T.
-        workers: children drawn from one population and scored in parallel (joblib); 1 is Algorithm 1.
+        workers: processes that score children; with more than one, a child is drawn from the population as it was
+            `AHEAD` children a worker earlier, so that nobody waits; 1 is Algorithm 1.
         failures: exceptions of `score` that discard a child; any other one stops the search.
         describe: more columns of the history (parameters, FLOPs).
         supply: an object with `counts` (a list of int) that `mutate` draws on; stored with the checkpoint.
@@ -111,11 +115,15 @@ def evolve(
     checkpoint = checkpoint or Checkpoint.none()
     if not search.restore(checkpoint.load(), parse):
         search.start(initial, judge)
+    pool, ahead = _Pool(judge, workers), 1 if workers == 1 else AHEAD * workers
     with tqdm(total=iterations, initial=search.step, disable=not progress, desc="evolution") as bar:
         while search.step < iterations:
-            batch = search.draw(min(workers, iterations - search.step), iterations, exploration_share, count_discards)
-            records = _scored([child for _, child, _ in batch], search.records, key, judge, workers)
-            for (parent, child, phase), record in zip(batch, records, strict=True):
+            search.draw(ahead, iterations, exploration_share, count_discards)
+            pool.begin({key(child): child for _, child, _ in search.pending}, search.records)
+            if search.pending:  # none where discards have used up the iterations
+                parent, child, phase = search.pending.popleft()
+                name = key(child)
+                record = search.records[name] if name in search.records else pool.record(name, child)
                 search.admit(parent, child, record, phase, population, count_discards)
             bar.update(search.step - bar.n)
             if checkpoint.due():
@@ -137,6 +145,7 @@ class _Search:
         self.counts = Counter(recorded=0, discarded=0, failed=0, redrawn=0, duplicates=0)
         self.failures: list[str] = []
         self.texts: list[str] = []  # dumped individuals, for checkpoints
+        self.pending: deque[tuple[int, Any, str]] = deque()  # (parent, child, phase), drawn and not yet in H
         self.step = self.fruitless = 0
 
     def start(self, initial, judge) -> None:
@@ -149,24 +158,23 @@ class _Search:
             raise ScoreError(f"The initial individual of a search must have a score; scoring failed: {record}")
         self._record(-1, initial, record, "initial", -1)
 
-    def draw(self, n: int, iterations: int, share: float, count_discards: bool) -> list[tuple[int, Any, str]]:
-        """Up to `n` feasible (parent, child, phase); fewer only where discards have used up the iterations."""
-        children: list[tuple[int, Any, str]] = []
-        while len(children) < n and self.step + len(children) < iterations:
-            exploration = self.step < share * iterations  # e of line 22
+    def draw(self, n: int, iterations: int, share: float, count_discards: bool) -> None:
+        """Fill `pending` up to `n` feasible children; fewer only where discards have used up the iterations."""
+        while len(self.pending) < n and (drawn := self.step + len(self.pending)) < iterations:
+            exploration = drawn < share * iterations  # e of line 22
             parent, child = self._new_child(exploration)
             if self.feasible(child):
-                children.append((parent, child, "exploration" if exploration else "exploitation"))
+                self.pending.append((parent, child, "exploration" if exploration else "exploitation"))
             else:
                 self._discard("discarded", count_discards)
-        return children
 
     def _new_child(self, exploration: bool) -> tuple[int, Any]:
+        waiting = {self.key(child) for _, child, _ in self.pending}
         for attempt in range(REDRAWS + 1):
             i = torch.randint(len(self.population), (), generator=self.generator).item()  # alpha ~ U{P}
             parent = self.population[i]
             child = self.mutate(self.history[parent]["individual"], exploration, self.generator)
-            if attempt == REDRAWS or self.key(child) not in self.records:
+            if attempt == REDRAWS or ((name := self.key(child)) not in self.records and name not in waiting):
                 break
             self.counts["redrawn"] += 1
         return parent, child
@@ -216,6 +224,7 @@ class _Search:
             "rows": json.dumps(rows),
             "individuals": self.texts,
             "population": self.population,
+            "pending": [[parent, dump(child), phase] for parent, child, phase in self.pending],
             "records": json.dumps(self.records),
             "counts": dict(self.counts),
             "failures": self.failures,
@@ -235,6 +244,7 @@ class _Search:
         self.records = json.loads(state["records"])
         self.counts = Counter(state["counts"])
         self.population, self.failures = state["population"], state["failures"]
+        self.pending = deque((parent, parse(text), phase) for parent, text, phase in state["pending"])
         self.step, self.fruitless = state["step"], state["fruitless"]
         self.generator.set_state(state["generator"])
         if self.supply:
@@ -261,17 +271,27 @@ class _Judge:
         return record
 
 
-def _scored(children: list, known: dict[str, dict | str], key, judge: _Judge, workers: int) -> list[dict | str]:
-    """Records of all children, each key judged once; in parallel where there is more than one to judge."""
-    unknown = {key(child): child for child in reversed(children) if key(child) not in known}
-    if workers > 1 and len(unknown) > 1:
-        from joblib import Parallel, delayed
+class _Pool:
+    """Records of children from processes of one thread each; with one worker from this one, when asked for."""
 
-        records = Parallel(n_jobs=workers)(delayed(judge)(child) for child in unknown.values())
-    else:
-        records = [judge(child) for child in unknown.values()]
-    fresh = dict(zip(unknown, records, strict=True))
-    return [fresh[key(child)] if key(child) in fresh else known[key(child)] for child in children]
+    def __init__(self, judge: _Judge, workers: int):
+        self.judge, self.workers, self.begun = judge, workers, {}
+
+    def begin(self, children: dict[str, Any], known) -> None:
+        """Have the children that are neither known nor begun (key -> child) scored in the background."""
+        for name, child in children.items() if self.workers > 1 else ():
+            if name not in known and name not in self.begun:
+                executor = get_reusable_executor(max_workers=self.workers)
+                self.begun[name] = executor.submit(_judged, self.judge, child)
+
+    def record(self, name: str, child) -> dict | str:
+        """The record of a child."""
+        return self.begun.pop(name).result() if name in self.begun else self.judge(child)
+
+
+def _judged(judge: _Judge, child) -> dict | str:
+    with single_threaded():
+        return judge(child)
 
 
 def random_search(

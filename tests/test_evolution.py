@@ -163,6 +163,23 @@ def test_resumed_search_equals_an_uninterrupted_one(tmp_path, dies_at):
     assert resumed.counts == expected.counts and resumed.best.key() == expected.best.key()
 
 
+def test_resumed_parallel_search_equals_an_uninterrupted_one(tmp_path):
+    sizes = {"iterations": 60, "workers": 2, "costs": count}
+    expected = hl_search(**sizes)
+    fatal = expected.history[40]["individual"].architecture.key()
+
+    def dying(architecture):
+        if architecture.key() == fatal:
+            raise Killed
+        return width_score(architecture)
+
+    checkpoint = Checkpoint(tmp_path / "evolution.safetensors", every=0.0)
+    with pytest.raises(Killed):
+        hl_search(score=dying, checkpoint=checkpoint, **sizes)
+    resumed = hl_search(checkpoint=checkpoint, **sizes)  # seven children had been drawn already
+    assert history_table(resumed.history).equals(history_table(expected.history))
+
+
 def test_checkpoint_without_text_form_is_refused(tmp_path):
     with pytest.raises(ValueError, match="dump"):
         toy_search(checkpoint=Checkpoint(tmp_path / "x.safetensors"))
@@ -225,12 +242,11 @@ def test_equal_children_share_one_score():
     assert max(scored.values()) == 1
 
 
-def test_parallel_search_is_deterministic_and_scores_each_child_once():
-    joblib = pytest.importorskip("joblib")
-    with joblib.parallel_config(backend="threading"):
-        first, second = hl_search(workers=3, iterations=40), hl_search(workers=3, iterations=40)
+def test_parallel_search_is_deterministic_and_scores_each_child_once(tmp_path):
+    first, second = hl_search(workers=2, iterations=40), hl_search(workers=2, iterations=40)
     assert history_table(first.history).equals(history_table(second.history))
     assert len(first.history) == 41
+    assert [row["parent"] for row in first.history] != [row["parent"] for row in hl_search(iterations=40).history]
 
 
 def test_budget_bounds_costs_and_feature_maps():

@@ -33,6 +33,7 @@ def make(stage: Stage) -> dict:
         feasible = evolution.budget(costs, **{quantity: bound}, resolution=scale.tcet_resolution)
         options = {"score": score, "feasible": feasible, "population": scale.population, "seed": stage.seed + i}
         options |= {"iterations": scale.iterations, "costs": costs, "progress": stage.progress}
+        options |= {"workers": 2 if stage.device.type == "cpu" else 1}
         generate = partial(generate_cell, sampler, stage.seed + i)
         found = evolution.hl_evo(
             small_start(generate, sampler.families.n_clusters),
