@@ -1,0 +1,82 @@
+"""`design()` over many budgets: how long an answer takes, and whether it holds what was asked (as a script).
+
+Budgets are drawn log-uniformly inside the range of the history that the generator learnt; parameters, FLOPs and both
+take turns. Both at once ask for the FLOPs that a network of the history with such parameters has.
+
+    python tests/benchmarks/bench_design.py --scale lite --budgets 100 -n 10
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import random
+import statistics
+import time
+import warnings
+
+from graphnas_lib import artifacts
+from graphnas_lib.design import BudgetUnreachable, design
+from graphnas_lib.sequence import SequenceGenerator
+from graphnas_lib.stages import evolution
+from graphnas_lib.synonyms import CellSampler
+
+
+def budgets(scale: str, n: int, seed: int) -> list[dict[str, float]]:
+    """`n` requests."""
+    rng, vocabulary = random.Random(seed), SequenceGenerator.load(scale).vocabulary
+    history = evolution.load(scale).query("method == 'HL-Evo'")
+    ranges = {name: vocabulary.range(name) for name in ("params", "flops")}
+    found = []
+    for i in range(n):
+        drawn = {name: math.exp(rng.uniform(math.log(low), math.log(high))) for name, (low, high) in ranges.items()}
+        if i % 3 == 2:
+            near = history.loc[(history["params"] / drawn["params"] - 1).abs().idxmin()]
+            found.append({"params": drawn["params"], "flops": float(near["flops"])})
+        else:
+            name = ("params", "flops")[i % 3]
+            found.append({name: drawn[name]})
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--scale", choices=artifacts.SCALE_NAMES, default=artifacts.default_scale())
+    parser.add_argument("--budgets", type=int, default=100, help="requests (default 100)")
+    parser.add_argument("-n", type=int, default=10, help="networks a request (default 10)")
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    parts = {"generator": SequenceGenerator.load(options.scale), "sampler": CellSampler.load(options.scale)}
+    seconds, worst, returned, refused, macros = [], [], 0, [], set()
+    for i, budget in enumerate(budgets(options.scale, options.budgets, options.seed)):
+        began = time.perf_counter()
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                designs = design(**budget, n=options.n, seed=options.seed + i, scale=options.scale, **parts)
+        except BudgetUnreachable:
+            refused.append(budget)
+            continue
+        seconds.append(time.perf_counter() - began)
+        worst.append(max(abs(getattr(d, name) / wanted - 1) for d in designs for name, wanted in budget.items()))
+        returned += len(designs)
+        macros |= {d.hl.to_json() for d in designs}
+    quantiles = statistics.quantiles(seconds, n=20)
+    report = {
+        "budgets": options.budgets,
+        "refused": len(refused),
+        "returned": returned,
+        "worst_error": max(worst),
+        "within_5_percent": sum(error <= 0.05 for error in worst) / len(worst),
+        "median_seconds": statistics.median(seconds),
+        "p95_seconds": quantiles[-1],
+        "distinct_macro_designs": len(macros),
+    }
+    print(json.dumps(report, indent=1))
+    for budget in refused:
+        print("refused:", budget)
+
+
+if __name__ == "__main__":
+    main()
