@@ -20,13 +20,13 @@ _HATCHES = ("", "////", "....", "xxxx")  # bars have no markers: eight colours f
 
 
 @figure
-def plot_architecture(architecture, title: str = "", *, resolution: int = 32, cells: bool = False) -> Figure:
+def plot_architecture(architecture, title: str = "", *, resolution: int | None = 32, cells: bool = False) -> Figure:
     """A macro strip: one bar a cell, its height and label the channels, with a mark where the resolution halves.
 
     Args:
         architecture: an `Architecture` (a letter for each distinct cell) or an `HLArchitecture` (its family).
         title: printed above.
-        resolution: side of the input in pixels, for the sides printed under the stages.
+        resolution: side of the input in pixels, for the sides printed under the stages; None prints none.
         cells: draw the distinct cells of an `Architecture` under the strip.
     """
     triples = architecture.triples
@@ -50,11 +50,11 @@ def _letter(i: int) -> str:
     return chr(ord("A") + i)
 
 
-def _draw_strip(ax: Axes, architecture, distinct: list, resolution: int) -> None:
+def _draw_strip(ax: Axes, architecture, distinct: list, resolution: int | None) -> None:
     triples = architecture.triples
     top = max(t.channels for t in triples)
-    side, stages = resolution // architecture.stem_stride, []
-    _draw_bar(ax, 0, 16, top, LIGHT, "stem")
+    side, stages = -(-(resolution or 0) // architecture.stem_stride), []
+    _draw_bar(ax, 0, triples[0].channels, top, LIGHT, "stem")  # as wide as the first cell (`macro.Architecture`)
     for i, triple in enumerate(triples, start=1):
         if triple.stride == 2:
             side = -(-side // 2)
@@ -69,7 +69,8 @@ def _draw_strip(ax: Axes, architecture, distinct: list, resolution: int) -> None
         _draw_bar(ax, last, architecture.head_channels, max(top, architecture.head_channels), LIGHT, "head")
         last += 1
     ax.text(last - 0.35, 0.12, "pool,\nlinear", va="center", fontsize=7.5, color=DARK)
-    _mark_stages(ax, stages)
+    if resolution is not None:
+        _mark_stages(ax, stages)
     ax.set(xlim=(-0.6, last + 0.6), ylim=(-0.26, 1.38))
     ax.axis("off")
     key = "letter: distinct cell" if distinct else "number: family"

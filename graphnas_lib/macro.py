@@ -83,7 +83,7 @@ class Architecture:
         from graphnas_lib.diagrams import plot_architecture
         from graphnas_lib.draw import svg
 
-        return svg(plot_architecture(self, cells=True))
+        return svg(plot_architecture(self, resolution=None, cells=True))
 
 
 @dataclass(frozen=True)

@@ -59,7 +59,8 @@ _UNDATED = {".pdf": {"CreationDate": None, "ModDate": None}, ".png": {"Software"
 
 def _watermark(fig: Figure) -> None:
     if not any(text.get_gid() == "scale" for text in fig.texts):
-        fig.text(0.995, -0.005, SMOKE_NOTE, ha="right", va="top", fontsize=6.5, color="#8A8A8A", gid="scale")
+        lowest = min(0.0, fig.get_tightbbox().y0 / fig.get_figheight())  # a legend may hang under the figure
+        fig.text(0.995, lowest - 0.005, SMOKE_NOTE, ha="right", va="top", fontsize=6.5, color="#8A8A8A", gid="scale")
 
 
 def render(fig: Figure, path: Path) -> Path:

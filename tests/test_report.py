@@ -144,6 +144,9 @@ def test_plot_architecture_of_families_and_odd_sides():
     hl = HLArchitecture((HLTriple(5, 32, 2), HLTriple(31, 1024, 2)), stem_stride=2)
     texts = [text.get_text() for text in report.plot_architecture(hl, resolution=46).axes[0].texts]
     assert "31" in texts and [t for t in texts if "²" in t] == ["12²", "6²"]
+    assert [t for t in texts if t in {"16", "32", "1024"}] == ["32", "32", "1024"]  # the stem is as wide as the first
+    unknown = [text.get_text() for text in report.plot_architecture(hl, resolution=None).axes[0].texts]
+    assert not any("²" in text for text in unknown)
 
 
 def test_plot_pipeline_names_its_choices():
