@@ -85,6 +85,8 @@ class Scale:
     tcet_batch: int
     tcet_resolution: int
     budgets: tuple[tuple[str, float], ...]  # (quantity, upper bound) of each evolution run at tcet_resolution
+    comparison_iterations: int  # ours: HL-Evo, flat evolution and random search on the first budget, and their seeds
+    comparison_seeds: int
     # sequence generator (Tab. 6)
     sequence_hidden: int
     sequence_layers: int
@@ -137,6 +139,8 @@ SCALES = {
         tcet_batch=16,
         tcet_resolution=16,
         budgets=(("params", 3e5), ("params", 1e6), ("flops", 60e6)),
+        comparison_iterations=16,
+        comparison_seeds=1,
         sequence_hidden=64,
         sequence_layers=4,
         sequence_heads=4,
@@ -185,6 +189,8 @@ SCALES = {
         tcet_batch=16,
         tcet_resolution=32,
         budgets=(("params", 1e6), ("flops", 200e6), ("flops", 600e6)),
+        comparison_iterations=600,
+        comparison_seeds=5,
         sequence_hidden=256,
         sequence_layers=6,
         sequence_heads=8,
@@ -233,6 +239,8 @@ SCALES = {
         tcet_batch=64,
         tcet_resolution=32,
         budgets=(("params", 1e6), ("flops", 450e6), ("flops", 1000e6)),
+        comparison_iterations=20_000,
+        comparison_seeds=5,
         sequence_hidden=768,
         sequence_layers=12,
         sequence_heads=12,

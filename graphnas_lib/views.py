@@ -143,6 +143,15 @@ def real_errors(real: pd.DataFrame) -> pd.DataFrame:
     return grouped.join(real.groupby("draws").agg(**facts)).join(distinct.groupby("draws").mean().rename("distinct"))
 
 
+def compared_curves(compared: pd.DataFrame) -> dict[str, list[list[float]]]:
+    """Best score so far after each evaluation: method -> a curve a seed, of evolution_comparison.parquet."""
+    ordered = compared.sort_values("iteration")
+    return {
+        method: [list(run["score"].cummax()) for _, run in runs.groupby("seed")]
+        for method, runs in ordered.groupby("method")
+    }
+
+
 def count_table(counts: Mapping[str, Mapping[str, int]]) -> pd.DataFrame:
     """Recorded, discarded, failed and redrawn individuals of each search."""
     return pd.DataFrame(counts).T.rename_axis("search").reset_index()

@@ -1,4 +1,4 @@
-"""Stage "evolution": HL-Evo for each budget (App. C), and two baselines with as many evaluations for the first."""
+"""Stage "evolution": HL-Evo for each budget (App. C), and beside two baselines at equal evaluations over seeds."""
 
 from __future__ import annotations
 
@@ -18,6 +18,8 @@ from graphnas_lib.space import REFERENCE_CELL
 from graphnas_lib.stages import Stage
 from graphnas_lib.synonyms import CellSampler
 
+COMPARED = 100  # first seed of the comparison: other draws than those of the histories
+
 
 def make(stage: Stage) -> dict:
     """Maximise T-CET under each budget; every recorded network goes into the history that the generator learns."""
@@ -27,40 +29,66 @@ def make(stage: Stage) -> dict:
     score = ProxyScore(images, labels, data.classes, extra=("naswot",), seed=stage.seed)
     costs = partial(count, input_shape=data.input_shape, classes=data.classes)
     sampler = CellSampler.load(scale.name, device=stage.device)
-    tables, counts = [], {}
+    options = {"score": score, "costs": costs, "population": scale.population, "progress": stage.progress}
+    options |= {"workers": 2 if stage.device.type == "cpu" else 1}
+    tables, counts, compared = [], {}, []
     for i, (quantity, bound) in enumerate(scale.budgets):
         name = budget_name(quantity, bound)
         feasible = evolution.budget(costs, **{quantity: bound}, resolution=scale.tcet_resolution)
-        options = {"score": score, "feasible": feasible, "population": scale.population, "seed": stage.seed + i}
-        options |= {"iterations": scale.iterations, "costs": costs, "progress": stage.progress}
-        options |= {"workers": 2 if stage.device.type == "cpu" else 1}
-        generate = partial(generate_cell, sampler, stage.seed + i)
-        found = evolution.hl_evo(
-            small_start(generate, sampler.families.n_clusters),
-            generate_cell=generate,
-            n_families=sampler.families.n_clusters,
-            checkpoint=stage.checkpoint(f"hl{i}"),
-            **options,
-        )
-        tables.append(_table("HL-Evo", name, found))
+        run = {"seed": stage.seed + i, "iterations": scale.iterations, "feasible": feasible, **options}
+        found = _hl_evo(sampler, stage.checkpoint(f"hl{i}"), **run)
+        tables.append(history_table(found.history).assign(method="HL-Evo", budget=name))
         counts[f"HL-Evo {name}"] = found.counts
         if i == 0:
-            flat = evolution.flat_evo(flat_start(), checkpoint=stage.checkpoint("flat"), **options)
-            tables.append(_table("Evo (flat)", name, flat))
-            counts[f"Evo (flat) {name}"] = flat.counts
-            drawn = _random(sampler, stage.checkpoint("random"), **options)
-            tables.append(_table("Random", name, drawn))
-            counts[f"Random {name}"] = drawn.counts
+            compared = _compared(stage, sampler, counts, name, feasible=feasible, **options)
     stage.config.update(
         counts=counts, fallbacks=sampler.fallbacks, requests=sampler.requests, input_shape=list(data.input_shape)
     )
     stage.config.update(classes=data.classes, batch=scale.tcet_batch, temperature=sampler.temperature)
-    return {"evolution.parquet": pd.concat(tables, ignore_index=True)}
+    return {
+        "evolution.parquet": pd.concat(tables, ignore_index=True),
+        "evolution_comparison.parquet": pd.concat(compared, ignore_index=True),
+    }
+
+
+def _compared(stage: Stage, sampler: CellSampler, counts: dict, budget: str, **options) -> list[pd.DataFrame]:
+    """HL-Evo, evolution in the flat space and random search with equal evaluations, for each seed."""
+    methods = {"HL-Evo": partial(_hl_evo, sampler), "Evo (flat)": _flat, "Random": partial(_random, sampler)}
+    tables, size = [], stage.scale.comparison_iterations
+    for seed in range(stage.seed + COMPARED, stage.seed + COMPARED + stage.scale.comparison_seeds):
+        for method, search in methods.items():
+            name = f"{method} {budget} seed {seed}"
+            found = search(stage.checkpoint(name.replace(" ", "_")), seed=seed, iterations=size, **options)
+            table = history_table(found.history).drop(columns="individual")
+            tables.append(table.assign(method=method, budget=budget, seed=seed))
+            counts[name] = found.counts
+    return tables
+
+
+def _hl_evo(sampler: CellSampler, checkpoint, *, seed: int, **options) -> SearchResult:
+    families, generate = sampler.families.n_clusters, partial(generate_cell, sampler, seed)
+    return evolution.hl_evo(
+        small_start(generate, families),
+        generate_cell=generate,
+        n_families=families,
+        seed=seed,
+        checkpoint=checkpoint,
+        **options,
+    )
+
+
+def _flat(checkpoint, **options) -> SearchResult:
+    return evolution.flat_evo(flat_start(), checkpoint=checkpoint, **options)
 
 
 def load(scale: str) -> pd.DataFrame:
-    """Every recorded network: method, budget, iteration, phase, score, naswot, params, flops, individual (JSON)."""
+    """Every recorded network of HL-Evo: budget, iteration, phase, score, naswot, params, flops, individual (JSON)."""
     return artifacts.load("evolution", "evolution.parquet", scale)
+
+
+def comparison(scale: str) -> pd.DataFrame:
+    """Methods at equal evaluations on the first budget, for each seed: method, seed, iteration, phase, score, ..."""
+    return artifacts.load("evolution", "evolution_comparison.parquet", scale)
 
 
 def budget_name(quantity: str, bound: float) -> str:
@@ -106,7 +134,3 @@ def _random(sampler: CellSampler, checkpoint, *, costs, population, seed, **opti
         parse=Architecture.from_json,
         **options,
     )
-
-
-def _table(method: str, budget: str, found: SearchResult) -> pd.DataFrame:
-    return history_table(found.history).assign(method=method, budget=budget)

@@ -25,7 +25,7 @@ def make(stage: Stage) -> dict:
     """Train on every network that HL-Evo recorded; conditions are params, FLOPs and NASWOT where it was taken."""
     scale = stage.scale
     facts = artifacts.load_manifest("evolution", scale.name)["config"]
-    table = evolution.load(scale.name).query("method == 'HL-Evo'").reset_index(drop=True)
+    table = evolution.load(scale.name)
     designs = [HLIndividual.from_json(text).hl for text in table["individual"]]
     conditions = torch.tensor(
         [[row.params, row.flops, row.naswot, math.nan] for row in table.itertuples()], dtype=torch.float64

@@ -26,7 +26,7 @@ from graphnas_lib.synonyms import CellSampler
 def budgets(scale: str, n: int, seed: int) -> list[dict[str, float]]:
     """`n` requests."""
     rng, vocabulary = random.Random(seed), SequenceGenerator.load(scale).vocabulary
-    history = evolution.load(scale).query("method == 'HL-Evo'")
+    history = evolution.load(scale)
     ranges = {name: vocabulary.range(name) for name in ("params", "flops")}
     found = []
     for i in range(n):
