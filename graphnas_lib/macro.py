@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass
+from importlib import import_module
 
 from graphnas_lib.space import Cell
 
@@ -80,10 +81,9 @@ class Architecture:
 
     def _repr_svg_(self) -> str:
         """Its picture in a notebook: the macro strip over its distinct cells."""
-        from graphnas_lib.diagrams import plot_architecture
-        from graphnas_lib.draw import svg
-
-        return svg(plot_architecture(self, resolution=None, cells=True))
+        diagrams = import_module("graphnas_lib.diagrams")  # by name, as in `space.Cell`
+        fig = diagrams.plot_architecture(self, resolution=None, cells=True)
+        return import_module("graphnas_lib.draw").svg(fig)
 
 
 @dataclass(frozen=True)

@@ -13,10 +13,11 @@ import json
 from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import torch
-from joblib.externals.loky import get_reusable_executor
+from joblib.externals.loky import BrokenProcessPool, ProcessPoolExecutor
 from tqdm.auto import tqdm
 
 from graphnas_lib.artifacts import Checkpoint
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 AHEAD = 4  # children a worker that are drawn before the first of them is recorded
+IDLE = 60  # seconds after which an idle worker ends
 REDRAWS = 10  # a child equal to an earlier one is drawn again so often; Algorithm 1 is silent
 MAX_FRUITLESS = 20_000  # discarded children in a row after which a search gives up
 MAX_FAILURES = 100  # likewise, children without a score
@@ -281,12 +283,23 @@ class _Pool:
         """Have the children that are neither known nor begun (key -> child) scored in the background."""
         for name, child in children.items() if self.workers > 1 else ():
             if name not in known and name not in self.begun:
-                executor = get_reusable_executor(max_workers=self.workers)
-                self.begun[name] = executor.submit(_judged, self.judge, child)
+                self.begun[name] = _executor(self.workers).submit(_judged, self.judge, child)
 
     def record(self, name: str, child) -> dict | str:
         """The record of a child."""
-        return self.begun.pop(name).result() if name in self.begun else self.judge(child)
+        if name not in self.begun:
+            return self.judge(child)
+        try:
+            return self.begun.pop(name).result()
+        except BrokenProcessPool:
+            _executor.cache_clear()  # another attempt gets processes of its own
+            raise
+
+
+@lru_cache(maxsize=1)
+def _executor(workers: int) -> ProcessPoolExecutor:
+    """Processes that searches share, and that leave when they are idle; joblib's own are not for others to use."""
+    return ProcessPoolExecutor(max_workers=workers, timeout=IDLE)
 
 
 def _judged(judge: _Judge, child) -> dict | str:

