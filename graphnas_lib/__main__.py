@@ -16,7 +16,6 @@ from pathlib import Path
 from graphnas_lib import artifacts
 
 UNITS = {"": 1.0, "K": 1e3, "M": 1e6, "G": 1e9, "B": 1e9}
-FORMATS = ("json", "py", "onnx", "png", "pdf", "svg")
 DEFAULT_PROXIES = ("tcet", "naswot", "snip_ssnr")
 IMAGES = 64  # deviation D18: the batch that T-CET is taken on
 
@@ -210,7 +209,7 @@ def _formats(to: argparse.ArgumentParser) -> None:
     to.add_argument(
         "--formats",
         nargs="+",
-        choices=FORMATS,
+        choices=artifacts.DESIGN_FORMATS,
         default=("json", "py", "png"),
         help="json is read again by this package; py is the network as code that needs PyTorch alone; onnx has random "
         "weights and is checked; png, pdf, svg are drawings; default json py png",

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 __all__ = ["Checkpoint", "CorruptArtifactError", "MissingArtifactError", "TrainLog"]  # names that others take from here
 
 SCALE_NAMES = ("smoke", "lite", "paper")
+DESIGN_FORMATS = ("json", "py", "onnx", "png", "pdf", "svg")  # endings that a design is written with
 
 
 class MissingArtifactError(FileNotFoundError):

@@ -114,11 +114,16 @@ def _of_canonical(found: np.ndarray, lengths: np.ndarray) -> CellCodes:
     return CellCodes(*(torch.from_numpy(part.astype(np.uint8)) for part in (edges, operations)))
 
 
+def edge_matrix(values: Tensor) -> Tensor:
+    """Values of the 28 edges, (n, 28), at their places in a matrix, zero elsewhere: (n, 8, 8), [i, a, b] of a -> b."""
+    matrix = values.new_zeros(len(values), N_NODES, N_NODES)
+    matrix[:, _SOURCE, _TARGET] = values
+    return matrix
+
+
 def _adjacency(edges: Tensor) -> np.ndarray:
     """(n, 8, 8) of edge bits (n, 28)."""
-    adjacency = edges.new_zeros(len(edges), N_NODES, N_NODES)
-    adjacency[:, _SOURCE, _TARGET] = edges
-    return adjacency.cpu().numpy()
+    return edge_matrix(edges).cpu().numpy()
 
 
 def _canonical(codes: CellCodes) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

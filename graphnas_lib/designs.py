@@ -12,15 +12,12 @@ from torch import nn
 
 from graphnas_lib import __version__, artifacts, export
 from graphnas_lib.diagrams import plot_architecture
-from graphnas_lib.draw import style
 from graphnas_lib.macro import Architecture, HLArchitecture
 from graphnas_lib.network import build, count
 from graphnas_lib.results import render
 
 if TYPE_CHECKING:
     import pandas as pd
-
-FORMATS = (".json", ".py", ".onnx", ".png", ".pdf", ".svg")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,15 +121,15 @@ class Design:
             return artifacts.write(path, self.to_code())
         if path.suffix == ".onnx":
             return export.to_onnx(model or self.build(seed=0), path)
-        if path.suffix in FORMATS:
+        if path.suffix.removeprefix(".") in artifacts.DESIGN_FORMATS:
             return self._draw(path)
-        raise ValueError(f"A design is saved as {', '.join(FORMATS)}; got {path.name!r}.")
+        endings = ", ".join(f".{name}" for name in artifacts.DESIGN_FORMATS)
+        raise ValueError(f"A design is saved as {endings}; got {path.name!r}.")
 
     def _draw(self, path: Path) -> Path:
         title = f"{self.params:,} parameters"
         fig = plot_architecture(self.architecture, title, resolution=self.input_shape[1], cells=True)
-        with style():
-            return render(fig, path)
+        return render(fig, path)
 
     @classmethod
     def load(cls, path: Path | str) -> Design:

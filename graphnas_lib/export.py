@@ -129,14 +129,15 @@ def to_code(
 def _cell(cell, module: CellModule, inputs: int, channels: int, stride: int) -> str:
     """Body of a cell's class."""
     projected = isinstance(module.projection, nn.Sequential)
-    sizes = f"{inputs} -> {channels} channels" + (f", stride {stride}" if stride != 1 else "")
-    lines = [f'"""{sizes}."""', "", "def __init__(self):", "    super().__init__()"]
+    told = f"{inputs} -> {channels} channels" + (f", stride {stride}" if stride != 1 else "")
+    lines = [f'"""{told}."""', "", "def __init__(self):", "    super().__init__()"]
     if projected:
         lines.append(f"    self.projection = conv({inputs}, {channels}, 1{_stride(stride)})")
     lines += ["    self.nodes = nn.ModuleDict(", "        {"]
     for node, _, raw in module.wiring:
         if str(node) in module.nodes:
-            call = _operation(cell.operations[node - 1], *((inputs, channels, stride) if raw else (channels,) * 2))
+            sizes = (inputs, channels, stride) if raw else (channels, channels, 1)
+            call = _operation(cell.operations[node - 1], module.nodes[str(node)], *sizes)
             lines.append(f'            "{node}": {call},')
     lines += ["        }", "    )", "", "def forward(self, x):"]
     value = {INPUT: "x"}
@@ -158,16 +159,15 @@ def _cell(cell, module: CellModule, inputs: int, channels: int, stride: int) -> 
     return textwrap.indent("\n".join(lines) + "\n", "    ", lambda line: line.strip() != "")
 
 
-def _operation(name: str, inputs: int, outputs: int, stride: int = 1) -> str:
-    """The call that makes an operation (App. B)."""
+def _operation(name: str, layers: nn.Sequential, inputs: int, outputs: int, stride: int) -> str:
+    """The call that makes an operation (App. B), whose layers these are."""
     kind, _, kernel = name.rpartition("_")
     if kind in ("conv", "avg_pool"):
         return f"{'conv' if kind == 'conv' else 'pool'}({inputs}, {outputs}, {kernel}{_stride(stride)})"
     if kind in ("sep_conv", "dil_conv"):
         dilated = ", dilation=2" if kind == "dil_conv" else ""
         return f"separable({inputs}, {outputs}, {kernel}{_stride(stride)}{dilated})"
-    ratio = float(kind.removeprefix("mbconv").removeprefix("bconv"))
-    return f"bottleneck({inputs}, {max(1, int(inputs * ratio))}, {outputs}, {kernel}{_stride(stride)})"
+    return f"bottleneck({inputs}, {layers[1].out_channels}, {outputs}, {kernel}{_stride(stride)})"
 
 
 def _stride(stride: int) -> str:
@@ -177,8 +177,7 @@ def _stride(stride: int) -> str:
 def _network(model: Network, calls: list[str]) -> str:
     """The class `Network`."""
     stem, dims = model.stem[0], len(model.input_shape) - 1
-    step = f", {stem.stride[0]}" if stem.stride[0] != 1 else ", 1"
-    first = f"nn.Conv@({stem.in_channels}, {stem.out_channels}, 3{step}, 1, bias=False)"
+    first = f"nn.Conv@({stem.in_channels}, {stem.out_channels}, 3, {stem.stride[0]}, 1, bias=False)"
     head = [f"nn.BatchNorm@({model.head[0].num_features}), nn.ReLU()"]
     if len(model.head) > 2:
         wide = model.head[2]

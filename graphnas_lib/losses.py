@@ -1,4 +1,4 @@
-"""The terms of the G-VAE's loss (Eq. 4-5, and two of ours), one function each, their sum, and the choice of triples.
+"""The terms of the G-VAE's loss (Eq. 4-5, and three of ours), one function each, their sum, and the choice of triples.
 
 All follow the device of their inputs. Reconstruction and KL are sums over what a cell consists of, in nats a cell;
 `zc` is always standardised by `clusters.ZCTransform`.
@@ -13,10 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from graphnas_lib.clusters import zc_distance
-from graphnas_lib.codes import KERNEL_OF, TYPE_OF, CellCodes, Logits, graph_view, soft_decodes
-from graphnas_lib.space import EDGES, N_NODES
-
-_SOURCE, _TARGET = (list(ends) for ends in zip(*EDGES, strict=True))
+from graphnas_lib.codes import KERNEL_OF, TYPE_OF, CellCodes, Logits, edge_matrix, graph_view, soft_decodes
 
 
 def reconstruction_loss(logits: Logits, codes: CellCodes) -> Tensor:
@@ -90,8 +87,7 @@ def loose_ends_loss(logits: Logits) -> Tensor:
     Not in the paper, a constraint of Ma et al. (2018): what random latents decode to should need no pruning. Edges
     count as independent, with the probabilities that the decoder says; no gradient reaches operations.
     """
-    absent = logits.edges.new_zeros(len(logits.edges), N_NODES, N_NODES)
-    absent[:, _SOURCE, _TARGET] = -F.softplus(logits.edges)  # log-probability that an edge is absent
+    absent = edge_matrix(-F.softplus(logits.edges))  # log-probability that an edge is absent
     nothing_in, nothing_out = absent.sum(dim=1).exp(), absent.sum(dim=2).exp()  # (B, 8)
     loose = (1 - nothing_in) * nothing_out + nothing_in * (1 - nothing_out)
     return loose[:, 1:-1].sum(dim=1).mean()
@@ -136,8 +132,8 @@ def gvae_loss(
 
     The latent is sampled, f = mu + sigma * noise, for the decoder and for q; the triplet term takes mu. With
     `regularised=False` both terms of Eq. 5 are zero, and so are ours: `decorrelation_loss` of all dimensions, and once
-    more of those that the triplet term orders, which it makes copies of one another; and `cycle_loss` of independent
-    normal latents, as many as labelled cells, with the mean and deviation of the batch's.
+    more of those that the triplet term orders, which it makes copies of one another; `loose_ends_loss` and `cycle_loss`
+    of independent normal latents, as many as labelled cells, with the mean and deviation of the batch's.
     """
     config = model.config
     mu, logvar = model.encoder(codes)

@@ -40,8 +40,7 @@ def save_figure(fig: Figure, name: str, *, scale: str, data: pd.DataFrame | Mapp
     table = data if isinstance(data, pd.DataFrame) else pd.DataFrame(data)
     if scale == "smoke":
         _watermark(fig)
-    with style():
-        paths = [render(fig, folder / f"{name}.pdf"), render(fig, folder / f"{name}.png")]
+    paths = [render(fig, folder / f"{name}.pdf"), render(fig, folder / f"{name}.png")]
     paths.append(artifacts.write(folder / f"{name}.csv", table))
     receipt = {
         "figure": name,
@@ -69,7 +68,8 @@ def render(fig: Figure, path: Path) -> Path:
     part = path.with_name(f".{path.stem}.{os.getpid()}.part{path.suffix}")
     fixed = _UNDATED[path.suffix]
     try:
-        fig.savefig(part, metadata=fixed, bbox_inches="tight", pad_inches=0.06)
+        with style():
+            fig.savefig(part, metadata=fixed, bbox_inches="tight", pad_inches=0.06)
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)

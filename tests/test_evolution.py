@@ -242,7 +242,7 @@ def test_equal_children_share_one_score():
     assert max(scored.values()) == 1
 
 
-def test_parallel_search_is_deterministic_and_scores_each_child_once(tmp_path):
+def test_parallel_search_is_deterministic_and_scores_each_child_once():
     first, second = hl_search(workers=2, iterations=40), hl_search(workers=2, iterations=40)
     assert history_table(first.history).equals(history_table(second.history))
     assert len(first.history) == 41

@@ -17,6 +17,7 @@ from graphnas_lib.search import SearchResult, history_table, random_search
 from graphnas_lib.space import REFERENCE_CELL
 from graphnas_lib.stages import Stage
 from graphnas_lib.synonyms import CellSampler
+from graphnas_lib.workers import ON_CPU
 
 COMPARED = 100  # first seed of the comparison: other draws than those of the histories
 
@@ -30,7 +31,7 @@ def make(stage: Stage) -> dict:
     costs = partial(count, input_shape=data.input_shape, classes=data.classes)
     sampler = CellSampler.load(scale.name, device=stage.device)
     options = {"score": score, "costs": costs, "population": scale.population, "progress": stage.progress}
-    options |= {"workers": 2 if stage.device.type == "cpu" else 1}
+    options |= {"workers": ON_CPU if stage.device.type == "cpu" else 1}
     tables, counts, compared = [], {}, []
     for i, (quantity, bound) in enumerate(scale.budgets):
         name = budget_name(quantity, bound)

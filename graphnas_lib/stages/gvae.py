@@ -86,20 +86,20 @@ def make(stage: Stage) -> dict:
         stage = replace(stage, fresh=False)  # what was just trained is not forgotten again
     files, logs, measures, maps, neighbours = {}, [], [], [], []
     family = data.families.assign(data.unseen_zc, standardised=True)
-    for seed in range(stage.seed, stage.seed + scale.gvae_seeds):
-        for variant, regularised in (("regularised", True), ("naive", False)):
-            name = {"variant": variant, "seed": seed}
-            model, log = _train(stage, data, f"{variant}-{seed}", **runs[f"{variant}-{seed}"])
-            latent = model.encode(data.unseen)
-            logs += [{**name, **row} for row in log.rows]
-            measures.append({**name, **_measures(model, data, seed, regularised=regularised)})
-            neighbours.append(cluster_metrics(latent, data.unseen_zc, family, seed).assign(**name))
-            if seed == stage.seed:
-                files |= model.to_files(gvae.VARIANTS[variant])
-                xy = embed(latent, seed)
-                maps.append(pd.DataFrame({**name, "x": xy[:, 0], "y": xy[:, 1], "family": family.numpy()}))
-                if regularised:
-                    cycle = _cycle(stage, model, data.families)
+    for name, run in runs.items():
+        variant, seed = name.split("-")[0], run["seed"]
+        facts = {"variant": variant, "seed": seed}
+        model, log = _train(stage, data, name, **run)
+        latent = model.encode(data.unseen)
+        logs += [{**facts, **row} for row in log.rows]
+        measures.append({**facts, **_measures(model, data, seed)})
+        neighbours.append(cluster_metrics(latent, data.unseen_zc, family, seed).assign(**facts))
+        if seed == stage.seed:
+            files |= model.to_files(gvae.VARIANTS[variant])
+            xy = embed(latent, seed)
+            maps.append(pd.DataFrame({**facts, "x": xy[:, 0], "y": xy[:, 1], "family": family.numpy()}))
+            if model.regularised:
+                cycle = _cycle(stage, model, data.families)
     stage.config.update(
         n_training=len(data.training),
         n_labelled=len(data.labelled),
@@ -155,7 +155,7 @@ def _train(stage: Stage, data: Data, name: str, *, config: GVAEConfig, seed: int
     return model.cpu(), log
 
 
-def _measures(model: GVAE, data: Data, seed: int, *, regularised: bool) -> dict:
+def _measures(model: GVAE, data: Data, seed: int) -> dict:
     """Recovery of held-out cells, what random latents decode to, R^2 of q on labelled cells held out."""
     draws = roundtrip.random_latents(model, len(data.held_out), seed=seed)
     shares = ("valid", "unique", "new", "raw_strict", "no_path", "identity")
@@ -168,7 +168,7 @@ def _measures(model: GVAE, data: Data, seed: int, *, regularised: bool) -> dict:
         validity = roundtrip.validity(model, latent, data.known)
         found |= {f"{name}_{share}": validity[share] for share in shares}
         found[f"{name}_valid_repaired"] = roundtrip.validity(model, latent, repair="loose_ends")["valid"]
-    return found | (_predictor(model, data.unseen, data.unseen_zc) if regularised else {})
+    return found | (_predictor(model, data.unseen, data.unseen_zc) if model.regularised else {})
 
 
 def _predictor(model: GVAE, held_out: CellCodes, zc: Tensor) -> dict:
@@ -210,7 +210,7 @@ def _ablation(stage: Stage, data: Data, runs: dict[str, dict]) -> pd.DataFrame:
     rows, family = [], data.families.assign(data.unseen_zc, standardised=True)
     for change, (name, run) in zip(ABLATION, runs.items(), strict=True):
         model, log = _train(stage, data, name, **run)
-        found = _measures(model, data, stage.seed, regularised=True)
+        found = _measures(model, data, stage.seed)
         near = cluster_metrics(model.encode(data.unseen), data.unseen_zc, family, stage.seed).set_index("metric")
         near = {metric: near.loc[metric, "value"] for metric in near.index if metric.startswith(("kNN", "Spearman"))}
         kept = ("exact_mean", "exact_sampled", "scaled_valid", "normal_valid", *(f"r2_{z}" for z in ZC_NAMES))
