@@ -20,15 +20,15 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from graphnas_lib import kernels
+from graphnas_lib import folding, kernels
 from graphnas_lib.depthwise import convolve, input_gradient, weight_gradient
 
 CACHED = 3 << 19  # bytes of a wide map that stay in a core's cache
 _BUFFERS = threading.local()
 
 
-class InvertedBottleneck(nn.Sequential):
-    """ReLU, conv1x1, BN, ReLU, depthwise, BN, ReLU, conv1x1, BN (nine modules), inner seven fused where that pays.
+class InvertedBottleneck(folding.Sequential):
+    """ReLU, conv1x1, BN, ReLU, depthwise, BN, ReLU, conv1x1, BN (nine modules), inner ones fused where that pays.
 
     Fused: on a CPU in float32, wider inside than outside, stride 1; in eval mode while the norms learn nothing. All
     else, and modules with hooks, go layer by layer.
@@ -39,40 +39,29 @@ class InvertedBottleneck(nn.Sequential):
         if x.is_cuda or not x.dtype == self[4].weight.dtype == torch.float32:
             return super().forward(x)
         pays = self[1].out_channels > self[1].in_channels and self[4].stride == (1, 1)
-        if torch.is_grad_enabled() and pays and _plain(self):
+        if torch.is_grad_enabled() and pays and folding.plain(self):
             if self.training:
                 return self[8](fused(*self[1:8], self[0](x)))
-            if not any(p.requires_grad for i in (2, 5) for p in self[i].parameters()):
-                return self[8](_FusedEval.apply(self[0](x), *_constants(*self[1:8])))
-        if not torch.is_grad_enabled() and not self.training and _plain([self[i] for i in (2, 3, 5, 6)]):
+            if all(folding.is_constant(self[i]) for i in (2, 5, 8)):
+                return _FusedEval.apply(self[0](x), *_constants(*self[1:9]))
+        if not torch.is_grad_enabled() and not self.training and folding.plain([self[i] for i in (2, 3, 5, 6)]):
             return self[8](self[7](_rectified(self[5], self[4](_rectified(self[2], self[1](self[0](x)))))))
         return super().forward(x)
-
-
-def _plain(modules) -> bool:
-    """Nobody watches or replaces a module's forward."""
-    return not any(m._forward_hooks or m._forward_pre_hooks or "forward" in vars(m) for m in modules)
 
 
 def _rectified(norm: nn.BatchNorm2d, x: Tensor) -> Tensor:
     """ReLU(norm(x)) in eval mode, in place, in one pass."""
     if not x.is_contiguous(memory_format=torch.channels_last):
         x = x.contiguous(memory_format=torch.channels_last)
-    scale, shift = _affine(norm)
+    scale, shift = folding.affine(norm)
     rows = _rows(x).numpy()
     kernels.norm_relu(rows, scale.numpy(), shift.numpy(), rows)
     return x
 
 
-def _affine(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
-    """(scale, shift) of a norm in eval mode."""
-    with torch.no_grad():
-        scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
-        return scale, norm.bias - norm.running_mean * scale
-
-
-def _constants(expand, norm1, _relu1, depthwise, norm2, _relu2, project) -> tuple[Tensor, ...]:
-    return expand.weight, *_affine(norm1), depthwise.weight, *_affine(norm2), project.weight
+def _constants(expand, norm1, _relu1, depthwise, norm2, _relu2, project, norm3) -> tuple[Tensor, ...]:
+    ends = expand.weight, *folding.affine(norm1), depthwise.weight, *folding.affine(norm2)
+    return *ends, *folding.folded(project, norm3)
 
 
 def fused(expand, norm1, _relu1, depthwise, norm2, _relu2, project, x: Tensor) -> Tensor:
@@ -200,14 +189,14 @@ class _FusedEval(torch.autograd.Function):
     """The same with constant norms: nothing couples the images, so wide maps are made again and none is kept."""
 
     @staticmethod
-    def forward(ctx, x, w1, scale1, shift1, w2, scale2, shift2, w3):
+    def forward(ctx, x, w1, scale1, shift1, w2, scale2, shift2, w3, bias3):
         h, w = x.shape[2:]
         rows, w1, w3 = _rows(x), w1.flatten(1), w3.flatten(1)
         step, folded = max(1, CACHED // (4 * len(w1) * h * w)) * h * w, w1 * scale1[:, None]
         scratch, out = _scratch(0, min(step, len(rows)), len(w1)), rows.new_empty(len(rows), len(w3))
         for part, target in zip(rows.split(step), out.split(step)):
             wide = _rows(convolve(_maps(_expanded(part, folded, shift1, scratch), h, w), w2))
-            torch.mm(_normed(wide, scale2, shift2, scratch), w3.T, out=target)
+            torch.addmm(bias3, _normed(wide, scale2, shift2, scratch), w3.T, out=target)
         ctx.save_for_backward(rows, w2, w3, folded, scale1, shift1, scale2, shift2)
         ctx.shape, ctx.step = (h, w), step
         return _maps(out, h, w)
@@ -234,7 +223,8 @@ class _FusedEval(torch.autograd.Function):
             of_w1.addmm_(d.T, r)
             torch.mm(d, folded, out=target)
         of_w1 *= scale1[:, None]
-        return _maps(of_rows, h, w), of_w1[:, :, None, None], None, None, of_w2, None, None, of_w3[:, :, None, None]
+        of_w1, of_w3 = of_w1[:, :, None, None], of_w3[:, :, None, None]
+        return _maps(of_rows, h, w), of_w1, None, None, of_w2, None, None, of_w3, None
 
 
 def _track(norm: nn.BatchNorm2d, mean: Tensor, var: Tensor, positions: int) -> None:

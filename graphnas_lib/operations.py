@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from graphnas_lib import folding
 from graphnas_lib.bottleneck import InvertedBottleneck
 from graphnas_lib.depthwise import DepthwiseConv2d
 
@@ -86,7 +87,7 @@ def sequence(layers: list[Layer], dims: int) -> nn.Module:
     modules = [layer.module(dims) for layer in layers]
     if dims == 2 and len(modules) == 9 and isinstance(modules[4], DepthwiseConv2d):
         return InvertedBottleneck(*modules)
-    return nn.Sequential(*modules) if modules else nn.Identity()
+    return folding.Sequential(*modules) if modules else nn.Identity()
 
 
 def relu(channels: int, inplace: bool = False) -> Layer:

@@ -147,3 +147,50 @@ def test_gradients_of_a_network_are_those_of_a_plain_backward():
     for name, gradient in found.items():
         expected = exact.get_submodule(name).weight.grad
         assert (gradient.double() - expected).norm() < 1e-4 * expected.norm(), name
+
+
+# ---- norms folded into convolutions
+
+
+def own_norms(module, seed=0):
+    """The module in eval mode, its norms with scales, shifts and statistics of their own that nothing learns."""
+    generator = torch.Generator().manual_seed(seed)
+    for norm in module.modules():
+        if isinstance(norm, nn.BatchNorm1d | nn.BatchNorm2d):
+            for tensor in (*norm.parameters(), norm.running_mean, norm.running_var):
+                tensor.data = torch.rand(tensor.shape, generator=generator) + 0.3
+            norm.requires_grad_(False)
+    return module.eval()
+
+
+@pytest.mark.parametrize("dims", [1, 2])
+@pytest.mark.parametrize("name", ["conv_3", "sep_conv_5", "dil_conv_3", "avg_pool_3", "mbconv6_3", "bconv0.25_5"])
+def test_folded_norms_change_nothing(name, dims, monkeypatch):
+    module = own_norms(operations.sequence(operations.layers(name, 8, 12, 2 if "conv6" in name else 1), dims))
+    x = torch.randn(5, 8, *(8,) * dims, generator=torch.Generator().manual_seed(3))
+    (y, found), (z, expected) = gradients(module, x), gradients(layer_by_layer(module), x.double())
+    agree([y, *found], [z, *expected], 3e-6)
+    monkeypatch.setattr(nn.functional, "batch_norm", lambda *_, **__: pytest.fail("a norm was not folded"))
+    if name in ("conv_3", "sep_conv_5", "dil_conv_3"):  # no norm but such that follows a convolution of all channels
+        module(x)
+
+
+def test_a_watched_norm_is_not_folded():
+    module, seen = own_norms(operations.sequence(operations.layers("conv_3", 4, 4), 2)), []
+    x = images(2, 4, 6, 6)
+    module(x)
+    assert not seen
+    module[1].register_forward_hook(lambda _m, _i, output: seen.append(output))
+    module(x)
+    assert torch.equal(seen[0], module[1](module[0](x)))
+
+
+def test_norms_that_learn_are_not_folded():
+    module = own_norms(operations.sequence(operations.layers("conv_3", 4, 4), 2))
+    module[2].requires_grad_(True)
+    module(images(2, 4, 6, 6)).square().sum().backward()
+    assert module[2].weight.grad.abs().min() > 0
+    module.train()
+    before = module[2].running_mean.clone()
+    module(images(2, 4, 6, 6))
+    assert not torch.equal(module[2].running_mean, before)
