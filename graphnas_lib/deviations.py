@@ -341,4 +341,11 @@ DEVIATIONS = (
         "Independent random latents lie beside the latents of cells; without these terms q misses what they decode to "
         "by 0.6 to 0.8 standard deviations a component, and one in twenty decodes to nothing.",
     ),
+    Deviation(
+        "D48-neighbourhood",
+        "The noise of the neighbourhood f^-1(f(r) + eps) has no stated deviation.",
+        "A share of the training latents' own deviation in each dimension, the smallest that gives as many distinct "
+        "cells as the flow.",
+        "Dimensions of the latent have units of their own (D46); a small neighbourhood only returns the same cell.",
+    ),
 )

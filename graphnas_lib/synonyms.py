@@ -25,7 +25,7 @@ from graphnas_lib.space import Cell
 
 BLOCK = 32  # cells a pool makes at once: one at a time costs as much as a dozen
 MAX_TRIES = 16
-SIGMAS = (0.125, 0.25, 0.375, 0.5, 0.75, 1.0, 1.5, 2.0)  # of neighbourhoods, in the latents' mean deviation
+SIGMAS = (0.125, 0.25, 0.375, 0.5, 0.75, 1.0, 1.5, 2.0)  # of neighbourhoods
 
 
 @dataclass(frozen=True)
@@ -175,10 +175,13 @@ def random_cells(
 
 
 def neighbourhood_cells(sampler: CellSampler, reference: Cell, n: int, *, seed: int, sigma: float) -> Generated:
-    """Row "Neighbourhood": f^-1(f(r) + eps), eps ~ N(0, sigma^2), n times (Sec. 3.2; the paper states no sigma)."""
+    """Row "Neighbourhood": f^-1(f(r) + eps), eps normal, n times (Sec. 3.2).
+
+    Its deviation is `sigma` times the training latents' in each dimension, whose units differ (deviation D48).
+    """
     latent = sampler.gvae.encode([reference]).cpu()  # (1, m)
     noise = torch.randn(n, latent.shape[1], generator=_generator("neighbourhood", seed))
-    return _decoded(sampler.gvae, latent + sigma * noise)
+    return _decoded(sampler.gvae, latent + sigma * sampler.gvae.latent_std.cpu() * noise)
 
 
 def matched_neighbourhood(
@@ -186,14 +189,14 @@ def matched_neighbourhood(
 ) -> tuple[Generated, float]:
     """The smallest neighbourhood whose first valid cells are as many and as distinct as `like`, and its sigma.
 
-    Tried in steps of `SIGMAS` of the training latents' mean deviation; the widest where none suffices.
+    Tried in steps of `SIGMAS`; the widest where none suffices.
     """
-    wanted, unit = len({cell.key() for cell in like}), float(sampler.gvae.latent_std.mean())
-    for share in SIGMAS:
-        found = neighbourhood_cells(sampler, reference, n, seed=seed, sigma=share * unit)
+    wanted = len({cell.key() for cell in like})
+    for sigma in SIGMAS:
+        found = neighbourhood_cells(sampler, reference, n, seed=seed, sigma=sigma)
         if len({cell.key() for cell in found.valid[: len(like)]}) >= wanted:
             break
-    return found, share * unit
+    return found, sigma
 
 
 def ccnf_cells(sampler: CellSampler, zc_reference: Tensor, n: int, *, seed: int, temperature: float = 1.0) -> Generated:

@@ -1,5 +1,6 @@
 """The generator of cells: pools, redraws and fallbacks, Table 1's samplers, realisation, synonyms."""
 
+import copy
 import dataclasses
 import warnings
 
@@ -185,6 +186,14 @@ def test_the_neighbourhood_widens_with_sigma(sampler, parts):
         len(set(keys(neighbourhood_cells(sampler, reference, 60, seed=0, sigma=s).cells))) for s in (0.02, 0.2, 2.0)
     ]
     assert near[0] < near[1] < near[2]
+
+
+def test_a_neighbourhood_is_as_wide_as_the_latents_in_each_dimension(parts):
+    gvae_, flow, families, cells = parts
+    model = copy.deepcopy(gvae_)
+    model.latent_std.zero_()
+    still = neighbourhood_cells(CellSampler(model, flow, families), cells[0], 5, seed=0, sigma=2.0)
+    assert keys(still.cells) == keys(model.decode(model.encode(cells[:1]))) * 5
 
 
 def test_ccnf_cells_narrow_with_the_temperature(sampler):
