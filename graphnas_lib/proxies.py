@@ -194,12 +194,15 @@ def zico(
     """
     if len(batches) < 2:
         raise ValueError(f"ZiCo needs at least two batches, to take a deviation over; got {len(batches)}.")
-    passes = [run(model, x, y, mode=mode, loss=loss).gradients for x, y in batches]
-    total = 0.0
+    return _zico([run(model, x, y, mode=mode, loss=loss) for x, y in batches])
+
+
+def _zico(seen: Sequence[Pass]) -> float:
+    passes, total = [one.gradients for one in seen], 0.0
     for name in passes[0]:
         if passes[0][name] is None:
             continue
-        g = torch.stack([seen[name].flatten().double() for seen in passes])  # (N, weights)
+        g = torch.stack([gradients[name].flatten().double() for gradients in passes])  # (N, weights)
         spread = g.std(0, correction=0)
         terms = g.abs().mean(0)[spread > 0] / spread[spread > 0]
         total += float(terms.sum().log()) if len(terms) else 0.0
@@ -310,16 +313,17 @@ def score(
     *,
     loss: Loss = F.cross_entropy,
     seed: int = 0,
+    second: tuple[Tensor, Tensor] | None = None,
 ) -> dict[str, float]:
     """Named proxies of one network in as few passes as they need; each in the mode its function defaults to.
 
     Args:
         model: any network.
-        images: (B, ...), normalised; the paper's batch is 64. "zico" takes its two halves as two batches, "zen" and
-            "synflow" take its shape alone.
+        images: (B, ...), normalised; the paper's batch is 64. "zen" and "synflow" take its shape alone.
         labels: targets of `loss`.
         names: of `NAMES`; "lnwot" is the sum of `layer_naswot`.
         seed: of Zen-score's draws.
+        second: another (images, labels), for "zico" beside the first; without it, the halves of the first are its two.
 
     Raises:
         ValueError: a name is not in `NAMES`.
@@ -331,6 +335,12 @@ def score(
     codes = cache(lambda: run(model, images, needed, mode="eval", loss=loss, watch=layers_of(model)))
     trained = cache(lambda: run(model, images, labels, mode="train", loss=loss))
     costs = cache(lambda: module_costs(model, images.shape[1:]))
+
+    def of_batches() -> float:
+        if second is None:
+            return zico(model, list(zip(images.chunk(2), labels.chunk(2))), loss=loss)
+        return _zico([trained(), run(model, *second, mode="train", loss=loss)])
+
     formulas = {
         "naswot": lambda: _naswot(codes().kernels),
         "lnwot": lambda: finite("lnwot", sum(_layer_logdets(codes().kernels).values())),
@@ -342,7 +352,7 @@ def score(
         "tcet_log": lambda: _tcet(codes().kernels, codes(), "log"),
         "grad_norm": lambda: _grad_norm(trained()),
         "synflow": lambda: synflow(model, images.shape[1:]),
-        "zico": lambda: zico(model, list(zip(images.chunk(2), labels.chunk(2))), loss=loss),
+        "zico": of_batches,
         "zen": lambda: zen(model, images.shape, seed=seed),
         "params": lambda: float(costs().params),
         "macs": lambda: float(costs().macs),

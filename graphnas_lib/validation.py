@@ -62,11 +62,9 @@ def score_architecture(text: str, skeleton: str, images: Tensor, labels: Tensor,
     model.to(images.device, memory_format=torch.channels_last)
     half = len(images) // 2
     first = images[:half], labels[:half]
-    found = {
-        "naswot_relu": proxies.naswot(model, first[0], variant="relu", mode="train"),
-        "zico": proxies.zico(model, [first, (images[half:], labels[half:])]),
-    }
-    found |= proxies.score(model, *first, [name for name in SCORES if name not in found], seed=seed)
+    found = {"naswot_relu": proxies.naswot(model, first[0], variant="relu", mode="train")}
+    others, second = [name for name in SCORES if name not in found], (images[half:], labels[half:])
+    found |= proxies.score(model, *first, others, seed=seed, second=second)
     return {name: found[name] for name in SCORES}
 
 
