@@ -143,11 +143,11 @@ def label(
     rows: list[dict] = []
     left = iter(todo)
     span = next(left, None)
+    done = len(cells) - sum(map(len, todo))  # tqdm: the time left is the mean rate's, as shards come in bursts
     with (
         _killed(out, spans),
-        tqdm(total=len(cells), disable=not progress, unit="cell", desc="ZC vectors") as bar,
+        tqdm(total=len(cells), initial=done, smoothing=0, disable=not progress, unit="cell", desc="ZC vectors") as bar,
     ):
-        bar.update(len(cells) - sum(map(len, todo)))
         for found in _on_dask(dask, calls) if dask else _on_processes(workers, calls):
             rows += found
             bar.update(len(found))

@@ -127,7 +127,8 @@ def score_all(
     jobs = (joblib.delayed(_shard)(path, shard, *batch, options, images.device) for path, shard in todo)
     size = len(nats.SKELETONS)
     total, left = size * len(architectures), size * sum(len(shard) for _, shard in todo)
-    with tqdm(total=total, initial=total - left, disable=not progress, unit="net", desc="scores") as bar:
+    bar = tqdm(total=total, initial=total - left, smoothing=0, disable=not progress, unit="net", desc="scores")
+    with bar:
         pool = joblib.Parallel(n_jobs=max(1, min(workers, len(todo))), return_as="generator_unordered")
         for path, rows in pool(jobs):
             artifacts.write(path, pd.DataFrame(rows))
