@@ -191,15 +191,13 @@ def plot_latents(embeddings: Mapping[str, object], labels, *, highlight: Sequenc
 
 
 @figure
-def plot_criterion(curve: pd.DataFrame, chosen: int | None = None) -> Figure:
-    """Information criteria against the number of families, the chosen number marked (Sec. 3.1).
+def plot_criterion(curve: pd.DataFrame, marked: Mapping[str, int]) -> Figure:
+    """Information criteria against the number of families, some numbers marked (Sec. 3.1).
 
     Args:
-        curve: columns k, bic, aic (lower is better); a boolean column chosen is used when there is one.
-        chosen: the chosen number, when the table does not say.
+        curve: columns k, bic, aic (lower is better).
+        marked: what is said of a number -> the number.
     """
-    if chosen is None and "chosen" in curve:
-        chosen = int(curve.loc[curve["chosen"].astype(bool), "k"].iloc[0])
     fig, ax = plt.subplots(figsize=(6.2, 3.5))
     for i, name in enumerate(("bic", "aic")):
         ax.plot(
@@ -211,8 +209,8 @@ def plot_criterion(curve: pd.DataFrame, chosen: int | None = None) -> Figure:
             linestyle=_LINES[i],
             label=name.upper(),
         )
-    if chosen is not None:
-        ax.axvline(chosen, color=DARK, linewidth=1, linestyle=":", label=f"chosen: K = {chosen}")
+    for (text, k), line in zip(marked.items(), (":", "--", "-."), strict=False):
+        ax.axvline(k, color=DARK, linewidth=1, linestyle=line, label=f"{text}: K = {k}")
     ax.set(xlabel="number of families K", ylabel="criterion (lower is better)")
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     ax.legend()

@@ -182,12 +182,11 @@ def test_cluster_styles_are_distinct_for_64_families():
     assert len({report.cluster_style(k) for k in range(64)}) == 64
 
 
-def test_criterion_marks_the_chosen_number():
-    curve = pd.DataFrame(
-        {"k": [1, 2, 4], "bic": [3.0, 2.0, 2.5], "aic": [3.0, 2.0, 1.9], "chosen": [False, True, False]}
-    )
-    lines = {line.get_label(): line for line in report.plot_criterion(curve).axes[0].lines}
-    assert list(lines) == ["BIC", "AIC", "chosen: K = 2"] and list(lines["chosen: K = 2"].get_xdata()) == [2, 2]
+def test_criterion_marks_numbers():
+    curve = pd.DataFrame({"k": [1, 2, 4], "bic": [3.0, 2.0, 2.5], "aic": [3.0, 2.0, 1.9]})
+    lines = {line.get_label(): line for line in report.plot_criterion(curve, {"plateau": 2, "used": 4}).axes[0].lines}
+    assert list(lines) == ["BIC", "AIC", "plateau: K = 2", "used: K = 4"]
+    assert list(lines["plateau: K = 2"].get_xdata()) == [2, 2]
 
 
 def test_plot_log_takes_a_trainlog_and_refuses_unknown_keys():
