@@ -73,7 +73,7 @@ nbval: $(STAMP)
 	@home=$$(mktemp -d); trap 'rm -rf "$$home"' EXIT; mkdir "$$home/data"; \
 	for scale in smoke lite; do if [ -d data/$$scale ]; then cp -R data/$$scale "$$home/data/"; fi; done; \
 	OMP_NUM_THREADS=1 GRAPHNAS_HOME="$$home" GRAPHNAS_DATA="$${GRAPHNAS_DATA:-$(CURDIR)/data}" "$(PY)" -m pytest -q -o timeout=0 \
-	  -n 2 --dist loadfile --nbval-lax --nbval-current-env --nbval-cell-timeout=600 notebooks/[0-9]*.ipynb
+	  -n 2 --dist loadfile --nbval-lax --nbval-current-env --nbval-cell-timeout=600 --nbval-kernel-startup-timeout=300 notebooks/[0-9]*.ipynb
 
 bench: $(STAMP) ## benchmarks, each beside a plain reference
 	@"$(PY)" -m pytest -o addopts= -o timeout=0 -o python_files="bench_*.py test_*.py" --benchmark-columns=min,median,rounds tests/benchmarks
