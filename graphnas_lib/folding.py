@@ -1,4 +1,4 @@
-"""Layers one after another, a normalisation folded into the convolution before it where both are constants' work.
+"""Layers one after another; a norm that is a constant scale and shift is folded into the convolution before it.
 
 A search takes T-CET in eval mode: norms are then fixed scales and shifts, and only the weights of convolutions want
 gradients. Scaling a weight costs nothing beside scaling its map, forward and backward.

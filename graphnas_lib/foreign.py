@@ -29,6 +29,7 @@ MEANINGS = {
     "flops": "2 x all multiply-adds, norms, ReLU and pooling too, one input",
     "tcet": "trainability times expressivity, summed over layers (Eq. 11)",
     "tcet_none": "T-CET without the logarithm of its trainability",
+    "tcet_train": "tcet_none with its trainability in train mode",
     "tcet_log": "T-CET with log in place of log1p",
     "naswot": "expressivity: how differently the layers code the images, log|K|; 0 when two codes agree",
     "naswot_relu": "NASWOT over the ReLU units alone",

@@ -300,7 +300,7 @@ def module_costs(model: nn.Module, shape: Sequence[int]) -> Costs:
 # ---- many at once
 
 NAMES = (
-    *("naswot", "lnwot", "naswot_relu", "snip", "snip_ssnr", "tcet", "tcet_none", "tcet_log"),
+    *("naswot", "lnwot", "naswot_relu", "snip", "snip_ssnr", "tcet", "tcet_none", "tcet_train", "tcet_log"),
     *("grad_norm", "synflow", "zico", "zen", "params", "macs", "flops"),
 )
 
@@ -317,6 +317,8 @@ def score(
 ) -> dict[str, float]:
     """Named proxies of one network in as few passes as they need; each in the mode its function defaults to.
 
+    "tcet", "tcet_none" and "tcet_log" are the variants of `tcet` in eval mode; "tcet_train" is "none" in train mode.
+
     Args:
         model: any network.
         images: (B, ...), normalised; the paper's batch is 64. "zen" and "synflow" take its shape alone.
@@ -331,7 +333,7 @@ def score(
     """
     if unknown := sorted(set(names) - set(NAMES)):
         raise ValueError(f"names must be of {NAMES}; got {unknown}.")
-    needed = labels if any(name.startswith("tcet") for name in names) else None
+    needed = labels if {"tcet", "tcet_none", "tcet_log"} & set(names) else None
     codes = cache(lambda: run(model, images, needed, mode="eval", loss=loss, watch=layers_of(model)))
     trained = cache(lambda: run(model, images, labels, mode="train", loss=loss))
     costs = cache(lambda: module_costs(model, images.shape[1:]))
@@ -349,6 +351,7 @@ def score(
         "snip_ssnr": lambda: _ssnr(trained()),
         "tcet": lambda: _tcet(codes().kernels, codes(), "log1p"),
         "tcet_none": lambda: _tcet(codes().kernels, codes(), "none"),
+        "tcet_train": lambda: _tcet(codes().kernels, trained(), "none"),
         "tcet_log": lambda: _tcet(codes().kernels, codes(), "log"),
         "grad_norm": lambda: _grad_norm(trained()),
         "synflow": lambda: synflow(model, images.shape[1:]),

@@ -8,6 +8,7 @@ comparison tables come from `draw`, `diagrams`, `results` and `embedding`, and a
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import cycle
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -209,7 +210,7 @@ def plot_criterion(curve: pd.DataFrame, marked: Mapping[str, int]) -> Figure:
             linestyle=_LINES[i],
             label=name.upper(),
         )
-    for (text, k), line in zip(marked.items(), (":", "--", "-."), strict=False):
+    for (text, k), line in zip(marked.items(), cycle((":", "--", "-.")), strict=False):
         ax.axvline(k, color=DARK, linewidth=1, linestyle=line, label=f"{text}: K = {k}")
     ax.set(xlabel="number of families K", ylabel="criterion (lower is better)")
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))

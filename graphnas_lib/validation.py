@@ -27,7 +27,7 @@ from graphnas_lib.published import NATS_TAU
 from graphnas_lib.workers import single_threaded
 
 SCORES = (
-    *("snip_ssnr", "tcet_none", "tcet", "lnwot", "naswot", "naswot_relu", "snip"),
+    *("snip_ssnr", "tcet_train", "tcet_none", "tcet", "lnwot", "naswot", "naswot_relu", "snip"),
     *("grad_norm", "synflow", "zen", "zico", "params", "flops"),
 )
 DISCONNECTED = "disconnected"
@@ -53,7 +53,8 @@ def score_architecture(text: str, skeleton: str, images: Tensor, labels: Tensor,
 
     Returns:
         Each score by name. "naswot_relu" is NASWOT as published (ReLU units, train mode), but at B images; "tcet" has
-        the paper's log1p and "tcet_none" the T-CET paper's formula, both in eval mode; flops are 2 x MACs (`proxies`).
+        the paper's log1p and "tcet_none" the T-CET paper's formula, both with the saliency in eval mode (D18);
+        "tcet_train" is that formula with it in train mode. flops are 2 x MACs (`proxies`).
 
     Raises:
         ProxyError: a proxy cannot score this network.

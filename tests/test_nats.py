@@ -153,6 +153,8 @@ def test_a_row_holds_what_the_proxies_say(batch):
     assert row["naswot_relu"] == proxies.naswot(model, images, variant="relu", mode="train")
     assert row["naswot"] == pytest.approx(proxies.naswot(model, images))
     assert row["tcet_none"] == pytest.approx(proxies.tcet(model, images, labels, variant="none"))
+    train = proxies.tcet(model, images, labels, variant="none", mode="train")
+    assert row["tcet_train"] == pytest.approx(train) != pytest.approx(row["tcet_none"])
     assert row["snip_ssnr"] == pytest.approx(proxies.snip_ssnr(model, images, labels))
     assert row["zico"] == pytest.approx(proxies.zico(model, [(images, labels), (batch[0][4:], batch[1][4:])]))
     assert row["zen"] == pytest.approx(proxies.zen(model, images.shape, seed=2))
@@ -227,7 +229,7 @@ def test_disconnected_ranks_lowest_and_failures_are_counted_but_not_ranked():
     accuracies = pd.Series(np.arange(40.0), index=nats.sample(40, seed=0))
     accuracies.iloc[1] = -5.0  # the failed one would spoil a perfect order
     table = validation.tau_table(scores, accuracies, resamples=50)
-    assert tuple(table.columns) == validation.TAU_COLUMNS and len(table) == 26
+    assert tuple(table.columns) == validation.TAU_COLUMNS and len(table) == 28
     assert (table["tau"] == 1).all() and (table["low"] == 1).all()
     assert table[["n", "disconnected", "failed"]].drop_duplicates().values.tolist() == [[39, 1, 1]]
     accuracies.iloc[0] = 100.0  # now the disconnected one is out of order

@@ -280,6 +280,8 @@ def test_score_gives_what_the_functions_give(batch):
     assert found["snip_ssnr"] == pytest.approx(proxies.snip_ssnr(model, images, labels))
     assert found["tcet"] == pytest.approx(proxies.tcet(model, images, labels))
     assert found["tcet_none"] == pytest.approx(proxies.tcet(model, images, labels, variant="none"))
+    train = proxies.tcet(model, images, labels, variant="none", mode="train")
+    assert found["tcet_train"] == pytest.approx(train) != pytest.approx(found["tcet_none"])
     assert found["lnwot"] == pytest.approx(sum(proxies.layer_naswot(model, images).values()))
     assert list(proxies.score(model, images, labels, ["flops", "naswot"])) == ["flops", "naswot"]
     with pytest.raises(ValueError, match="names must be of .*got \\['accuracy'\\]"):

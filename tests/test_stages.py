@@ -1,5 +1,6 @@
 """Stages: made once, made again when anything that decides them changes, refused without their inputs."""
 
+import threading
 from dataclasses import replace
 
 import pytest
@@ -132,6 +133,30 @@ def test_without_artifacts_measured_claims_read_not_run_and_exact_ones_hold(home
 )
 def test_status(finding, scale, expected):
     assert ledger.status(finding, scale) == expected
+
+
+def test_the_seconds_of_a_killed_run_count(home, monkeypatch):
+    whole = stages.run("cells", "smoke", device="cpu", progress=False)
+    noted = home / "data/smoke/checkpoints" / f"cells-{whole['key']}.json"
+    assert 0 < whole["seconds"] < 1000 and not noted.exists()
+    make, waited = stages._function("cells"), threading.Event()
+
+    def killed(stage):
+        waited.wait(0.2)
+        assert artifacts.read(noted)["seconds"] > 1000  # noted while it runs
+        raise RuntimeError("killed here")
+
+    artifacts.write(noted, {"seconds": 1000.0})
+    monkeypatch.setattr(stages, "NOTED", 0.02)
+    monkeypatch.setattr(stages, "_function", lambda _: killed)
+    with pytest.raises(RuntimeError, match="killed here"):
+        stages.run("cells", "smoke", device="cpu", progress=False)
+    monkeypatch.setattr(stages, "_function", lambda _: make)
+    after_kill = artifacts.read(noted)["seconds"]
+    assert stages.run("cells", "smoke", device="cpu", progress=False)["seconds"] > after_kill - 0.01 > 1000
+    assert not noted.exists()
+    artifacts.write(noted, {"seconds": 1000.0})
+    assert stages.run("cells", "smoke", device="cpu", fresh=True, progress=False)["seconds"] < 1000
 
 
 def test_a_killed_stage_goes_on_and_leaves_no_checkpoint(home, monkeypatch):

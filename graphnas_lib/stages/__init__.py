@@ -11,10 +11,13 @@ import hashlib
 import json
 import os
 import shutil
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from importlib import import_module
+from pathlib import Path
 
 import torch
 
@@ -37,6 +40,7 @@ NEEDS = {  # stage -> stages whose artifacts it reads
     "validation": (),
 }
 STAGES = tuple(NEEDS)
+NOTED = 20.0  # seconds of work whose time a kill may lose
 
 
 @dataclass(frozen=True)
@@ -107,7 +111,8 @@ def run(
 ) -> dict:
     """Make a stage and save its artifact; returns the manifest.
 
-    A killed run goes on from its checkpoint when the same command is given again; `fresh` starts over.
+    A killed run goes on from its checkpoint when the same command is given again; `fresh` starts over. The manifest's
+    seconds are those of all its runs, up to the kill.
 
     Raises:
         ValueError: no such stage or scale.
@@ -120,19 +125,20 @@ def run(
     key = freshness(stage, scale, seed, device)
     identity = key if scale == "smoke" else freshness(stage, scale, seed, device, code=False)
     job = Stage(stage, SCALES[scale], seed, where, identity, fresh, progress)
-    began = time.monotonic()
-    files = _function(stage)(job)
+    checkpoints = artifacts.data_dir(scale) / "checkpoints"
+    with _stopwatch(checkpoints / f"{stage}-{identity}.json", fresh=fresh) as seconds:
+        files = _function(stage)(job)
     manifest = artifacts.save(
         stage,
         files,
         scale=scale,
         seed=seed,
-        seconds=job.config.pop("seconds", None) or time.monotonic() - began,
+        seconds=seconds(),
         device=_device_name(where),
         config=job.config,
         key=key,
     )
-    for leftover in (artifacts.data_dir(scale) / "checkpoints").glob(f"{stage}-*"):
+    for leftover in checkpoints.glob(f"{stage}-*"):
         shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
     return manifest
 
@@ -157,6 +163,31 @@ def freshness(stage: str, scale: str, seed: int, device: str, *, code: bool = Tr
         inputs,
     ]
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+@contextmanager
+def _stopwatch(path: Path, *, fresh: bool) -> Iterator[Callable[[], float]]:
+    """Says the seconds that a job has taken, its earlier runs included; notes them in `path` for the next run."""
+    if fresh:
+        path.unlink(missing_ok=True)
+    before = artifacts.read(path)["seconds"] if path.exists() else 0.0
+    began, ended = time.monotonic(), threading.Event()
+
+    def seconds() -> float:
+        return before + time.monotonic() - began
+
+    def note() -> None:
+        while not ended.wait(NOTED):
+            artifacts.write(path, {"seconds": seconds()})
+
+    thread = threading.Thread(target=note, daemon=True)
+    thread.start()
+    try:
+        yield seconds
+    finally:
+        ended.set()
+        thread.join()
+        artifacts.write(path, {"seconds": seconds()})
 
 
 def _function(stage: str) -> Callable[[Stage], dict]:
