@@ -288,7 +288,7 @@ def test_stage_saves_scores_without_accuracies(home, monkeypatch):
 )
 def test_without_data_or_artifact_rows_read_not_run(home, scale, why):
     table = views.validation_table(scale, seed=0, device="cpu")
-    assert len(table) == 26 and tuple(table.columns) == validation.TAU_COLUMNS
+    assert len(table) == 28 and tuple(table.columns) == validation.TAU_COLUMNS
     assert table["tau"].str.fullmatch(r"not run \(.*\)").all() and table["tau"].str.contains(why).all()
     assert table.loc[table["proxy"] == "zico", "ZiCo paper"].tolist() == [0.61, 0.61]
     report.plot_intervals(**views.tau_figure(table))
