@@ -1,9 +1,10 @@
 """Stages: made once, made again when anything that decides them changes, refused without their inputs."""
 
 import threading
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import pytest
+import torch
 
 from graphnas_lib import artifacts, ledger, paper, stages
 from graphnas_lib.artifacts import MissingArtifactError
@@ -51,6 +52,29 @@ def test_the_key_follows_sizes_seed_data_and_inputs(home, monkeypatch, tmp_path)
     (home / "data" / "cifar-10-batches-bin").mkdir()
     keys.append(key())
     assert len(set(keys)) == 5
+    monkeypatch.setitem(paper.SCALES, "smoke", replace(paper.SCALES["smoke"], labelled=17, table4_epochs=9))
+    assert key() == keys[-1]  # labels do not read that size
+
+
+class Watched:
+    """A scale that remembers which sizes were asked of it."""
+
+    def __init__(self, scale):
+        self._scale, self.asked = scale, set()
+
+    def __getattr__(self, name):
+        self.asked.add(name)
+        return getattr(self._scale, name)
+
+
+def test_a_stage_reads_no_size_that_its_key_leaves_out(home):
+    for name in ("cells", "labels", "families"):
+        scale = Watched(paper.SCALES["smoke"])
+        job = stages.Stage(name, scale, 0, torch.device("cpu"), "test", progress=False)
+        files = stages._function(name)(job)
+        artifacts.save(name, files, scale="smoke", seed=0, seconds=0, config=job.config, key="")
+        known = set(stages.sizes_read(f"graphnas_lib.stages.{name}", paper.SCALES["smoke"]))
+        assert scale.asked - {"name"} <= known < set(asdict(paper.SCALES["smoke"]))
 
 
 def test_missing_inputs_are_named_with_the_command(home):
@@ -88,8 +112,6 @@ def _fail():
 
 def test_rows_go_on_at_the_next_job(tmp_path):
     from functools import partial
-
-    import torch
 
     point = artifacts.Checkpoint(tmp_path / "rows.safetensors")
     options = {"device": torch.device("cpu"), "progress": False, "workers": 1}

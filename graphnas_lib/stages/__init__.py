@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 import threading
 import time
@@ -144,10 +145,11 @@ def run(
 
 
 def freshness(stage: str, scale: str, seed: int, device: str, *, code: bool = True) -> str:
-    """Key of everything that decides a stage's result: sizes, seed, data at hand, code, and the inputs' own files.
+    """Key of everything that decides a stage's result: its sizes, seed, data at hand, code, and the inputs' own files.
 
     `code=False` leaves the library's code out: hours of lite and paper work go on after an edit that does not matter.
     """
+    module = f"graphnas_lib.stages.{stage}"
     inputs = {}
     for earlier in NEEDS[stage]:
         if artifacts.manifest_path(earlier, scale).exists():
@@ -155,14 +157,24 @@ def freshness(stage: str, scale: str, seed: int, device: str, *, code: bool = Tr
                 name: f["sha256"] for name, f in artifacts.load_manifest(earlier, scale)["files"].items()
             }
     parts = [
-        asdict(SCALES[scale]),
+        sizes_read(module, SCALES[scale]),
         seed,
         artifacts.pick_device(device).type,
         artifacts.data_at_hand(),
-        artifacts.library_hash([f"graphnas_lib.stages.{stage}"]) if code else "",
+        artifacts.library_hash([module]) if code else "",
         inputs,
     ]
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def sizes_read(module: str, scale: Scale) -> dict[str, object]:
+    """The sizes that a stage's module, or a stage's it imports, reads as `scale.<name>`; stages read them no other way.
+
+    So a size that another stage alone reads makes nothing stale.
+    """
+    files = [path for path in artifacts.library_files([module]) if path.parent == Path(__file__).parent]
+    read = {name for path in files for name in re.findall(r"\bscale\.(\w+)", path.read_text())}
+    return {name: value for name, value in asdict(scale).items() if name in read}
 
 
 @contextmanager
