@@ -66,6 +66,7 @@ class GVAEConfig:
     decorrelation_weight: float = 0.0  # not in the paper, see `losses.decorrelation_loss`
     loose_ends_weight: float = 0.0  # not in the paper, see `losses.loose_ends_loss`
     cycle_weight: float = 0.0  # not in the paper, see `losses.cycle_loss`
+    cycle_latent: float = 0.0  # weight in it of the latent itself beside q
     margin: float = 0.1  # m of Eq. 5, in mean-L1 units of a latent of unit scale
     triplet_dims: int = 0  # leading dimensions whose distances the triplet term orders; 0 is all, as printed
     width: float = 1.0  # unit of these dimensions: 1 in their loss terms, in decoder and predictor, is `width` in f

@@ -94,18 +94,21 @@ def loose_ends_loss(logits: Logits) -> Tensor:
 
 
 def cycle_loss(model: nn.Module, latent: Tensor, logits: Logits) -> Tensor:
-    """Mean squared difference between q at random latents (n, m) and q of the cells that they decode to.
+    """Do random latents (n, m) come back? The cells that they decode to are encoded again, and compared.
 
-    Not in the paper: independent random latents lie beside those of cells, where Eq. 4-5 leave q and the decoder free
-    to disagree. The gradient reaches the decoder's operations alone, straight through the arg-max and the encoder,
-    whose weights it leaves. Zero when no latent decodes to a valid cell; `logits` are the model's of `latent`.
+    Mean squared difference of q, plus `config.cycle_latent` times that of the latents, each dimension in its unit. Not
+    in the paper: independent random latents lie beside those of cells, where Eq. 4-5 leave q and the decoder free to
+    disagree, and where the decoder may say one cell for many latents. The gradient reaches the decoder's operations
+    alone, straight through the arg-max and the encoder, whose weights it leaves. Zero when no latent decodes to a valid
+    cell; `logits` are the model's of `latent`.
     """
     cells, rows, features = soft_decodes(logits)
     if not len(rows):
         return latent.new_zeros(())
     given = features.detach().requires_grad_()
-    found = model.predictor(model.encoder.of_view(graph_view(cells)[0], given)[0])
-    loss = F.mse_loss(found, model.predictor(latent[rows]).detach())
+    again, asked = model.encoder.of_view(graph_view(cells)[0], given)[0], latent[rows].detach()
+    loss = F.mse_loss(model.predictor(again), model.predictor(asked).detach())
+    loss = loss + model.config.cycle_latent * F.mse_loss(again / model.encoder.unit, asked / model.encoder.unit)
     (slope,) = torch.autograd.grad(loss, given)
     through = (features * slope).sum()
     return loss.detach() + through - through.detach()

@@ -303,6 +303,18 @@ def test_cycle_loss_moves_the_decoder_alone():
     assert cycle_loss(model, latent, model.logits(latent)) == 0
 
 
+def test_cycle_loss_compares_latents_in_their_units():
+    config = replace(TINY, triplet_dims=2, width=16.0)
+    q_alone, both = GVAE(config), GVAE(replace(config, cycle_latent=3.0))
+    both.load_state_dict(q_alone.state_dict())
+    latent = torch.randn(64, 4, generator=generator()) * both.encoder.unit
+    valid = [(i, cell) for i, cell in enumerate(both.decode(latent)) if cell is not None]
+    again = both.encode([cell for _, cell in valid])
+    off = (again - latent[[i for i, _ in valid]]) / torch.tensor([16.0, 16.0, 1.0, 1.0])
+    gap = [cycle_loss(model, latent, model.logits(latent)).item() for model in (both, q_alone)]
+    assert gap[0] - gap[1] == pytest.approx(3 * off.square().mean().item(), rel=1e-4)
+
+
 def test_cycle_term_makes_random_latents_decode_to_what_q_says(cells):
     codes_of = [[OPERATIONS.index(cell.operations[node - 1]) for node in cell.live] for cell in cells]
     zc = torch.tensor([[sum(codes) / len(codes) / 4 - 3.4, 0, 0, 0] for codes in codes_of])  # of the operations alone
