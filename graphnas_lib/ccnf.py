@@ -3,8 +3,9 @@
 A network g moves noise u_0 ~ N(0, I) along du/dt = g(u, t, z) to a latent cell u_1 = f(r). The density of a latent
 follows from the same equation solved backwards (`dynamics`). Two objectives train the same network: "nll" is the
 paper's (Eq. 6: dopri5, adjoint method, Hutchinson's trace); "fm" is flow matching with independent coupling, which
-needs no solver and is some hundred times cheaper a step. `log_prob` judges both in the same units. Latents are
-standardised by one fixed affine map, part of the flow, in place of PointFlow's moving batch norm.
+needs no solver and is some hundred times cheaper a step. `log_prob` judges both in the same units. The ODE runs in
+coordinates given by one fixed affine map (`latents.Whitening`, deviation D31), in place of PointFlow's moving batch
+norm.
 """
 
 from __future__ import annotations
@@ -23,11 +24,12 @@ from tqdm.auto import tqdm
 
 from graphnas_lib import artifacts
 from graphnas_lib.artifacts import Checkpoint, TrainLog
-from graphnas_lib.dynamics import GRADIENTS, Dynamics, VectorField, rademacher, solve, solver_errors
-from graphnas_lib.latents import PosteriorBatches, normal
+from graphnas_lib.dynamics import GRADIENTS, Dynamics, SolverError, VectorField, rademacher, solve, solver_errors
+from graphnas_lib.latents import PosteriorBatches, Whitening, normal
 
 OBJECTIVES = ("fm", "nll")
 TRACES = ("hutchinson", "exact")
+TRIES = 3  # batches of a step of which a solve may fail: one failure must not end hours
 
 BatchSampler = Callable[[torch.Generator], tuple[Tensor, Tensor]]
 
@@ -61,8 +63,7 @@ class CCNF(nn.Module):
         if field is None:
             field = VectorField(latent_dim=m, condition_dim=p, hidden=config.hidden, layers=config.layers)
         self.field = field
-        self.register_buffer("mean", torch.zeros(m))
-        self.register_buffer("std", torch.ones(m))
+        self.whitening = Whitening(m, p)
         self.register_buffer("zc_low", torch.full((p,), -math.inf))
         self.register_buffer("zc_high", torch.full((p,), math.inf))
 
@@ -102,13 +103,13 @@ class CCNF(nn.Module):
         if noise is None:
             noise = torch.randn(len(zc), self.config.latent_dim, generator=torch.Generator().manual_seed(seed))
         u0 = temperature * self._rows(noise, zc)
-        return self._transport(u0, zc, True, method, steps) * self.std + self.mean
+        return self.whitening.inverse(self._transport(u0, zc, True, method, steps), zc)
 
     @torch.no_grad()
     def to_noise(self, latent: Tensor, zc: Tensor, *, method: str = "midpoint", steps: int = 20) -> Tensor:
         """u_0 from which the flow reaches `latent` under `zc` (Eq. 7): inverse of `sample`, (B, m) -> (B, m)."""
         zc = self._condition(zc)
-        return self._transport(self.standardise(self._rows(latent, zc)), zc, False, method, steps)
+        return self._transport(self.whitening(self._rows(latent, zc), zc), zc, False, method, steps)
 
     def log_prob(
         self,
@@ -149,7 +150,7 @@ class CCNF(nn.Module):
         _one_of("trace", trace, TRACES)
         _one_of("gradient", gradient, GRADIENTS)
         config, zc = self.config, self._condition(zc)
-        u1 = self.standardise(self._rows(latent, zc))
+        u1 = self.whitening(self._rows(latent, zc), zc)
         noise = rademacher(u1, generator=generator or torch.Generator().manual_seed(0))
         dynamics = Dynamics(self.field, zc, limit=config.max_evaluations, trace=trace, noise=noise)
         start = (u1, torch.zeros(len(u1), dtype=u1.dtype, device=u1.device))
@@ -158,11 +159,7 @@ class CCNF(nn.Module):
             dynamics, start, forward=False, method=method, steps=steps, tolerance=config.tolerance, gradient=gradient
         )
         log_prior = -0.5 * (u0.square() + math.log(2 * math.pi)).sum(dim=1)  # (B,)
-        return log_prior + minus_trace - self.std.log().sum(), dynamics  # Eq. 6, and the affine map
-
-    def standardise(self, latent: Tensor) -> Tensor:
-        """Latents to the coordinates in which the ODE runs."""
-        return (latent - self.mean) / self.std
+        return log_prior + minus_trace + self.whitening.log_det(), dynamics  # Eq. 6, and the affine map
 
     def _transport(self, u: Tensor, zc: Tensor, forward: bool, method: str, steps: int) -> Tensor:
         dynamics = Dynamics(self.field, zc, limit=self.config.max_evaluations)
@@ -175,7 +172,7 @@ class CCNF(nn.Module):
                 f"zc must be (B, {self.config.condition_dim}) in the order {', '.join(self.config.condition_names)}; "
                 f"got {tuple(zc.shape)}. Standardise it with Families.transform first."
             )
-        return zc.to(self.mean)
+        return zc.to(self.zc_low)
 
     def _rows(self, values: Tensor, zc: Tensor) -> Tensor:
         """Latents or noise on the flow's device and in its precision, one row a condition."""
@@ -184,7 +181,7 @@ class CCNF(nn.Module):
                 f"latent and noise must be ({len(zc)}, {self.config.latent_dim}), one row a condition; "
                 f"got {tuple(values.shape)}."
             )
-        return values.to(self.mean)
+        return values.to(self.zc_low)
 
     def _warn_out_of_range(self, zc: Tensor) -> None:
         outside = ((zc < self.zc_low) | (zc > self.zc_high)).any(dim=0)
@@ -227,7 +224,7 @@ def flow_matching_loss(flow: CCNF, latent: Tensor, zc: Tensor, *, generator: tor
 
     Noise and data are paired independently: a minibatch optimal-transport pairing that ignores z would skew p(u_0 | z).
     """
-    u1 = flow.standardise(latent)
+    u1 = flow.whitening(latent, zc)
     u0 = normal(u1, generator=generator)
     t = torch.rand(len(u1), 1, generator=generator, dtype=u1.dtype, device=u1.device)
     return (flow.field(t, (1 - t) * u0 + t * u1, zc) - (u1 - u0)).square().mean()
@@ -283,7 +280,8 @@ def train(
         evaluations of a forward and a backward solve.
 
     Raises:
-        ValueError (unknown objective, checkpoint of another run), SolverError, FloatingPointError (loss not finite).
+        ValueError (unknown objective, checkpoint of another run), SolverError (the solves of `TRIES` batches in a row
+        failed), FloatingPointError (loss not finite).
     """
     _one_of("objective", objective, OBJECTIVES)
     cosine = objective == "fm" if cosine is None else cosine
@@ -306,8 +304,14 @@ def train(
     for step in tqdm(range(run["done"], steps), "CCNF", initial=run["done"], total=steps, disable=not progress):
         if cosine:
             optimizer.param_groups[0]["lr"] = learning_rate * 0.5 * (1 + math.cos(math.pi * step / steps))
-        optimizer.zero_grad(set_to_none=True)
-        _backward(flow, *batches(generator), objective=objective, generator=generator, sums=run["sums"])
+        for left in reversed(range(TRIES)):
+            optimizer.zero_grad(set_to_none=True)
+            try:
+                run["sums"] += _backward(flow, *batches(generator), objective=objective, generator=generator)
+                break
+            except SolverError:
+                if not left:
+                    raise
         norm = nn.utils.clip_grad_norm_(parameters, 10.0)
         optimizer.step()
         if ema:
@@ -346,23 +350,23 @@ def _resume(run: dict, state: dict | None, flow: CCNF, optimizer, generator: tor
     optimizer.load_state_dict(state["optimizer"])
     generator.set_state(state["generator"])
     run |= {name: state[name] for name in ("done", "seconds", "rows")}
-    run["sums"] = state["sums"].to(flow.mean.device)
-    run["average"] = [a.to(flow.mean.device) for a in state["average"]]
+    run["sums"] = state["sums"].to(flow.zc_low.device)
+    run["average"] = [a.to(flow.zc_low.device) for a in state["average"]]
 
 
-def _backward(flow: CCNF, latent: Tensor, zc: Tensor, *, objective: str, generator, sums: Tensor) -> None:
-    """Gradients of one step; loss and function evaluations (forward, backward) are added to `sums` (3,)."""
+def _backward(flow: CCNF, latent: Tensor, zc: Tensor, *, objective: str, generator) -> Tensor:
+    """Gradients of one step; returns loss and function evaluations (forward, backward), (3,)."""
+    forward = backward = 0
     if objective == "fm":
         loss = flow_matching_loss(flow, latent, zc, generator=generator)
         loss.backward()
     else:
         loss, dynamics = nll_loss(flow, latent, zc, generator=generator)
-        sums[1] += dynamics.evaluations
-        dynamics.evaluations = 0  # the limit holds for each solve
+        forward, dynamics.evaluations = dynamics.evaluations, 0  # the limit holds for each solve
         with solver_errors():
             loss.backward()
-        sums[2] += dynamics.evaluations
-    sums[0] += loss.detach()
+        backward = dynamics.evaluations
+    return torch.stack([loss.detach(), *loss.new_tensor([forward, backward])])
 
 
 def _row(step: int, run: dict, norm: float, objective: str) -> dict:
@@ -376,13 +380,12 @@ def _row(step: int, run: dict, norm: float, objective: str) -> dict:
 
 
 @torch.no_grad()
-def _fit_buffers(flow: CCNF, batches: BatchSampler, generator: torch.Generator, rows: int = 8192) -> None:
+def _fit_buffers(flow: CCNF, batches: BatchSampler, generator: torch.Generator, rows: int = 32_768) -> None:
     """Set the affine map and the range of conditions from draws; the range is exact where the corpus is at hand."""
     draws = [batches(generator)]
     draws += [batches(generator) for _ in range(math.ceil(rows / len(draws[0][0])) - 1)]
     latent, zc = torch.cat([f for f, _ in draws]), torch.cat([z for _, z in draws])
+    flow.whitening.fit(latent, zc)
     zc = batches.zc if isinstance(batches, PosteriorBatches) else zc
-    flow.mean.copy_(latent.mean(dim=0))
-    flow.std.copy_(latent.std(dim=0).clamp_min(1e-6))
     flow.zc_low.copy_(zc.amin(dim=0))
     flow.zc_high.copy_(zc.amax(dim=0))

@@ -231,8 +231,9 @@ DEVIATIONS = (
     Deviation(
         "D31-affine-instead-of-batchnorm",
         "Table 6 lists a moving batch normalisation around the flow.",
-        "A fixed per-dimension standardisation of the latent codes, its log-determinant added to log_prob.",
-        "Same range, exact inverse, no running state.",
+        "A fixed affine map of the latent codes that takes away what is linear in z and whitens the rest, fitted once; "
+        "its log-determinant is added to log_prob.",
+        "Same range, exact inverse, no running state; the flow starts at the linear-conditional Gaussian.",
     ),
     Deviation(
         "D32-optimisers",
@@ -336,10 +337,10 @@ DEVIATIONS = (
         "D47-latents-between-cells",
         "Eq. 4-5 say nothing of latents between the training cells.",
         "Dimensions are decorrelated, and the decoder is also trained on random latents: to leave no node with edges "
-        "on one side only, and to say cells that have the q of their latent (`losses.decorrelation_loss`, "
-        "`loose_ends_loss`, `cycle_loss`); with these weights at 0 the loss is the paper's.",
+        "on one side only, and to say cells that have the q of their latent and come back to it (`losses."
+        "decorrelation_loss`, `loose_ends_loss`, `cycle_loss`); with these weights at 0 the loss is the paper's.",
         "Independent random latents lie beside the latents of cells; without these terms q misses what they decode to "
-        "by 0.6 to 0.8 standard deviations a component, and one in twenty decodes to nothing.",
+        "by 0.6 to 0.8 standard deviations a component, one in twenty decodes to nothing, and many to the same cell.",
     ),
     Deviation(
         "D48-neighbourhood",
@@ -347,5 +348,13 @@ DEVIATIONS = (
         "A share of the training latents' own deviation in each dimension, the smallest that gives as many distinct "
         "cells as the flow.",
         "Dimensions of the latent have units of their own (D46); a small neighbourhood only returns the same cell.",
+    ),
+    Deviation(
+        "D49-cells-of-their-family",
+        "omega(x-hat) of Eq. 9 is one draw of the flow at the family's centre.",
+        "A draw that is known not to be of the family, by its exact parameters and FLOPs and q's word for the rest, is "
+        "drawn again, at most 8 times; shares of both are in notebook 04.",
+        "Families are narrow in size, so that a draw right to 10% often falls in the next one; both sizes of a cell "
+        "cost nothing to count.",
     ),
 )

@@ -3,29 +3,35 @@
 `CellSampler` joins decoder, flow and families: omega(x-hat) of Eq. 9 is `generate_cell`, alpha(alpha-hat) of Eq. 8 is
 `realise`. The rows of Table 1 are `random_cells`, `neighbourhood_cells` and `ccnf_cells`: one decode a
 request, failures kept as None, because "Gen. success" counts them. Everywhere else a decode that is no valid cell is
-drawn again, at most 16 times, then replaced by the family's medoid and counted in `CellSampler.fallbacks`.
+drawn again, at most 16 times, then replaced by the family's medoid and counted in `CellSampler.fallbacks`; and one that
+is known not to be of the family is, at most 8 times (deviation D49).
 """
 
 from __future__ import annotations
 
 import hashlib
+import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from graphnas_lib import artifacts
 from graphnas_lib.ccnf import CCNF
-from graphnas_lib.clusters import Families
+from graphnas_lib.clusters import Families, zc_distance
 from graphnas_lib.gvae import GVAE
-from graphnas_lib.macro import Architecture, HLArchitecture, Triple
+from graphnas_lib.macro import Architecture, HLArchitecture, Triple, stack_cell
+from graphnas_lib.network import Costs, count
 from graphnas_lib.space import Cell
 
 BLOCK = 32  # cells a pool makes at once: one at a time costs as much as a dozen
 MAX_TRIES = 16
+FAMILY_TRIES = 8  # draws until the nearest valid cell is taken
 SIGMAS = (0.125, 0.25, 0.375, 0.5, 0.75, 1.0, 1.5, 2.0)  # of neighbourhoods
+HALVINGS = 3  # of a step between them
 
 
 @dataclass(frozen=True)
@@ -49,6 +55,8 @@ class CellSampler:
         ccnf: flow over its latents.
         families: the mixture whose centres condition the flow (Eq. 9).
         temperature: factor on the flow's noise in `generate_cell` and `realise`; 1 is Eq. 9 as printed.
+        costs: exact size of a cell's network as z has it (`label_costs`), to tell which family a drawn cell is of;
+            None takes q's word for the size too.
 
     Attributes:
         requests, attempts, fallbacks: cells asked of `generate_cells` and the pools, decodes made for them, and
@@ -58,7 +66,15 @@ class CellSampler:
         ValueError: the parts were trained on different transforms of z, or differ in latent size.
     """
 
-    def __init__(self, gvae: GVAE, ccnf: CCNF, families: Families, *, temperature: float = 1.0):
+    def __init__(
+        self,
+        gvae: GVAE,
+        ccnf: CCNF,
+        families: Families,
+        *,
+        temperature: float = 1.0,
+        costs: Callable[[Cell], Costs] | None = None,
+    ):
         hashes = {"G-VAE": gvae.zc_hash, "CCNF": ccnf.config.zc_hash, "families": families.zc_transform.hash()}
         if len({h for h in hashes.values() if h}) > 1:
             raise ValueError(f"All parts must be trained on one transform of z; theirs are {hashes}. Train them anew.")
@@ -67,6 +83,7 @@ class CellSampler:
                 f"G-VAE and CCNF must share the latent size; got {gvae.config.latent_dim} and {ccnf.config.latent_dim}."
             )
         self.gvae, self.ccnf, self.families, self.temperature = gvae.eval(), ccnf.eval(), families, temperature
+        self.costs = costs
         self.requests = self.attempts = self.fallbacks = 0
         self._blocks: dict[tuple[int, int, int], list[Cell]] = {}
 
@@ -77,7 +94,7 @@ class CellSampler:
         """The sampler of a scale's artifacts; MissingArtifactError names the stage that is not there."""
         scale = scale or artifacts.default_scale("families", "gvae", "ccnf")
         gvae, ccnf = GVAE.load(scale).to(device), CCNF.load(scale, device=device)
-        return cls(gvae, ccnf, Families.load(scale), temperature=temperature)
+        return cls(gvae, ccnf, Families.load(scale), temperature=temperature, costs=label_costs(scale))
 
     def sample(self, zc: Tensor, *, seed: int, temperature: float = 1.0) -> Generated:
         """Decode one draw of the flow for each condition (Sec. 3.2), failures kept as None.
@@ -116,22 +133,49 @@ class CellSampler:
             raise ValueError(f"A family must be an index from 0 to {self.families.n_clusters - 1}; got {wrong[0]}.")
 
     def _fill(self, families: list[int], generator: torch.Generator) -> list[Cell]:
-        """A valid cell for each entry; what fails is drawn again, at last replaced by the medoid."""
+        """A valid cell for each entry, of its family if tries suffice; at last the nearest drawn, or the medoid."""
         cells: list[Cell | None] = [None] * len(families)
+        misses = [math.inf] * len(families)
         pending = list(range(len(families)))
-        for _ in range(MAX_TRIES):
+        for tried in range(1, MAX_TRIES + 1):
+            asked = [families[i] for i in pending]
+            drawn = self._decode(self.centres(asked), generator, self.temperature)
+            self.attempts += drawn.n_attempts
+            for i, cell, miss in zip(pending, drawn.cells, self._misses(drawn.cells, asked), strict=True):
+                if miss < misses[i]:
+                    cells[i], misses[i] = cell, miss
+            pending = [i for i in pending if misses[i] > 0 and (tried < FAMILY_TRIES or cells[i] is None)]
             if not pending:
                 break
-            drawn = self._decode(self.centres([families[i] for i in pending]), generator, self.temperature)
-            self.attempts += drawn.n_attempts
-            for i, cell in zip(pending, drawn.cells, strict=True):
-                cells[i] = cell
-            pending = [i for i in pending if cells[i] is None]
         self.requests += len(families)
         self.fallbacks += len(pending)
         for i in pending:
             cells[i] = self._medoid(families[i])
         return cells
+
+    def _misses(self, cells: Sequence[Cell | None], families: list[int]) -> list[float]:
+        """0 for a cell of its family, else how far it is from the centre; infinite for None."""
+        misses, valid = [math.inf] * len(cells), [i for i, cell in enumerate(cells) if cell is not None]
+        if not valid:
+            return misses
+        zc = self.known_zc([cells[i] for i in valid])
+        wanted = torch.tensor([families[i] for i in valid])
+        distances = zc_distance(zc, self.families.means[wanted].to(zc))
+        same = self.families.assign(zc, standardised=True) == wanted
+        for i, inside, distance in zip(valid, same.tolist(), distances.tolist(), strict=True):
+            misses[i] = 0.0 if inside else max(distance, 1e-9)
+        return misses
+
+    def known_zc(self, cells: Sequence[Cell]) -> Tensor:
+        """z of cells without a pass through their networks, standardised, (n, 4): exact sizes where `costs` tell them,
+        else and for the other two what q says."""
+        zc = self.gvae.predict_zc(self.gvae.encode(cells)).cpu()
+        if self.costs is not None:
+            raw = self.families.inverse(torch.zeros_like(zc))  # (n, 4); of these only the sizes are used
+            sizes = [self.costs(cell) for cell in cells]
+            raw[:, 2:] = torch.tensor([[size.params, size.flops] for size in sizes], dtype=raw.dtype)
+            zc[:, 2:] = self.families.transform(raw)[:, 2:]
+        return zc
 
     def centres(self, families: list[int]) -> Tensor:
         """mu of each family of a list (Eq. 9), (n, 4), moved into the range of conditions that the flow learnt."""
@@ -149,6 +193,18 @@ class CellSampler:
     def _decode(self, zc: Tensor, generator: torch.Generator, temperature: float) -> Generated:
         noise = torch.randn(len(zc), self.ccnf.config.latent_dim, generator=generator)  # (n, m)
         return _decoded(self.gvae, self.ccnf.sample(zc, noise=noise, temperature=temperature))
+
+
+def label_costs(scale: str) -> Callable[[Cell], Costs] | None:
+    """Params and FLOPs of a cell's network as the labels of this scale have them; None where they are not at hand."""
+    if not artifacts.manifest_path("labels", scale).exists():
+        return None
+    facts = artifacts.load_manifest("labels", scale)["config"]
+    return partial(_label_costs, facts["resolution"], facts["classes"])
+
+
+def _label_costs(resolution: int, classes: int, cell: Cell) -> Costs:
+    return count(stack_cell(cell), input_shape=(3, resolution, resolution), classes=classes)
 
 
 def _decoded(gvae: GVAE, latent: Tensor) -> Generated:
@@ -189,13 +245,23 @@ def matched_neighbourhood(
 ) -> tuple[Generated, float]:
     """The smallest neighbourhood whose first valid cells are as many and as distinct as `like`, and its sigma.
 
-    Tried in steps of `SIGMAS`; the widest where none suffices.
+    Tried in steps of `SIGMAS`, then halfway between; the widest where none suffices.
     """
     wanted = len({cell.key() for cell in like})
-    for sigma in SIGMAS:
+
+    def drawn(sigma: float) -> tuple[Generated, bool]:
         found = neighbourhood_cells(sampler, reference, n, seed=seed, sigma=sigma)
-        if len({cell.key() for cell in found.valid[: len(like)]}) >= wanted:
+        return found, len({cell.key() for cell in found.valid[: len(like)]}) >= wanted
+
+    low = 0.0
+    for sigma in SIGMAS:
+        found, enough = drawn(sigma)
+        if enough:
             break
+        low = sigma
+    for _ in range(HALVINGS if enough else 0):
+        nearer, enough = drawn(middle := (low + sigma) / 2)
+        low, sigma, found = (low, middle, nearer) if enough else (middle, sigma, found)
     return found, sigma
 
 
@@ -220,7 +286,7 @@ def realise(hl_architecture: HLArchitecture, sampler: CellSampler, *, seed: int)
 
 
 def synonyms(
-    cell: Cell,
+    cell: Cell | str,
     n: int = 20,
     seed: int = 0,
     scale: str | None = None,
@@ -231,7 +297,7 @@ def synonyms(
     """Distinct valid cells near `cell`: draws of the flow given its predicted ZC vector q(f(cell)) (Sec. 3.2).
 
     Args:
-        cell: a valid cell; never among its own synonyms.
+        cell: a valid cell, or a NATS-Bench architecture string; never among its own synonyms.
         n: how many.
         seed: source of the noise.
         scale: whose artifacts to load when no `sampler` is given.
@@ -247,6 +313,7 @@ def synonyms(
     Warns:
         UserWarning: fewer than n distinct cells came in 16 n draws.
     """
+    cell = Cell.from_nats(cell) if isinstance(cell, str) else cell
     sampler = sampler or CellSampler.load(scale)
     zc = sampler.gvae.predict_zc(sampler.gvae.encode([cell])).cpu()  # (1, 4)
     known, found = {cell.key()}, []

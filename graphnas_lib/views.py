@@ -135,12 +135,32 @@ def cycle_errors(cycle: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
 
 
 def real_errors(real: pd.DataFrame) -> pd.DataFrame:
-    """Mean |z - asked| a component of ccnf_real.csv, in standard deviations, and the share of distinct cells."""
+    """Mean |z - asked| a component of ccnf_real.csv, in standard deviations, and the share of distinct cells.
+
+    The last row is the flow's error as a share of the neighbourhood's.
+    """
     off = {name: (real[f"z_{name}"] - real[f"asked_{name}"]).abs() for name in ZC_NAMES}
     grouped = pd.DataFrame(off).assign(mean=pd.DataFrame(off).mean(axis=1)).groupby(real["draws"], sort=False).mean()
     distinct = real.groupby(["draws", "condition"])["key"].agg(lambda keys: keys.nunique() / len(keys))
     facts = {"conditions": ("condition", "nunique"), "cells": ("key", "size"), "sigma": ("sigma", "mean")}
-    return grouped.join(real.groupby("draws").agg(**facts)).join(distinct.groupby("draws").mean().rename("distinct"))
+    ratio = pd.DataFrame([grouped.loc["flow"] / grouped.loc["neighbourhood"]], index=["flow / neighbourhood"])
+    shares = real.groupby("draws").agg(**facts).join(distinct.groupby("draws").mean().rename("distinct"))
+    return pd.concat([grouped, ratio]).rename_axis("draws").join(shares)
+
+
+def reference_spread(around: pd.DataFrame, reference: dict) -> pd.DataFrame:
+    """Around the NATS reference: standard deviation of both scores, and median sizes as a share of its own.
+
+    Args:
+        around: ccnf_reference.csv, raw z by name.
+        reference: its raw z by name.
+    """
+    groups = around.groupby("draws", sort=False)
+    table = groups[["naswot", "snip_ssnr"]].std().add_prefix("std ")
+    ratio = pd.DataFrame([table.loc["flow"] / table.loc["neighbourhood"]], index=["flow / neighbourhood"])
+    medians = pd.DataFrame({f"median {n} / reference": groups[n].median() / reference[n] for n in ("params", "flops")})
+    facts = groups.agg(cells=("key", "size"), distinct=("key", "nunique"), sigma=("sigma", "mean"))
+    return pd.concat([table, ratio]).rename_axis("draws").join(medians).join(facts)
 
 
 def compared_curves(compared: pd.DataFrame) -> dict[str, list[list[float]]]:

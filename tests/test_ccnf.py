@@ -13,7 +13,7 @@ from graphnas_lib import artifacts
 from graphnas_lib.artifacts import Checkpoint
 from graphnas_lib.ccnf import CCNF, CCNFConfig, train
 from graphnas_lib.dynamics import SolverError, VectorField, exact_trace, hutchinson_trace, rademacher
-from graphnas_lib.latents import PosteriorBatches, gaussian_baselines
+from graphnas_lib.latents import PosteriorBatches, Whitening, gaussian_baselines
 
 TINY = CCNFConfig(latent_dim=4, condition_dim=2, hidden=16, layers=3, condition_names=("a", "b"))
 TOY = CCNFConfig(latent_dim=2, condition_dim=2, hidden=32, layers=3, condition_names=("a", "b"))
@@ -50,8 +50,9 @@ class LinearField(nn.Module):
 def linear() -> CCNF:
     config = CCNFConfig(latent_dim=3, condition_dim=2, tolerance=1e-9, condition_names=("a", "b"))
     flow = CCNF(config, LinearField()).double()
-    flow.mean.copy_(torch.tensor([0.5, -1.0, 2.0]))
-    flow.std.copy_(torch.tensor([2.0, 0.5, 1.5]))
+    flow.whitening.mean.copy_(torch.tensor([0.5, -1.0, 2.0]))
+    flow.whitening.slope.copy_(torch.tensor([[1.0, 0.0, -2.0], [0.0, 3.0, 0.5]]))
+    flow.whitening.factor.copy_(torch.tensor([[2.0, 0.0, 0.0], [0.7, 0.5, 0.0], [-0.3, 0.2, 1.5]]))
     return flow
 
 
@@ -68,18 +69,19 @@ def tiny() -> CCNF:
 
 
 def clusters(g: torch.Generator, rows: int = 256) -> tuple[torch.Tensor, torch.Tensor]:
-    """Three Gaussians of std 0.3 in the plane; the condition says which."""
-    k = torch.randint(0, 3, (rows,), generator=g)
+    """Four Gaussians of std 0.3 in the plane; the condition says which, and no linear map of it knows where (XOR)."""
+    k = torch.randint(0, 4, (rows,), generator=g)
     return MEANS[k] + 0.3 * torch.randn(rows, 2, generator=g), CONDITIONS[k]
 
 
 def few(g: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
-    """A small batch of `clusters`; 128 of them fit the affine map."""
+    """A small batch of `clusters`; `FITTING` of them fit the affine map."""
     return clusters(g, rows=64)
 
 
-MEANS = torch.tensor([[3.0, 0.0], [-1.0, 2.0], [-1.0, -2.0]])
-CONDITIONS = torch.tensor([[1.0, 0.0], [0.0, 1.0], [-1.0, -1.0]])
+MEANS = torch.tensor([[2.0, 1.5], [-2.0, -1.5], [-2.0, 1.5], [2.0, -1.5]])
+CONDITIONS = torch.tensor([[1.0, 1.0], [-1.0, 1.0], [1.0, -1.0], [-1.0, -1.0]])
+FITTING = 512  # batches of `few`
 ENTROPY = 0.5 * math.log(2 * math.pi * math.e * 0.3**2)  # nats per dimension, of the law that `clusters` draws from
 
 
@@ -127,7 +129,9 @@ def test_hutchinson_noise_is_balanced_signs():
 def test_log_prob_of_a_linear_field_is_the_closed_form(linear):
     latent, zc = normal(6, 3, seed=5, dtype=torch.float64), normal(6, 2, seed=6, dtype=torch.float64)
     law = linear.field.density(zc)
-    truth = law.log_prob((latent - linear.mean) / linear.std) - linear.std.log().sum()
+    map_, factor = linear.whitening, linear.whitening.factor
+    u = (latent - map_.mean - zc @ map_.slope) @ torch.linalg.inv(factor).T
+    truth = law.log_prob(u) - torch.linalg.slogdet(factor).logabsdet
     torch.testing.assert_close(linear.log_prob(latent, zc, trace="exact"), truth, atol=1e-7, rtol=0)
     by_steps = linear.log_prob(latent, zc, trace="exact", method="rk4", steps=40)
     torch.testing.assert_close(by_steps, truth, atol=1e-5, rtol=0)
@@ -149,15 +153,17 @@ def test_hutchinson_noise_stays_fixed_inside_a_solve(linear):
 def test_samples_of_a_linear_field_follow_its_law(linear):
     zc = torch.tensor([[1.0, -0.5]], dtype=torch.float64).expand(20_000, 2)
     law = linear.field.density(zc[:1])
-    drawn = (linear.sample(zc, seed=1) - linear.mean) / linear.std
+    map_ = linear.whitening
+    drawn = (linear.sample(zc, seed=1) - map_.mean - zc @ map_.slope) @ torch.linalg.inv(map_.factor).T
     torch.testing.assert_close(drawn.mean(dim=0), law.mean[0], atol=0.05, rtol=0)
     torch.testing.assert_close(drawn.T.cov(), law.covariance_matrix[0], atol=0.1, rtol=0.05)
 
 
 def test_sample_and_to_noise_invert_each_other(tiny):
     zc, noise = normal(8, 2, seed=1, dtype=torch.float64), normal(8, 4, dtype=torch.float64)
-    tiny.mean.fill_(1.0)
-    tiny.std.fill_(3.0)
+    tiny.whitening.mean.fill_(1.0)
+    tiny.whitening.slope.fill_(0.5)
+    tiny.whitening.factor.copy_(3.0 * torch.eye(4) + torch.ones(4, 4).tril(-1))
     for method, tolerance in (("dopri5", 1e-6), ("midpoint", 1e-3)):
         latent = tiny.sample(zc, noise=noise, method=method)
         assert (latent - 1 - 3 * noise).abs().max() > 0.5  # the flow does move
@@ -227,7 +233,7 @@ def test_flow_matching_recovers_the_means_and_the_density_of_each_class():
 def test_the_paper_s_objective_lowers_the_likelihood_loss_and_logs_its_evaluations():
     config = dataclasses.replace(TOY, tolerance=1e-3, hidden=16, layers=2)
     start, _ = train(few, config=config, objective="nll", steps=1, learning_rate=0.0, seed=0)
-    flow, log = train(few, config=config, objective="nll", steps=20, learning_rate=3e-2, seed=0)
+    flow, log = train(few, config=config, objective="nll", steps=40, learning_rate=3e-2, seed=0)
     held_out, zc = clusters(generator(9))
     before, after = (-float(f.log_prob(held_out, zc, trace="exact").mean()) / 2 for f in (start, flow))
     assert after < before - 0.5
@@ -247,6 +253,22 @@ def test_the_limit_of_evaluations_holds_for_each_solve_of_a_step():
         train(few, config=dataclasses.replace(config, max_evaluations=10), objective="nll", steps=1)
 
 
+def test_a_batch_whose_solve_fails_gives_way_to_the_next_two():
+    config = dataclasses.replace(TOY, tolerance=1e-3, hidden=16, layers=2, max_evaluations=60)
+    count = itertools.count()
+
+    def batches(g, bad):
+        latent, zc = few(g)
+        return (latent * torch.nan if next(count) - FITTING in bad else latent), zc
+
+    _, log = train(lambda g: batches(g, (0, 1, 4)), config=config, objective="nll", steps=3)
+    assert next(count) == FITTING + 6 and log.steps == 3
+    assert all(math.isfinite(row["loss"]) and row["loss"] < 10 for row in log.rows)
+    count = itertools.count()
+    with pytest.raises(SolverError):
+        train(lambda g: batches(g, (1, 2, 3)), config=config, objective="nll", steps=3)
+
+
 class Interrupted(Exception):
     pass
 
@@ -263,7 +285,7 @@ def failing_after(calls: int):
     return batches
 
 
-@pytest.mark.parametrize(("objective", "steps", "stop"), [("fm", 200, 128 + 151), ("nll", 4, 128 + 2)])
+@pytest.mark.parametrize(("objective", "steps", "stop"), [("fm", 200, FITTING + 151), ("nll", 4, FITTING + 2)])
 def test_a_killed_run_resumes_as_if_nothing_had_happened(tmp_path, objective, steps, stop):
     options = {"config": dataclasses.replace(TOY, hidden=8, tolerance=1e-3), "objective": objective, "steps": steps}
     whole, log = train(few, ema=0.99, seed=3, **options)
@@ -275,7 +297,8 @@ def test_a_killed_run_resumes_as_if_nothing_had_happened(tmp_path, objective, st
     for name, tensor in whole.state_dict().items():
         assert torch.equal(tensor, resumed.state_dict()[name]), name
     assert log.rows == log_resumed.rows
-    again, _ = train(failing_after(128), ema=0.99, seed=3, checkpoint=point, **options)  # a finished run trains no more
+    # a finished run trains no more
+    again, _ = train(failing_after(FITTING), ema=0.99, seed=3, checkpoint=point, **options)
     assert torch.equal(again.field.layers[0].linear.weight, whole.field.layers[0].linear.weight)
 
 
@@ -302,20 +325,34 @@ def test_a_warm_start_keeps_the_affine_map_and_leaves_the_first_flow_as_it_was()
     second, _ = train(few, steps=2, seed=4, start=first, objective="nll")
     assert torch.equal(first.field.layers[0].linear.weight, weight)
     assert not torch.equal(second.field.layers[0].linear.weight, weight)
-    assert torch.equal(first.mean, second.mean) and torch.equal(first.std, second.std)
+    before, after = first.whitening.state_dict(), second.whitening.state_dict()
+    assert before["factor"][0, 0] != 1 and all(torch.equal(before[name], after[name]) for name in before)
 
 
 def test_training_on_a_corpus_fits_the_affine_map_and_the_range():
-    mu, zc = 3.0 + 2.0 * normal(500, 2), normal(500, 2, seed=1)
+    zc, mixing = normal(500, 2, seed=1), torch.tensor([[2.0, 0.0], [1.5, 0.5]])
+    mu = 3.0 + normal(500, 2) @ mixing.T + zc @ torch.tensor([[4.0, -1.0], [0.0, 2.0]])
     flow, _ = train((mu, torch.full((500, 2), -2.0), zc), config=TOY, steps=1, batch_size=64)
-    torch.testing.assert_close(flow.mean, mu.mean(dim=0), atol=0.1, rtol=0)
-    torch.testing.assert_close(flow.std, (mu.var(dim=0) + math.exp(-2.0)).sqrt(), atol=0.1, rtol=0)
+    latent = mu + math.exp(-1.0) * normal(500, 2, seed=7)
+    u = flow.whitening(latent, zc)
+    joint = torch.cat([u, zc], dim=1).T.cov()
+    torch.testing.assert_close(joint[:2, :2], torch.eye(2), atol=0.1, rtol=0)
+    assert u.mean(dim=0).abs().max() < 0.1 and joint[:2, 2:].abs().max() < 0.1  # nothing linear in z is left
+    torch.testing.assert_close(flow.whitening.inverse(u, zc), latent)
     assert torch.equal(flow.zc_low, zc.amin(dim=0)) and torch.equal(flow.zc_high, zc.amax(dim=0))
 
 
 def test_a_loss_that_is_not_finite_stops_the_training():
+    count = itertools.count()
+
+    def batches(g):
+        latent, zc = few(g)
+        return (latent, zc) if next(count) < FITTING else (latent * torch.nan, zc)
+
     with pytest.raises(FloatingPointError, match="must stay finite; it was nan"):
-        train(lambda g: (torch.full((8, 2), torch.nan), torch.zeros(8, 2)), config=TOY, steps=2)
+        train(batches, config=TOY, steps=2)
+    with pytest.raises(FloatingPointError, match="Latents and conditions must be finite; 8 of 8 rows are not"):
+        Whitening(2, 2).fit(torch.full((8, 2), torch.nan), torch.zeros(8, 2))
 
 
 # ---- what it is trained on, and what it must beat

@@ -7,9 +7,11 @@ import pytest
 import torch
 
 from graphnas_lib import artifacts, ledger, paper, stages
+from graphnas_lib.archives import MissingDataError
 from graphnas_lib.artifacts import MissingArtifactError
 from graphnas_lib.claims import CLAIMS
-from graphnas_lib.stages import STAGES, rows
+from graphnas_lib.space import sample_cells
+from graphnas_lib.stages import STAGES, labels, rows
 
 
 @pytest.fixture
@@ -155,6 +157,16 @@ def test_without_artifacts_measured_claims_read_not_run_and_exact_ones_hold(home
 )
 def test_status(finding, scale, expected):
     assert ledger.status(finding, scale) == expected
+
+
+def test_cells_are_scored_on_the_images_of_the_labels_alone(home):
+    stages.produce("cells", "smoke", device="cpu", progress=False)
+    facts = {"data": "other images", "resolution": 16, "classes": 10}
+    artifacts.save("labels", {"labels_card.md": ""}, scale="smoke", seed=0, seconds=0, config=facts)
+    job = stages.Stage("gvae", paper.SCALES["smoke"], 0, torch.device("cpu"), "test", progress=False)
+    with pytest.raises(MissingDataError, match="images .* labels, other images; found are .*igits"):
+        labels.score(job, sample_cells(1, seed=0), "gvae")
+    assert not list((home / "data/smoke/checkpoints").iterdir())
 
 
 def test_the_seconds_of_a_killed_run_count(home, monkeypatch):

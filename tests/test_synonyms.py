@@ -12,12 +12,17 @@ from graphnas_lib.ccnf import CCNF, CCNFConfig
 from graphnas_lib.clusters import Families
 from graphnas_lib.gvae import GVAE, GVAEConfig
 from graphnas_lib.macro import HLArchitecture, HLTriple
-from graphnas_lib.space import Cell, InvalidCellError, sample_cells
+from graphnas_lib.network import Costs
+from graphnas_lib.space import REFERENCE_CELL, Cell, InvalidCellError, sample_cells
 from graphnas_lib.synonyms import (
     BLOCK,
+    HALVINGS,
     MAX_TRIES,
+    SIGMAS,
     CellSampler,
     ccnf_cells,
+    label_costs,
+    matched_neighbourhood,
     neighbourhood_cells,
     random_cells,
     realise,
@@ -129,6 +134,42 @@ def test_what_fails_is_drawn_again(parts):
     assert sampler.attempts > sampler.requests == 180 and sampler.fallbacks == 0
 
 
+def made_up_costs(cell: Cell) -> Costs:
+    params, flops = made_up_zc([cell])[0, 2:].tolist()
+    return Costs(int(params), 0, int(flops))
+
+
+def test_cells_of_another_family_are_drawn_again(parts):
+    """Sizes are exact, so a cell that the flow drew too small or too large for its family is seen."""
+    sampler = CellSampler(*parts[:3], costs=made_up_costs)
+    asked = [0, 1, 2] * 40
+
+    def inside(cells):
+        found = sampler.families.assign(sampler.known_zc(cells), standardised=True)
+        return (found == torch.tensor(asked)).float().mean().item()
+
+    once = sampler._decode(sampler.centres(asked), torch.Generator().manual_seed(0), 1.0).cells
+    assert None not in once and inside(once) < 0.9
+    cells = sampler.generate_cells(asked, seed=0)
+    assert inside(cells) > 0.97 and sampler.fallbacks == 0
+    real = sampler.families.transform(made_up_zc(cells))
+    torch.testing.assert_close(sampler.known_zc(cells)[:, 2:], real[:, 2:], atol=1e-3, rtol=0)
+    assert not torch.allclose(sampler.known_zc(cells)[:, 0], real[:, 0], atol=1e-3)  # no network was run
+
+
+def test_sizes_are_those_of_the_labels(home_of_labels):
+    reference = label_costs("smoke")(REFERENCE_CELL)
+    assert (reference.params, reference.flops) == (1_148_474, 326_665_492)
+    assert label_costs("lite") is None
+
+
+@pytest.fixture
+def home_of_labels(tmp_path, monkeypatch):
+    monkeypatch.setenv("GRAPHNAS_HOME", str(tmp_path))
+    facts = {"resolution": 32, "classes": 10}
+    artifacts.save("labels", {"labels_card.md": ""}, scale="smoke", seed=0, seconds=0.0, config=facts)
+
+
 def test_at_last_the_family_s_medoid_stands_in_and_is_counted(barren):
     cells = barren.generate_cells([2, 0, 2], seed=0)
     medoids = [Cell.from_dict(cell).key() for cell in barren.families.medoid_cells]
@@ -196,6 +237,20 @@ def test_a_neighbourhood_is_as_wide_as_the_latents_in_each_dimension(parts):
     assert keys(still.cells) == keys(model.decode(model.encode(cells[:1]))) * 5
 
 
+def test_the_matched_neighbourhood_is_the_smallest_that_is_as_distinct(sampler, parts):
+    reference = parts[3][0]
+    like = ccnf_cells(sampler, sampler.families.means[1], 20, seed=0).valid[:10]
+    wanted = len(set(keys(like)))
+    found, sigma = matched_neighbourhood(sampler, reference, like, 20, seed=0)
+
+    def distinct(width):
+        return len(set(keys(neighbourhood_cells(sampler, reference, 20, seed=0, sigma=width).valid[:10])))
+
+    assert wanted > 3 and len(set(keys(found.valid[:10]))) >= wanted
+    step = next(high - low for low, high in zip((0.0, *SIGMAS), SIGMAS, strict=False) if sigma <= high)
+    assert distinct(sigma) >= wanted > distinct(sigma - step / 2**HALVINGS)
+
+
 def test_ccnf_cells_narrow_with_the_temperature(sampler):
     zc = sampler.families.means[1]
     varied = [len(set(keys(ccnf_cells(sampler, zc, 60, seed=0, temperature=t).cells))) for t in (0.0, 0.2, 1.0)]
@@ -226,6 +281,14 @@ def test_synonyms_are_distinct_valid_and_not_the_cell_itself(sampler, parts):
         assert cell.key() not in keys(found) and all(c.is_valid for c in found)
         assert keys(found) == keys(synonyms(cell, n=12, seed=0, sampler=sampler))
         assert keys(found) != keys(synonyms(cell, n=12, seed=1, sampler=sampler))
+
+
+def test_a_nats_string_has_the_synonyms_of_its_cell(sampler):
+    text = "|skip_connect~0|+|none~0|nor_conv_3x3~1|+|avg_pool_3x3~0|none~1|nor_conv_1x1~2|"
+    found = synonyms(text, n=4, seed=0, sampler=sampler)
+    assert len(found) == 4 and keys(found) == keys(synonyms(Cell.from_nats(text), n=4, seed=0, sampler=sampler))
+    with pytest.raises(InvalidCellError, match="must look like"):
+        synonyms("|conv~0|", n=4, sampler=sampler)
 
 
 def test_a_cell_is_no_synonym_of_its_own(sampler, parts):

@@ -7,6 +7,7 @@ import time
 import pandas as pd
 import torch
 from torch import Tensor
+from tqdm.auto import tqdm
 
 from graphnas_lib import ccnf
 from graphnas_lib.ccnf import CCNF, CCNFConfig
@@ -15,8 +16,9 @@ from graphnas_lib.gvae import GVAE
 from graphnas_lib.latents import PosteriorBatches, gaussian_baselines
 from graphnas_lib.stages import Stage, generated
 from graphnas_lib.stages.gvae import Data
-from graphnas_lib.synonyms import CellSampler
+from graphnas_lib.synonyms import CellSampler, label_costs
 
+TOGETHER = 50  # latents an exact trace takes at once
 JUDGED = {"smoke": 64, "lite": 1_000, "paper": 2_000}  # held-out latents whose exact likelihood is taken
 SOLVERS = (("midpoint", 5), ("midpoint", 10), ("midpoint", 20), ("rk4", 10))
 
@@ -45,10 +47,10 @@ def make(stage: Stage) -> dict:
     flows = {"fm": flow.cpu(), "nll": nll.cpu()}
     model = model.cpu()
     test = PosteriorBatches(*_posteriors(model, data.held_out), condition_jitter=0.0)
-    likelihood = _likelihood(flows, corpus, test, JUDGED[scale.name], stage.seed)
+    likelihood = _likelihood(stage, flows, corpus, test, JUDGED[scale.name])
     logs = [{"objective": "fm", **row} for row in log.rows] + [{"objective": "nll", **row} for row in nll_log.rows]
     stage.config.update(steps=log.steps, nll_steps=nll_log.steps, noised_dimensions=test.noised)
-    sampler = CellSampler(model, flows["fm"], data.families)
+    sampler = CellSampler(model, flows["fm"], data.families, costs=label_costs(scale.name))
     family_cells, families = generated.of_families(stage, sampler, data.known)
     return {
         **flows["fm"].to_files("ccnf"),
@@ -57,6 +59,7 @@ def make(stage: Stage) -> dict:
         "ccnf_likelihood.csv": likelihood,
         "ccnf_conditions.csv": _conditional_error(flows, model, test, stage.seed),
         "ccnf_real.csv": generated.conditional(stage, sampler, data.unseen, data.unseen_zc),
+        "ccnf_reference.csv": generated.around_reference(stage, sampler),
         "ccnf_families.csv": families,
         "ccnf_family_cells.csv": family_cells,
         "ccnf_solvers.csv": _solver_error(flow, model, data.families, stage.seed),
@@ -68,16 +71,28 @@ def _posteriors(model: GVAE, codes) -> tuple[Tensor, Tensor, Tensor]:
     return mu, logvar, model.predict_zc(mu)
 
 
-def _likelihood(flows: dict[str, CCNF], corpus, test: PosteriorBatches, n: int, seed: int) -> pd.DataFrame:
-    """Exact negative log-likelihood of held-out latents, nats a dimension, beside three Gaussians."""
-    generator = torch.Generator().manual_seed(seed)
+def _likelihood(stage: Stage, flows: dict[str, CCNF], corpus, test: PosteriorBatches, n: int) -> pd.DataFrame:
+    """Exact negative log-likelihood of held-out latents, nats a dimension, beside three Gaussians.
+
+    Minutes a hundred latents: densities are kept as they come, and a killed run goes on with the next.
+    """
+    generator = torch.Generator().manual_seed(stage.seed)
     latent, zc = test.draw(torch.arange(min(n, len(test.mu))), generator)
     train = PosteriorBatches(*(part.cpu() for part in corpus), condition_jitter=0.0)
     fitted = train.draw(torch.arange(len(train.mu)), generator)
     rows = [{"model": name, "nll": value} for name, value in gaussian_baselines(*fitted, latent, zc).items()]
-    for name, flow in flows.items():
-        density = flow.log_prob(latent, zc, trace="exact", method="rk4", steps=10)
-        rows.append({"model": f"ccnf_{name}", "nll": -density.mean().item() / latent.shape[1]})
+    point = stage.checkpoint("likelihood")
+    known = point.load() or {name: torch.empty(0) for name in flows}
+    total, done = len(flows) * len(latent), sum(len(density) for density in known.values())
+    with tqdm(total=total, initial=done, desc="exact likelihoods", disable=not stage.progress) as bar:
+        for name, flow in flows.items():
+            for start in range(len(known[name]), len(latent), TOGETHER):
+                part = slice(start, start + TOGETHER)
+                found = flow.log_prob(latent[part], zc[part], trace="exact", method="rk4", steps=10)
+                known[name] = torch.cat([known[name], found])
+                point.save(known)
+                bar.update(len(found))
+            rows.append({"model": f"ccnf_{name}", "nll": -known[name].mean().item() / latent.shape[1]})
     return pd.DataFrame(rows).assign(n=len(latent))
 
 

@@ -1,7 +1,8 @@
 """What generated cells really are: their zero-cost vectors computed, beside what was asked for (part of stage "ccnf").
 
-Three questions, one row a cell each: do draws of the flow for a condition have it, against a neighbourhood of a cell
-that has it, at equal uniqueness (Sec. 3.2, Tab. 1); and do cells generated for a family fall in it (Eq. 9).
+One row a cell each: do draws of the flow for a condition have it, against a neighbourhood of a cell that has it, at
+equal uniqueness (Sec. 3.2); how do both spread around the NATS reference (Tab. 1); and do cells generated for a family
+fall in it (Eq. 9).
 """
 
 from __future__ import annotations
@@ -11,25 +12,26 @@ from typing import NamedTuple
 import pandas as pd
 import torch
 
-from graphnas_lib import synonyms
+from graphnas_lib import artifacts, synonyms
 from graphnas_lib.clusters import ZC_NAMES
 from graphnas_lib.codes import CellCodes
 from graphnas_lib.corpus import zc_matrix
-from graphnas_lib.space import Cell
+from graphnas_lib.space import REFERENCE_CELL, Cell
 from graphnas_lib.stages import Stage, labels
 from graphnas_lib.synonyms import CellSampler
 
 
 class Sizes(NamedTuple):
-    """Conditions, cells of each; cells a family that are scored, and that are only decoded."""
+    """Conditions, cells of each, cells around the reference; cells a family that are scored, and that are decoded."""
 
     conditions: int
     cells: int
+    reference: int
     family_scored: int
     family_decoded: int
 
 
-SIZES = {"smoke": Sizes(2, 4, 1, 10), "lite": Sizes(20, 25, 10, 100), "paper": Sizes(50, 40, 25, 1_000)}
+SIZES = {"smoke": Sizes(2, 4, 4, 1, 10), "lite": Sizes(20, 25, 100, 10, 100), "paper": Sizes(50, 40, 200, 25, 1_000)}
 
 
 def conditional(stage: Stage, sampler: CellSampler, references: CellCodes, zc: torch.Tensor) -> pd.DataFrame:
@@ -51,15 +53,33 @@ def conditional(stage: Stage, sampler: CellSampler, references: CellCodes, zc: t
     rows, drawn = [], []
     for i in inside.tolist():
         asked = dict(zip([f"asked_{name}" for name in ZC_NAMES], zc[i].tolist(), strict=True))
-        found = synonyms.ccnf_cells(sampler, zc[i].float(), 2 * size.cells, seed=stage.seed + i)
-        of_flow = found.valid[: size.cells]
-        near, sigma = synonyms.matched_neighbourhood(
-            sampler, references[i : i + 1].cells()[0], of_flow, 2 * size.cells, seed=stage.seed + i
-        )
-        for draws, cells, width in (("flow", of_flow, 0.0), ("neighbourhood", near.valid[: size.cells], sigma)):
-            rows += [{"draws": draws, "condition": i, "sigma": width, "key": cell.key(), **asked} for cell in cells]
-            drawn += cells
+        found, cells = _rivals(sampler, zc[i], references[i : i + 1].cells()[0], size.cells, stage.seed + i)
+        rows += [{**row, "condition": i, **asked} for row in found]
+        drawn += cells
     return _scored(stage, sampler, rows, drawn, "conditional")
+
+
+def around_reference(stage: Stage, sampler: CellSampler) -> pd.DataFrame:
+    """As `conditional` for the NATS reference cell, whose raw z is in the labels' manifest; raw z besides, by name."""
+    raw = artifacts.load_manifest("labels", stage.scale.name)["config"]["reference"]
+    zc = sampler.families.transform(torch.tensor([[raw[name] for name in ZC_NAMES]]))[0]
+    rows, cells = _rivals(sampler, zc, REFERENCE_CELL, SIZES[stage.scale.name].reference, stage.seed)
+    table = _scored(stage, sampler, rows, cells, "reference")
+    z = sampler.families.inverse(torch.tensor(table[[f"z_{name}" for name in ZC_NAMES]].to_numpy()))
+    return table.assign(**{name: z[:, i].numpy() for i, name in enumerate(ZC_NAMES)})
+
+
+def _rivals(
+    sampler: CellSampler, zc: torch.Tensor, reference: Cell, n: int, seed: int
+) -> tuple[list[dict], list[Cell]]:
+    """The first n valid cells of the flow for zc, and of the neighbourhood of `reference` that matches them."""
+    of_flow = synonyms.ccnf_cells(sampler, zc.float(), 2 * n, seed=seed).valid[:n]
+    near, sigma = synonyms.matched_neighbourhood(sampler, reference, of_flow, 2 * n, seed=seed)
+    rows, drawn = [], []
+    for draws, cells, width in (("flow", of_flow, 0.0), ("neighbourhood", near.valid[:n], sigma)):
+        rows += [{"draws": draws, "sigma": width, "key": cell.key()} for cell in cells]
+        drawn += cells
+    return rows, drawn
 
 
 def of_families(stage: Stage, sampler: CellSampler, known: set[str]) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -70,33 +90,35 @@ def of_families(stage: Stage, sampler: CellSampler, known: set[str]) -> tuple[pd
         known: keys of the training cells.
 
     Returns:
-        Cells with family, key, z_* and "falls_in", the family of their real z; and families with the shares "valid"
-        (of decodes), "distinct" and "new" (of the valid), "inside" (of the scored).
+        Scored cells with family, key, "drawn" ("kept": as `generate_cells` gives them; "once": as the flow drew them),
+        z_* and "falls_in", the family of their real z. And families with the shares "valid" (of decodes), "distinct"
+        and "new" (of the kept), "inside" and "inside_once" (of the scored).
     """
     size, families = SIZES[stage.scale.name], sampler.families
     rows, drawn, shares = [], [], []
     for family in range(families.n_clusters):
-        found = sampler.sample(sampler.centres([family] * size.family_decoded), seed=1_000 * stage.seed + family)
-        keys = [cell.key() for cell in found.valid]
-        unique = set(keys)
+        asked, seed = [family] * size.family_decoded, 1_000 * stage.seed + family
+        once, kept = sampler.sample(sampler.centres(asked), seed=seed), sampler.generate_cells(asked, seed=seed)
+        unique = {cell.key() for cell in kept}
         shares.append(
             {
                 "family": family,
-                "decoded": found.n_attempts,
-                "valid": len(keys) / found.n_attempts,
-                "distinct": len(unique) / max(len(keys), 1),
-                "new": len(unique - known) / max(len(unique), 1),
+                "decoded": once.n_attempts,
+                "valid": len(once.valid) / once.n_attempts,
+                "distinct": len(unique) / len(kept),
+                "new": len(unique - known) / len(unique),
             }
         )
-        scored = found.valid[: size.family_scored]
-        rows += [{"family": family, "key": cell.key()} for cell in scored]
-        drawn += scored
+        for name, cells in (("kept", kept[: size.family_scored]), ("once", once.valid[: size.family_scored])):
+            rows += [{"family": family, "drawn": name, "key": cell.key()} for cell in cells]
+            drawn += cells
     cells = _scored(stage, sampler, rows, drawn, "families")
     z = torch.tensor(cells[[f"z_{name}" for name in ZC_NAMES]].to_numpy())
     cells["falls_in"] = families.assign(z, standardised=True).numpy()
-    inside = (cells["falls_in"] == cells["family"]).groupby(cells["family"]).agg(["mean", "size"])
-    table = pd.DataFrame(shares).set_index("family").join(inside.set_axis(["inside", "scored"], axis=1)).reset_index()
-    return cells, table
+    inside = (cells["falls_in"] == cells["family"]).groupby([cells["family"], cells["drawn"]]).mean().unstack()
+    inside = inside.reindex(columns=["kept", "once"]).set_axis(["inside", "inside_once"], axis=1)
+    scored = cells[cells["drawn"] == "kept"].groupby("family").size().rename("scored")
+    return cells, pd.DataFrame(shares).set_index("family").join(inside).join(scored).reset_index()
 
 
 def _scored(stage: Stage, sampler: CellSampler, rows: list[dict], cells: list[Cell], name: str) -> pd.DataFrame:

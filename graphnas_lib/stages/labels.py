@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from graphnas_lib import artifacts, corpus, datacard
+from graphnas_lib.archives import MissingDataError
 from graphnas_lib.codes import CellCodes
 from graphnas_lib.draw import svg
 from graphnas_lib.space import REFERENCE_CELL, Cell
@@ -40,10 +41,20 @@ def score(stage: Stage, chosen: Sequence[Cell], prefix: str) -> tuple[pd.DataFra
         stage: whose scale, seed and device decide; what was done is noted in its `config`.
         chosen: cells.
         prefix: of the shards' folder among the checkpoints.
+
+    Raises:
+        MissingDataError: the images are not those that the labels were taken on.
     """
     scale = stage.scale
     data = stage.dataset(resolution=scale.label_resolution)
     images, targets = data.batch(scale.label_batch, device=stage.device)
+    if stage.name != "labels":
+        source = artifacts.load_manifest("labels", scale.name)["config"]["data"]
+        if source != data.source:
+            raise MissingDataError(
+                f"Cells must be scored on the images of this scale's labels, {source}; found are {data.source}. Point "
+                f"$GRAPHNAS_DATA at the former, or label anew: python -m graphnas_lib run labels --scale {scale.name}."
+            )
     # Beyond smoke the shards are named after what decides a label: work goes on when another size changes.
     decides = [stage.seed, scale.label_batch, scale.label_resolution, data.source, data.classes, stage.device.type]
     name = hashlib.sha256(json.dumps(decides).encode()).hexdigest()[:16]
