@@ -143,9 +143,14 @@ def real_errors(real: pd.DataFrame) -> pd.DataFrame:
     grouped = pd.DataFrame(off).assign(mean=pd.DataFrame(off).mean(axis=1)).groupby(real["draws"], sort=False).mean()
     distinct = real.groupby(["draws", "condition"])["key"].agg(lambda keys: keys.nunique() / len(keys))
     facts = {"conditions": ("condition", "nunique"), "cells": ("key", "size"), "sigma": ("sigma", "mean")}
-    ratio = pd.DataFrame([grouped.loc["flow"] / grouped.loc["neighbourhood"]], index=["flow / neighbourhood"])
     shares = real.groupby("draws").agg(**facts).join(distinct.groupby("draws").mean().rename("distinct"))
-    return pd.concat([grouped, ratio]).rename_axis("draws").join(shares)
+    return _with_ratio(grouped).join(shares)
+
+
+def _with_ratio(table: pd.DataFrame) -> pd.DataFrame:
+    """A table by draws, and in a last row the flow's values as shares of the neighbourhood's."""
+    ratio = pd.DataFrame([table.loc["flow"] / table.loc["neighbourhood"]], index=["flow / neighbourhood"])
+    return pd.concat([table, ratio]).rename_axis("draws")
 
 
 def reference_spread(around: pd.DataFrame, reference: dict) -> pd.DataFrame:
@@ -157,10 +162,9 @@ def reference_spread(around: pd.DataFrame, reference: dict) -> pd.DataFrame:
     """
     groups = around.groupby("draws", sort=False)
     table = groups[["naswot", "snip_ssnr"]].std().add_prefix("std ")
-    ratio = pd.DataFrame([table.loc["flow"] / table.loc["neighbourhood"]], index=["flow / neighbourhood"])
     medians = pd.DataFrame({f"median {n} / reference": groups[n].median() / reference[n] for n in ("params", "flops")})
     facts = groups.agg(cells=("key", "size"), distinct=("key", "nunique"), sigma=("sigma", "mean"))
-    return pd.concat([table, ratio]).rename_axis("draws").join(medians).join(facts)
+    return _with_ratio(table).join(medians).join(facts)
 
 
 def compared_curves(compared: pd.DataFrame) -> dict[str, list[list[float]]]:
