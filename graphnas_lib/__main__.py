@@ -10,6 +10,7 @@ import argparse
 import os
 import re
 import sys
+import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -165,7 +166,11 @@ def _design_options(to: argparse.ArgumentParser) -> None:
     to.add_argument("-n", type=int, default=10, help="networks to return, default 10")
     to.add_argument("-o", "--output", type=Path, metavar="FOLDER", help="write each design, and a table of all, there")
     _formats(to)
-    to.add_argument("--data", help="data set that T-CET is taken on (auto, cifar10, ...); default noise")
+    to.add_argument(
+        "--data",
+        help="what T-CET is taken on: auto, cifar10, cifar100, imagenet16-120, digits, or your own FILE.npz with the "
+        "arrays images (B, *input), normalised, and labels (B,); default noise",
+    )
     to.add_argument("--scale", choices=artifacts.SCALE_NAMES, help="whose generator; default: the one that ships")
     to.add_argument("--tolerance", type=float, default=0.05, help="largest relative error of the costs, default 0.05")
     _common(to)
@@ -237,10 +242,32 @@ def export(options: argparse.Namespace) -> int:
 def _images(name: str, input_shape: tuple[int, ...]):
     from graphnas_lib import datasets
 
+    if name.endswith(".npz"):
+        return _own_images(Path(name))
     dataset = datasets.load(name, resolution=input_shape[-1])
     if dataset.input_shape != tuple(input_shape):
         raise ValueError(f"--data {name} has images of shape {dataset.input_shape}; --input asks for {input_shape}.")
     return dataset.batch(IMAGES)
+
+
+def _own_images(path: Path):
+    import numpy as np
+    import torch
+
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            found = {name: arrays[name] for name in arrays.files}
+    except (OSError, ValueError, zipfile.BadZipFile) as error:
+        raise ValueError(f"--data must be a data set or a readable .npz file; got {path.name}: {error}") from error
+    if {"images", "labels"} - set(found):
+        raise ValueError(f"{path.name} must have the arrays images and labels; it has {sorted(found) or 'none'}.")
+    if found["images"].dtype.kind not in "fiu" or not np.isfinite(found["images"]).all():
+        raise ValueError(
+            f"{path.name}: images must be finite numbers; they are {found['images'].dtype}, or not finite."
+        )
+    if found["labels"].dtype.kind not in "iu":
+        raise ValueError(f"{path.name}: labels must be integers; got {found['labels'].dtype}.")
+    return torch.from_numpy(found["images"]).float(), torch.from_numpy(found["labels"]).long()
 
 
 # ---- score

@@ -77,6 +77,7 @@ class CCNF(nn.Module):
         temperature: float = 1.0,
         method: str = "midpoint",
         steps: int = 20,
+        units: Callable[[Tensor], Tensor] | None = None,
     ) -> Tensor:
         """Latent cells u_1 = u_0 + int_0^1 g dt for noise u_0 (Sec. 3.2), one a row of `zc`.
 
@@ -87,6 +88,7 @@ class CCNF(nn.Module):
             temperature: factor on the noise; 1 is the paper's, below 1 stays nearer to the condition's centre.
             method: torchdiffeq solver; a fixed-step one keeps rows independent of each other.
             steps: steps of a fixed-step method.
+            units: standardised vectors to raw ones (`ZCTransform.inverse`), in which the warning speaks.
 
         Returns:
             (n, m), in the units of the G-VAE.
@@ -99,7 +101,7 @@ class CCNF(nn.Module):
             UserWarning: a condition lies outside the range seen in training.
         """
         zc = self._condition(zc)
-        self._warn_out_of_range(zc)
+        self._warn_out_of_range(zc, units)
         if noise is None:
             noise = torch.randn(len(zc), self.config.latent_dim, generator=torch.Generator().manual_seed(seed))
         u0 = temperature * self._rows(noise, zc)
@@ -183,13 +185,17 @@ class CCNF(nn.Module):
             )
         return values.to(self.zc_low)
 
-    def _warn_out_of_range(self, zc: Tensor) -> None:
+    def _warn_out_of_range(self, zc: Tensor, units: Callable[[Tensor], Tensor] | None) -> None:
         outside = ((zc < self.zc_low) | (zc > self.zc_high)).any(dim=0)
+        if not outside.any():
+            return
+        ends = torch.stack([self.zc_low, self.zc_high, zc.amin(dim=0), zc.amax(dim=0)])  # (4, P)
+        ends = units(ends.cpu()) if units else ends
         for i in outside.nonzero().flatten().tolist():
-            low, high = zc[:, i].min(), zc[:, i].max()
+            low, high, least, most = (f"{value:.4g}" for value in ends[:, i].tolist())
             warnings.warn(
-                f"Condition {self.config.condition_names[i]} must lie in the trained range [{self.zc_low[i]:.3g}, "
-                f"{self.zc_high[i]:.3g}] (standardised units); got [{low:.3g}, {high:.3g}]. Cells generated there are "
+                f"Condition {self.config.condition_names[i]} must lie in the trained range [{low}, {high}]"
+                f"{'' if units else ' (standardised units)'}; got [{least}, {most}]. Cells generated there are "
                 "extrapolation: clamp the condition, or train on cells that reach it.",
                 stacklevel=4,
             )

@@ -206,6 +206,9 @@ class _Batch:
             if tuple(images.shape[1:]) != shape or len(images) != len(labels):
                 came = f"{tuple(images.shape)} and {len(labels)} labels"
                 raise ValueError(f"images must be (B, {', '.join(map(str, shape))}) with a label each; got {came}.")
+            if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < classes:
+                came = f"{int(labels.min())} to {int(labels.max())}"
+                raise ValueError(f"labels must be classes 0 to {classes - 1}; got {came}. Give the number of classes.")
             return cls(images, labels, f"{len(images)} given images")
         source = torch.Generator().manual_seed(seed)
         noise = torch.randn(BATCH, *shape, generator=source)

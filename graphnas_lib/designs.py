@@ -164,6 +164,9 @@ class Designs(list):
         ]
         return pd.DataFrame(rows)
 
+    def __repr__(self) -> str:
+        return self.table().to_string(index=False) if self else "no designs"
+
     def _repr_html_(self) -> str:
         if not self:
             return "<p>no designs</p>"

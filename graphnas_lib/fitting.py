@@ -13,8 +13,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from itertools import combinations, permutations, product
 
-from graphnas_lib.evolution import HLIndividual, round_channels
 from graphnas_lib.macro import CHANNELS, MAX_CELLS, Architecture, Triple
+from graphnas_lib.mutations import HLIndividual, round_channels
 from graphnas_lib.network import Costs
 
 MAX_ROUNDS = 40  # moves of one kind in a row

@@ -183,7 +183,7 @@ def _conditioning(scale: str) -> Finding:
 
 
 def _history(scale: str) -> Finding:
-    table = artifacts.load("evolution", "evolution_comparison.parquet", scale)
+    table = artifacts.load("comparison", "comparison.parquet", scale)
     best = table.groupby(["method", "seed"])["score"].max().unstack("method")
     text = ", ".join(f"{name} {value:,.0f}" for name, value in best.median().items())
     won = int((best["HL-Evo"] > best["Random"]).sum())

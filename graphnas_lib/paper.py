@@ -85,7 +85,7 @@ class Scale:
     tcet_batch: int
     tcet_resolution: int
     budgets: tuple[tuple[str, float], ...]  # (quantity, upper bound) of each evolution run at tcet_resolution
-    comparison_iterations: int  # ours: HL-Evo, flat evolution and random search on the first budget, and their seeds
+    comparison_iterations: int  # ours: HL-Evo, flat evolution, random search on the first budget, and how many seeds
     comparison_seeds: int
     # sequence generator (Tab. 6)
     sequence_hidden: int
@@ -185,10 +185,10 @@ SCALES = {
         ccnf_nll_steps=200,
         ccnf_batch=256,
         iterations=3_000,
-        population=256,
+        population=77,  # the paper's share of the iterations
         tcet_batch=16,
         tcet_resolution=32,
-        budgets=(("params", 1e6), ("flops", 200e6), ("flops", 600e6)),
+        budgets=(("params", 1e6), ("flops", 100e6), ("flops", 600e6), ("params", 3e5), ("flops", 300e6)),
         comparison_iterations=600,
         comparison_seeds=5,
         sequence_hidden=256,

@@ -46,7 +46,8 @@ class SearchResult:
     """Outcome of a search: the best individual, its score, every recorded individual, and counts.
 
     `history` has one dict an individual: iteration (0 is the initial one), phase, score, parent and removed
-    (iterations, -1 for none), key, whatever `score` and `describe` added, and the individual itself. `counts` has
+    (iterations, -1 for none), key, evaluations (scores asked for so far, failed ones included), whatever `score` and
+    `describe` added, and the individual itself. `counts` has
     "recorded", "discarded" (constraints), "failed" (score), "redrawn" and "duplicates"; `failures` the first messages.
     """
 
@@ -130,6 +131,8 @@ def evolve(
             bar.update(search.step - bar.n)
             if checkpoint.due():
                 checkpoint.save(search.state(dump))
+    if checkpoint.path is not None:
+        checkpoint.save(search.state(dump))  # a later search may be killed
     best = max(search.history, key=lambda row: row["score"])
     return SearchResult(best["individual"], best["score"], search.history, dict(search.counts), search.failures)
 
@@ -214,7 +217,8 @@ class _Search:
         self.records[key] = record
         self.population.append(len(self.history))
         head = {"iteration": len(self.history), "phase": phase, "score": record["score"], "parent": parent}
-        row = {**head, "removed": removed, "key": key, **record, **self.describe(child), "individual": child}
+        head |= {"removed": removed, "key": key, "evaluations": len(self.records)}
+        row = {**head, **record, **self.describe(child), "individual": child}
         self.history.append(row)
         self.scores.append(row["score"])
 

@@ -192,7 +192,8 @@ class CellSampler:
 
     def _decode(self, zc: Tensor, generator: torch.Generator, temperature: float) -> Generated:
         noise = torch.randn(len(zc), self.ccnf.config.latent_dim, generator=generator)  # (n, m)
-        return _decoded(self.gvae, self.ccnf.sample(zc, noise=noise, temperature=temperature))
+        units = self.families.zc_transform.inverse
+        return _decoded(self.gvae, self.ccnf.sample(zc, noise=noise, temperature=temperature, units=units))
 
 
 def label_costs(scale: str) -> Callable[[Cell], Costs] | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 
 import pandas as pd
 from IPython.display import Markdown
@@ -14,6 +15,8 @@ from graphnas_lib.artifacts import MissingArtifactError
 from graphnas_lib.clusters import ZC_NAMES, Families
 from graphnas_lib.codes import UNUSED, CellCodes
 from graphnas_lib.datasets import Dataset
+from graphnas_lib.designs import Design
+from graphnas_lib.export import ExportError
 from graphnas_lib.paper import DEVIATIONS, NATS_TAU, SCALES
 from graphnas_lib.proxies import zc_vector
 from graphnas_lib.report import farthest_families, markdown
@@ -79,6 +82,17 @@ def refusal(function: Callable, **arguments) -> str:
     except ValueError as error:
         return f"{type(error).__name__}: {error}"
     raise AssertionError("This request was expected to be refused; it was met.")
+
+
+def exported(design: Design, path: Path, formats: Sequence[str]) -> pd.DataFrame:
+    """Writes a design in each format beside `path`; which file came, or why none did."""
+    rows = []
+    for suffix in formats:
+        try:
+            rows.append({"format": suffix, "file": design.save(path.with_suffix(f".{suffix}")).name, "why not": ""})
+        except ExportError as error:
+            rows.append({"format": suffix, "file": "-", "why not": f"not run ({error})"})
+    return pd.DataFrame(rows)
 
 
 def operation_costs(*, channels: int, side: int) -> pd.DataFrame:
@@ -168,12 +182,28 @@ def reference_spread(around: pd.DataFrame, reference: dict) -> pd.DataFrame:
 
 
 def compared_curves(compared: pd.DataFrame) -> dict[str, list[list[float]]]:
-    """Best score so far after each evaluation: method -> a curve a seed, of evolution_comparison.parquet."""
-    ordered = compared.sort_values("iteration")
-    return {
-        method: [list(run["score"].cummax()) for _, run in runs.groupby("seed")]
-        for method, runs in ordered.groupby("method")
-    }
+    """Best score so far after each evaluation: method -> a curve a seed, of comparison.parquet."""
+    curves: dict[str, list[list[float]]] = {}
+    for (method, _), run in compared.groupby(["method", "seed"]):
+        best = run.groupby("evaluations")["score"].max()
+        curves.setdefault(method, []).append(list(best.reindex(range(1, best.index.max() + 1)).ffill().cummax()))
+    return curves
+
+
+def seed_table(compared: pd.DataFrame) -> pd.DataFrame:
+    """Best score of each method with each seed of comparison.parquet, and whether HL-Evo's is above the others."""
+    table = compared.groupby(["seed", "method"])["score"].max().unstack("method")
+    others = table.drop(columns="HL-Evo").max(axis=1)
+    return table.assign(**{"HL-Evo above both": table["HL-Evo"] > others}).reset_index().rename_axis(columns=None)
+
+
+def best_table(best: pd.DataFrame) -> pd.DataFrame:
+    """Best T-CET under each budget of sequence_best.csv by method, and the generator's as a share of the others'."""
+    table = best.pivot(index="budget", columns="method", values="score").rename_axis(columns=None)
+    asked = best.groupby("method")["evaluations"].max()
+    shares = {f"SG / {name}": table["SG"] / table[name] for name in ("HL-Evo", "Evo (flat)")}
+    named = table.rename(columns={name: f"{name}, {asked[name]:,} evaluations" for name in table})
+    return named.assign(**shares).loc[best["budget"].unique()].reset_index()
 
 
 def count_table(counts: Mapping[str, Mapping[str, int]]) -> pd.DataFrame:

@@ -7,7 +7,7 @@ from functools import partial
 import pytest
 import torch
 
-from graphnas_lib import evolution
+from graphnas_lib import evolution, mutations
 from graphnas_lib.artifacts import Checkpoint
 from graphnas_lib.evolution import HLIndividual, ScoreError, SearchError, best_so_far, evolve, history_table
 from graphnas_lib.macro import Architecture, Triple
@@ -108,10 +108,10 @@ def test_individuals_keep_widths_and_strides_in_step():
 
 
 def test_initial_individual_is_the_papers():
-    start = evolution.initial_individual(lambda family: generate_cell(family, 0), 32)
+    start = mutations.initial_individual(lambda family: generate_cell(family, 0), 32)
     assert [(t.cluster, t.channels, t.stride) for t in start.hl.triples] == [(5, 32, 1), (5, 64, 2), (5, 64, 1)]
     assert len({t.cell for t in start.architecture.triples}) == 1
-    few = evolution.initial_individual(lambda family: generate_cell(family, 0), 4)
+    few = mutations.initial_individual(lambda family: generate_cell(family, 0), 4)
     assert families(few) == [1, 1, 1]
 
 
@@ -207,6 +207,8 @@ def test_failed_scores_are_counted_and_never_ranked():
     )
     assert max(scored.values()) == 1  # neither a score nor a failure is computed twice
     assert result.counts["failed"] > 0 and "no score for" in result.failures[0]
+    asked = [row["evaluations"] for row in result.history]
+    assert asked == sorted(asked) and asked[0] == 1 and asked[-1] == len(scored)  # failures are evaluations as well
     assert all(row["individual"] % 3 != 1 for row in result.history) and len(result.history) == 301
 
 
@@ -266,7 +268,7 @@ def test_flat_mutation_stays_in_the_space_and_reaches_every_kind():
     architecture = Architecture(tuple(Triple(cell, 32, 1) for cell in POOL[:4]))
     seen = Counter()
     for _ in range(300):
-        child = evolution.flat_mutate(architecture, True, generator)
+        child = mutations.flat_mutate(architecture, True, generator)
         assert all(t.cell.is_valid for t in child.triples) and 1 <= len(child.triples) <= 20
         n, m = len(architecture.triples), len(child.triples)
         changed = [(a, b) for a, b in zip(architecture.triples, child.triples) if a != b] if n == m else []
@@ -277,14 +279,14 @@ def test_flat_mutation_stays_in_the_space_and_reaches_every_kind():
             seen["stride"] += a.stride != b.stride
         architecture = child
     assert all(seen[kind] > 5 for kind in ("insert", "remove", "cell", "channels", "stride"))
-    assert len(evolution.flat_mutate(architecture, False, generator).triples) == len(architecture.triples)
+    assert len(mutations.flat_mutate(architecture, False, generator).triples) == len(architecture.triples)
 
 
 @pytest.mark.parametrize("kind", ["edge", "operation"])
 def test_cell_mutation_gives_a_different_valid_canonical_cell(kind):
     generator = torch.Generator().manual_seed(1)
     for cell in POOL:
-        changed = evolution.mutate_cell(cell, kind, generator)
+        changed = mutations.mutate_cell(cell, kind, generator)
         assert changed.is_valid and changed.key() != cell.key() and changed == changed.canonical()
 
 
@@ -293,12 +295,13 @@ def test_flat_search_and_local_channels():
     feasible = evolution.budget(count, params=2e6)
     options = {"score": width_score, "feasible": feasible, "iterations": 60, "population": 8, "seed": 0}
     result = evolution.flat_evo(start, costs=count, **options)
-    assert all(row["params"] <= 2e6 for row in result.history) and result.history[-1]["phase"] == "exploration"
+    assert all(row["params"] <= 2e6 for row in result.history)
+    assert [row["phase"] for row in result.history[1:]] == ["exploration"] * 30 + ["exploitation"] * 30
     generator = torch.Generator().manual_seed(0)
-    widths = {evolution._channels(64, "local", generator) for _ in range(200)}
+    widths = {mutations._channels(64, "local", generator) for _ in range(200)}
     assert 64 not in widths and min(widths) >= 48 and max(widths) <= 88
     with pytest.raises(ValueError, match="local"):
-        evolution._channels(64, "brute", generator)
+        mutations._channels(64, "brute", generator)
 
 
 def test_random_search_spends_its_evaluations_on_feasible_draws():
@@ -314,6 +317,46 @@ def test_random_search_spends_its_evaluations_on_feasible_draws():
     assert len(result.history) == 31 and all(feasible(row["individual"]) for row in result.history)
     assert {row["phase"] for row in result.history} == {"random"}
     assert len({len(row["individual"].triples) for row in result.history}) > 3
+
+
+def test_random_evolution_fills_the_budget_at_every_depth():
+    feasible = evolution.budget(count, params=5e5)
+    options = {"generate_cell": generate_cell, "n_families": K, "score": width_score, "seed": 0}
+    result = evolution.random_evo(feasible=feasible, iterations=40, costs=count, **options)
+    depths = [len(row["individual"].triples) for row in result.history]
+    assert all(feasible(row["individual"]) for row in result.history) and max(depths) > 12 and min(depths) < 5
+    assert sum(row["params"] > 4e5 for row in result.history) > 30  # width steps of 8 leave something over
+    again = evolution.random_evo(feasible=feasible, iterations=40, costs=count, **options)
+    assert history_table(again.history).equals(history_table(result.history))
+
+
+def test_filled_takes_the_largest_widths_that_are_feasible():
+    narrow = Architecture((Triple(POOL[0], 8, 1), Triple(POOL[1], 16, 2)))
+    found = evolution.filled(narrow, evolution.budget(count, params=1e6))
+    ratio = [t.channels for t in found.triples]
+    assert count(found).params <= 1e6 and ratio[1] == pytest.approx(2 * ratio[0], abs=8)
+    wider = Architecture(tuple(Triple(t.cell, t.channels + 16, t.stride) for t in found.triples))
+    assert count(wider).params > 1e6
+    assert evolution.filled(narrow, lambda _: False) == narrow
+
+
+def test_searches_start_alike_and_narrow():
+    hl, flat = evolution.hl_start(generate_cell, K), evolution.flat_start()
+    sizes = [(8, 1), (16, 2), (16, 1)]  # a quarter of alpha_0's widths
+    assert [(t.channels, t.stride) for t in flat.triples] == sizes
+    assert [(t.channels, t.stride) for t in hl.architecture.triples] == sizes
+
+
+def test_a_finished_search_is_not_run_again(tmp_path):
+    checkpoint = Checkpoint(tmp_path / "evolution.safetensors")  # due after a minute: never in this search
+    first = hl_search(iterations=20, checkpoint=checkpoint)
+    assert checkpoint.path.exists()
+
+    def unasked(_):
+        raise AssertionError("a finished search has all its scores")
+
+    again = hl_search(iterations=20, checkpoint=checkpoint, score=unasked)
+    assert history_table(again.history).equals(history_table(first.history))
 
 
 def test_individual_survives_json_and_history_is_a_table():

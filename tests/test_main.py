@@ -5,6 +5,7 @@ import math
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from graphnas_lib import artifacts, foreign, proxies, runner
@@ -55,6 +56,26 @@ def test_mistakes_end_in_one_line(home, command, arguments, said):
     code, out, err = command(*arguments, home=home)
     assert code == 1 and out == ""
     assert err.startswith("error: ") and err.count("\n") == 1 and said in err
+
+
+@pytest.mark.parametrize(
+    ("arrays", "said"),
+    [
+        (None, "own.npz"),
+        ({"images": np.zeros((2, 3, 8, 8))}, "must have the arrays images and labels; it has ['images']"),
+        ({"images": np.full((2, 3, 8, 8), np.nan), "labels": np.zeros(2, int)}, "images must be finite numbers"),
+        ({"images": np.zeros((2, 3, 8, 8)), "labels": np.zeros(2)}, "labels must be integers; got float64"),
+        ({"images": np.zeros((2, 3, 8, 8)), "labels": np.array([0, 10])}, "labels must be classes 0 to 9; got 0 to 10"),
+        ({"images": np.zeros((2, 3, 4, 4)), "labels": np.zeros(2, int)}, "images must be (B, 3, 8, 8)"),
+    ],
+    ids=["missing", "no labels", "not finite", "float labels", "too many classes", "other shape"],
+)
+def test_own_images_that_do_not_fit_are_refused(home, command, tmp_path, arrays, said):
+    path = tmp_path / "own.npz"
+    if arrays is not None:
+        np.savez(path, **arrays)
+    code, out, err = command("design", "--params", "1M", "--input", "3x8x8", "--data", str(path), home=home)
+    assert code == 1 and out == "" and err.count("\n") == 1 and said in err
 
 
 def test_debug_shows_the_traceback(home, command):

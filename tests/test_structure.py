@@ -27,8 +27,8 @@ LAYERS = (
     "artifacts augment bottleneck claims deviations diagrams dynamics embedding latents metrics probe published "
     "recipes runner space zenblocks",
     "archives ccnf clusters codes macro manifest operations paper results search",
-    "datasets evolution losses network proteins report vocabulary",
-    "export fitting gvae nats proxies sequence tasks zennet",
+    "datasets losses mutations network proteins report vocabulary",
+    "evolution export fitting gvae nats proxies sequence tasks zennet",
     "corpus designs nasbench360 roundtrip sgd synonyms validation",
     "datacard design foreign training",
     "scores",

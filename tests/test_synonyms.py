@@ -313,6 +313,21 @@ def test_too_few_synonyms_are_said_to_be_so(sampler, parts):
         assert synonyms(parts[3][0], n=0, sampler=sampler) == []
 
 
+def test_a_condition_beyond_the_labels_is_answered_in_raw_units(parts):
+    model, flow, families, cells = parts
+    narrow = copy.deepcopy(flow)
+    narrow.zc_low.fill_(-1.0)
+    narrow.zc_high.fill_(1.0)
+    low, high = (families.zc_transform.inverse(torch.full((4,), end))[2].item() for end in (-1.0, 1.0))
+    asked = torch.tensor([[0.0, 0.0, 2.0, 0.0]])
+    came = families.zc_transform.inverse(asked[0])[2].item()
+    with pytest.warns(UserWarning) as caught:
+        CellSampler(model, narrow, families).sample(asked, seed=0)
+    assert [str(w.message).split(". ")[0] for w in caught] == [
+        f"Condition params must lie in the trained range [{low:.4g}, {high:.4g}]; got [{came:.4g}, {came:.4g}]"
+    ]
+
+
 def test_a_cell_without_a_path_has_no_synonyms(sampler):
     with pytest.raises(InvalidCellError):
         synonyms(Cell.from_edges([(0, 1)], ["conv_3"] + [None] * 5), n=2, sampler=sampler)

@@ -45,6 +45,9 @@ def make(stage: Stage) -> dict:
         **options,
     )
     flows = {"fm": flow.cpu(), "nll": nll.cpu()}
+    for trained in flows.values():  # beyond the labels nobody knows what q is worth
+        trained.zc_low.copy_(data.zc.amin(dim=0))
+        trained.zc_high.copy_(data.zc.amax(dim=0))
     model = model.cpu()
     test = PosteriorBatches(*_posteriors(model, data.held_out), condition_jitter=0.0)
     likelihood = _likelihood(stage, flows, corpus, test, JUDGED[scale.name])

@@ -24,8 +24,8 @@ MEASURED = 10_000  # held-out cells, and random latents, at most
 WEIGHTS = {
     "kl_weight": 0.003,
     **{"triplet_dims": 2, "width": 16.0, "triplet_weight": 10.0, "margin": 1.0},
-    **{"predictor_weight": 10.0, "decorrelation_weight": 3.0, "loose_ends_weight": 2.0, "cycle_weight": 1.0},
-    "cycle_latent": 3.0,
+    **{"predictor_weight": 10.0, "decorrelation_weight": 3.0, "loose_ends_weight": 4.0, "cycle_weight": 1.5},
+    "cycle_latent": 1.0,
 }
 AS_PRINTED = {
     **{"triplet_dims": 0, "width": 1.0, "triplet_weight": 1.0, "margin": 0.1},

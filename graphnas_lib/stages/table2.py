@@ -20,7 +20,6 @@ from graphnas_lib.scores import ProxyScore, TrainedScore
 from graphnas_lib.search import SearchResult, best_so_far, evolve, random_search
 from graphnas_lib.sequence import SequenceGenerator
 from graphnas_lib.stages import Stage, rows
-from graphnas_lib.stages.evolution import flat_start, generate_cell, small_start
 from graphnas_lib.synonyms import CellSampler, realise
 from graphnas_lib.training import train
 from graphnas_lib.zennet import ZenNet
@@ -104,7 +103,7 @@ def _searches(stage: Stage, data: Dataset, batch, sampler, generator) -> dict[st
     )
     options = {"population": scale.population, "seed": stage.seed, "progress": stage.progress}
     families = sampler.families.n_clusters
-    generate = partial(generate_cell, sampler, stage.seed)
+    generate = partial(sampler.generate_cell, seed=stage.seed)
     models = TRAINED_MODELS[scale.name]
 
     def zen(name: str) -> Found:
@@ -112,7 +111,7 @@ def _searches(stage: Stage, data: Dataset, batch, sampler, generator) -> dict[st
 
     def flat() -> Found:
         result = evolution.flat_evo(
-            flat_start(),
+            evolution.flat_start(),
             score=score,
             feasible=feasible,
             iterations=plain,
@@ -123,7 +122,7 @@ def _searches(stage: Stage, data: Dataset, batch, sampler, generator) -> dict[st
 
     def hl_evo() -> Found:
         result = evolution.hl_evo(
-            small_start(generate, families),
+            evolution.hl_start(generate, families),
             score=score,
             feasible=feasible,
             generate_cell=generate,
@@ -156,7 +155,7 @@ def _searches(stage: Stage, data: Dataset, batch, sampler, generator) -> dict[st
 
     def params_only() -> Found:
         size = partial(_size, costs)
-        result = evolution.flat_evo(flat_start(), score=size, feasible=feasible, iterations=plain, **options)
+        result = evolution.flat_evo(evolution.flat_start(), score=size, feasible=feasible, iterations=plain, **options)
         return _found(result, scale.table2_top)
 
     def mixed() -> Found:
@@ -165,7 +164,7 @@ def _searches(stage: Stage, data: Dataset, batch, sampler, generator) -> dict[st
     def trained_flat() -> Found:
         small = {**options, "population": TRAINED_POPULATION}
         result = evolution.flat_evo(
-            flat_start(),
+            evolution.flat_start(),
             score=trained,
             feasible=feasible,
             iterations=models - 1,
@@ -229,9 +228,9 @@ def _zennet(proxy: str, stage: Stage, batch, data: Dataset, iterations: int) -> 
 
 
 def _random(feasible, score, evaluations: int, stage: Stage) -> Found:
-    """Random architectures within the budget, the best by T-CET of as many as the generator's."""
+    """Random architectures as wide as the budget allows, the best by T-CET of as many as the generator's."""
     result = random_search(
-        partial(evolution.random_architecture, max_cells=6),
+        lambda source: evolution.filled(evolution.random_architecture(source), feasible),
         score=score,
         feasible=feasible,
         iterations=evaluations - 1,

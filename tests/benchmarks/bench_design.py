@@ -48,34 +48,39 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     parts = {"generator": SequenceGenerator.load(options.scale), "sampler": CellSampler.load(options.scale)}
-    seconds, worst, returned, refused, macros = [], [], 0, [], set()
-    for i, budget in enumerate(budgets(options.scale, options.budgets, options.seed)):
+    asked = budgets(options.scale, options.budgets, options.seed)
+    seconds, worst, kept, refused, few, macros = [], 0.0, 0, [], [], set()
+    for i, budget in enumerate(asked):
         began = time.perf_counter()
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            macros.add(parts["generator"].generate(**budget))
+            try:
                 designs = design(**budget, n=options.n, seed=options.seed + i, scale=options.scale, **parts)
-        except BudgetUnreachable:
-            refused.append(budget)
-            continue
-        seconds.append(time.perf_counter() - began)
-        worst.append(max(abs(getattr(d, name) / wanted - 1) for d in designs for name, wanted in budget.items()))
-        returned += len(designs)
-        macros |= {d.hl.to_json() for d in designs}
-    quantiles = statistics.quantiles(seconds, n=20)
+            except BudgetUnreachable:
+                refused.append(budget)
+                continue
+            finally:
+                seconds.append(time.perf_counter() - began)
+        errors = [abs(getattr(d, name) / wanted - 1) for d in designs for name, wanted in budget.items()]
+        worst = max(worst, *errors)
+        if len(designs) < options.n:
+            few.append({**budget, "returned": len(designs)})
+        kept += len(designs) == options.n and max(errors) <= 0.05
     report = {
         "budgets": options.budgets,
+        "share_with_all_n_within_5_percent": kept / len(asked),
         "refused": len(refused),
-        "returned": returned,
-        "worst_error": max(worst),
-        "within_5_percent": sum(error <= 0.05 for error in worst) / len(worst),
+        "fewer_than_n": len(few),
+        "worst_error": worst,
         "median_seconds": statistics.median(seconds),
-        "p95_seconds": quantiles[-1],
-        "distinct_macro_designs": len(macros),
+        "p95_seconds": statistics.quantiles(seconds, n=20)[-1],
+        "distinct_sequences": len(macros),
     }
     print(json.dumps(report, indent=1))
-    for budget in refused:
-        print("refused:", budget)
+    for what, listed in (("refused", refused), ("fewer than n", few)):
+        for budget in listed:
+            print(f"{what}:", budget)
 
 
 if __name__ == "__main__":
