@@ -1,0 +1,108 @@
+"""Small tables that notebooks show: every number in them against a count by hand."""
+
+import pandas as pd
+import pytest
+
+from graphnas_lib import views
+from graphnas_lib.clusters import ZC_NAMES
+from graphnas_lib.export import ExportError
+
+BUDGET = "params <= 1M"
+
+
+@pytest.fixture
+def compared() -> pd.DataFrame:
+    """Two seeds of three methods; HL-Evo is best with the first seed alone, and one of its scores failed."""
+    rows = []
+    for method, seed, scores in [
+        ("HL-Evo", 1, {1: 3.0, 2: 5.0, 4: 9.0}),
+        ("HL-Evo", 2, {1: 3.0, 2: 4.0, 3: 2.0}),
+        ("Random", 1, {1: 1.0, 2: 8.0, 3: 7.0}),
+        ("Random", 2, {1: 6.0, 2: 5.0, 3: 1.0}),
+        ("Evo (flat)", 1, {1: 2.0, 2: 2.0, 3: 4.0}),
+        ("Evo (flat)", 2, {1: 2.0, 2: 3.0, 3: 1.0}),
+    ]:
+        rows += [{"method": method, "seed": seed, "evaluations": n, "score": s} for n, s in scores.items()]
+    return pd.DataFrame(rows)
+
+
+def test_curves_count_failed_scores_as_evaluations(compared):
+    curves = views.compared_curves(compared)
+    assert curves["HL-Evo"] == [[3.0, 5.0, 5.0, 9.0], [3.0, 4.0, 4.0]]
+    assert curves["Random"] == [[1.0, 8.0, 8.0], [6.0, 6.0, 6.0]]
+    assert set(curves) == {"HL-Evo", "Random", "Evo (flat)"}
+
+
+def test_seed_table_says_where_hl_evo_is_above_both(compared):
+    table = views.seed_table(compared).set_index("seed")
+    assert table["HL-Evo"].tolist() == [9.0, 4.0] and table["Random"].tolist() == [8.0, 6.0]
+    assert table["HL-Evo above both"].tolist() == [True, False]
+
+
+def test_best_table_gives_shares_of_the_searches():
+    scores = {"SG": (10, 97.0), "HL-Evo": (3_001, 100.0), "Evo (flat)": (3_001, 50.0)}
+    best = pd.DataFrame(
+        [
+            {"budget": budget, "method": method, "evaluations": n, "score": factor * score}
+            for budget, factor in ((BUDGET, 1.0), ("flops <= 100M", 2.0))
+            for method, (n, score) in scores.items()
+        ]
+    )
+    table = views.best_table(best)
+    assert table["budget"].tolist() == [BUDGET, "flops <= 100M"]
+    assert table["SG / HL-Evo"].tolist() == [0.97, 0.97] and table["SG / Evo (flat)"].tolist() == [1.94, 1.94]
+    assert table["HL-Evo, 3,001 evaluations"].tolist() == [100.0, 200.0]
+
+
+def test_request_table_measures_what_was_realised():
+    requests = pd.DataFrame(
+        {
+            "quantity": ["params"] * 3 + ["flops"],
+            "requested": [100.0, 200.0, 300.0, 50.0],
+            "realised": [110.0, 150.0, 600.0, 50.0],
+            "legal_masked": True,
+            "legal_unmasked": [True, True, False, True],
+            "design": ["a", "b", "a", "c"],
+        }
+    )
+    row = views.request_table(requests).set_index("quantity").loc["params"]
+    assert row["requests"] == 3 and row["Spearman"] == 1.0 and row["distinct designs"] == 2
+    assert row["median error"] == pytest.approx(0.25) and row["legal without mask"] == pytest.approx(2 / 3)
+
+
+def test_real_errors_compare_flow_and_neighbourhood():
+    rows = []
+    for draws, off, keys in (("flow", 0.2, "abab"), ("neighbourhood", 0.5, "aaaa")):
+        for i, key in enumerate(keys):
+            z = {f"z_{name}": 1.0 + (off if i % 2 else -off) for name in ZC_NAMES}
+            asked = {f"asked_{name}": 1.0 for name in ZC_NAMES}
+            rows.append({"draws": draws, "condition": i // 2, "key": key, "sigma": 0.1, **z, **asked})
+    table = views.real_errors(pd.DataFrame(rows))
+    assert table.loc["flow", "mean"] == pytest.approx(0.2) and table.loc["neighbourhood", "mean"] == pytest.approx(0.5)
+    assert table.loc["flow / neighbourhood", "mean"] == pytest.approx(0.4)
+    assert table.loc["flow", "distinct"] == 1.0 and table.loc["neighbourhood", "distinct"] == 0.5
+
+
+def test_reference_spread_compares_deviations_and_medians():
+    values = {"flow": (9.0, 10.0, 11.0), "neighbourhood": (6.0, 10.0, 14.0)}
+    rows = [
+        {"draws": draws, "key": str(x), "sigma": 0.1, **dict.fromkeys(ZC_NAMES, x)} for draws in values
+        for x in values[draws]
+    ]  # fmt: skip
+    table = views.reference_spread(pd.DataFrame(rows), dict.fromkeys(ZC_NAMES, 8.0))
+    assert table.loc["flow", "std naswot"] == pytest.approx(1.0)
+    assert table.loc["flow / neighbourhood", "std snip_ssnr"] == pytest.approx(0.25)
+    assert table.loc["flow", "median params / reference"] == pytest.approx(1.25)
+
+
+class Unwritable:
+    def save(self, path):
+        if path.suffix == ".onnx":
+            raise ExportError("ONNX needs 'onnx'")
+        return path
+
+
+def test_exported_files_are_listed_with_the_reason_where_one_is_missing(tmp_path):
+    table = views.exported(Unwritable(), tmp_path / "best.json", ["json", "onnx"])
+    assert table["file"].tolist() == ["best.json", "-"]
+    assert table["why not"].tolist() == ["", "not run (ONNX needs 'onnx')"]
