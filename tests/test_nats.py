@@ -258,6 +258,31 @@ def test_published_values_name_proxies_that_are_scored():
     assert paper.NATS_TAU["T-CET paper"]["tcet_none"] == 0.69 and "tcet" not in paper.NATS_TAU["T-CET paper"]
 
 
+# ---- Zen-score against the published one
+
+
+@pytest.fixture
+def published_zen(shared) -> pd.Series:
+    """NASLib's Zen-scores on CIFAR-10 by architecture string; -1e8 marks those that it could not take."""
+    scores = pd.read_csv(shared / "data" / nats.ACCURACY_FILE).set_index("arch_str")["naslib_zen_cifar10"]
+    return scores[scores > -1e7]
+
+
+def test_shipped_zen_scores_rank_as_the_published_ones(published_zen):
+    scores = artifacts.load("validation", "validation_scores.parquet", "lite")
+    ours = scores[(scores["skeleton"] == "nats") & (scores["error"] == "")].set_index("arch")["zen"]
+    both = pd.concat([ours, published_zen.rename("published")], axis=1, join="inner")
+    assert len(both) > 500 and both.corr("spearman").iloc[0, 1] >= 0.95  # seen: 0.999
+
+
+@pytest.mark.slow
+def test_zen_of_a_hundred_cells_ranks_as_the_published_one(published_zen):
+    cells = [text for text in nats.sample(130, seed=1) if text in published_zen.index][:100]
+    ours = [proxies.zen(nats.NatsNetwork(text), (16, 3, 32, 32), seed=0) for text in cells]
+    assert len(ours) == 100
+    assert pd.Series(ours).corr(published_zen.loc[cells].reset_index(drop=True), method="spearman") >= 0.95
+
+
 # ---- the stage and its notebook section
 
 
