@@ -189,3 +189,18 @@ def _line(key: str, quantity: str, printed, result: dict | None, scale: str, una
     note = "; ".join(dict.fromkeys(part for part in notes if part))
     line = (key, quantity, paper, shown, delta, n, "-" if missing else scale, note)
     return dict(zip(COLUMNS, line, strict=True))
+
+
+def mean_difference(a: np.ndarray, b: np.ndarray, *, seed: int = 0, draws: int = 10_000) -> dict[str, float]:
+    """Mean of `a` minus mean of `b`, with a 95% bootstrap interval (percentiles; both samples drawn anew).
+
+    Args:
+        a, b: (n,) and (m,), at least one value each.
+
+    Returns:
+        "difference", "low", "high".
+    """
+    random = np.random.default_rng(seed)
+    means = [x[random.integers(len(x), size=(draws, len(x)))].mean(axis=1) for x in (np.asarray(a), np.asarray(b))]
+    low, high = np.quantile(means[0] - means[1], [0.025, 0.975]).tolist()
+    return {"difference": float(np.mean(a) - np.mean(b)), "low": low, "high": high}

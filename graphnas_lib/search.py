@@ -10,6 +10,7 @@ is counted and its child discarded: a failure never becomes a score.
 from __future__ import annotations
 
 import json
+import time
 from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -49,6 +50,7 @@ class SearchResult:
     (iterations, -1 for none), key, evaluations (scores asked for so far, failed ones included), whatever `score` and
     `describe` added, and the individual itself. `counts` has
     "recorded", "discarded" (constraints), "failed" (score), "redrawn" and "duplicates"; `failures` the first messages.
+    `seconds` are those of all the runs it took.
     """
 
     best: Any
@@ -56,6 +58,7 @@ class SearchResult:
     history: list[dict]
     counts: dict[str, int]
     failures: list[str] = field(default_factory=list)
+    seconds: float = 0.0
 
 
 def evolve(
@@ -134,7 +137,8 @@ def evolve(
     if checkpoint.path is not None:
         checkpoint.save(search.state(dump))  # a later search may be killed
     best = max(search.history, key=lambda row: row["score"])
-    return SearchResult(best["individual"], best["score"], search.history, dict(search.counts), search.failures)
+    found = best["individual"], best["score"], search.history, dict(search.counts), search.failures
+    return SearchResult(*found, search.seconds)
 
 
 class _Search:
@@ -152,6 +156,12 @@ class _Search:
         self.texts: list[str] = []  # dumped individuals, for checkpoints
         self.pending: deque[tuple[int, Any, str]] = deque()  # (parent, child, phase), drawn and not yet in H
         self.step = self.fruitless = 0
+        self._began = time.monotonic()
+
+    @property
+    def seconds(self) -> float:
+        """Wall time so far, earlier runs included."""
+        return time.monotonic() - self._began
 
     def start(self, initial, judge) -> None:
         if not self.feasible(initial):
@@ -236,6 +246,7 @@ class _Search:
             "failures": self.failures,
             "step": self.step,
             "fruitless": self.fruitless,
+            "seconds": self.seconds,
             "supply": self.supply.counts if self.supply else [],
             "generator": self.generator.get_state(),
         }
@@ -252,6 +263,7 @@ class _Search:
         self.population, self.failures = state["population"], state["failures"]
         self.pending = deque((parent, parse(text), phase) for parent, text, phase in state["pending"])
         self.step, self.fruitless = state["step"], state["fruitless"]
+        self._began -= state["seconds"]
         self.generator.set_state(state["generator"])
         if self.supply:
             self.supply.counts = state["supply"]

@@ -6,7 +6,6 @@ import json
 from functools import partial
 
 import pandas as pd
-import torch
 from torch import Tensor
 
 from graphnas_lib import artifacts, proxies, synonyms
@@ -14,6 +13,7 @@ from graphnas_lib.clusters import ZC_NAMES
 from graphnas_lib.datasets import Dataset
 from graphnas_lib.macro import stack_cell
 from graphnas_lib.network import build
+from graphnas_lib.results import mean_difference
 from graphnas_lib.space import REFERENCE_CELL, Cell
 from graphnas_lib.stages import Stage, rows
 from graphnas_lib.synonyms import CellSampler, Generated
@@ -130,13 +130,6 @@ def summary(table: pd.DataFrame, facts: dict) -> dict[str, dict[str, dict]]:
     return ours
 
 
-def difference(table: pd.DataFrame, a: str, b: str, *, seed: int = 0, draws: int = 10_000) -> dict[str, float]:
+def difference(table: pd.DataFrame, a: str, b: str) -> dict[str, float]:
     """Mean accuracy of strategy `a` minus `b`, with a 95% bootstrap interval, in points."""
-    generator = torch.Generator().manual_seed(seed)
-    first, second = (torch.tensor(table.loc[table["strategy"] == name, "accuracy"].to_numpy()) for name in (a, b))
-    means = [
-        values[torch.randint(len(values), (draws, len(values)), generator=generator)].mean(dim=1)
-        for values in (first, second)
-    ]
-    low, high = torch.quantile(means[0] - means[1], torch.tensor([0.025, 0.975], dtype=means[0].dtype)).tolist()
-    return {"difference": (first.mean() - second.mean()).item(), "low": low, "high": high}
+    return mean_difference(*(table.loc[table["strategy"] == name, "accuracy"].to_numpy() for name in (a, b)))

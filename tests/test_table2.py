@@ -1,0 +1,96 @@
+"""Table 2 from its trained rows: which network is chosen, what the verdicts say, and when nothing can be said."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from graphnas_lib import paper
+from graphnas_lib.results import compare, mean_difference
+from graphnas_lib.stages import table2
+from graphnas_lib.stages.table2 import FLAT, HL, QUESTIONS, SG, SIZE, ZEN
+
+
+def rows(accuracies: dict[str, list[float]], dataset: str = "cifar10", **columns) -> pd.DataFrame:
+    """Trained networks of each method; validation accuracy falls with the rank unless given."""
+    lines = [
+        {
+            **{"method": method, "dataset": dataset, "rank": rank, "accuracy": value, "validation": 50.0 - rank},
+            **{"score": 1.0, "params": 1000 + rank, "macs": 10, "flops": 20, "evaluations": 7, "seed": 0},
+            **{"search_seconds": 3600.0, "training_seconds": 5.0, "network": "-", **columns},
+        }
+        for method, values in accuracies.items()
+        for rank, value in enumerate(values)
+    ]
+    return pd.DataFrame(lines)
+
+
+FACTS = {
+    "datasets": {"cifar10": {"source": "images", "n_train": 100, "n_test": 50}},
+    "epochs": 2,
+    "pretraining_seconds": {HL: 7200.0, SG: 9000.0},
+}
+
+
+def test_difference_of_means_and_its_interval():
+    a, b = np.array([3.0, 4.0, 5.0, 4.0]), np.array([1.0, 1.0, 2.0])
+    gap = mean_difference(a, b)
+    assert gap["difference"] == pytest.approx(4.0 - 4 / 3) and gap["low"] < gap["difference"] < gap["high"]
+    assert gap == mean_difference(a, b) and gap["low"] > 1.0  # no draw of `a` is below 3, none of `b` above 2
+    flipped = mean_difference(b, a)
+    assert flipped["high"] == pytest.approx(-gap["low"], abs=0.2)
+    assert set(mean_difference([2.0], [1.0]).values()) == {1.0}
+
+
+def test_network_is_chosen_on_validation_and_never_on_test():
+    table = rows({FLAT: [40.0, 90.0, 70.0]})
+    table["validation"] = [30.0, 20.0, 35.0]
+    (line,) = table2.methods(table, FACTS).to_dict("records")
+    assert line["chosen"] == 70.0 and line["params"] == 1002
+    assert line["mean"] == pytest.approx(200 / 3) and line["n"] == 3 and line["training_seconds"] == 15.0
+    assert line["pretraining_seconds"] == 0.0
+
+
+def test_diverged_networks_are_left_out_and_counted_so():
+    table = rows({HL: [60.0, None]})
+    (line,) = table2.methods(table, FACTS).to_dict("records")
+    assert line["n"] == 1 and line["chosen"] == 60.0 and line["pretraining_seconds"] == 7200.0
+    (lost,) = table2.methods(rows({HL: [None, None]}), FACTS).to_dict("records")
+    assert table2.summary(rows({HL: [None, None]}), FACTS)[HL].keys() == {"Evals."}
+    assert lost["n"] == 0 and pd.isna(lost["chosen"])
+
+
+def said(table: pd.DataFrame, question: str) -> list[str]:
+    found = table2.verdicts(table)
+    return found.loc[found["question"] == question, "verdict"].tolist()
+
+
+def test_verdicts_follow_the_interval():
+    clear = rows(
+        {ZEN: [70.0, 71.0, 70.5], FLAT: [60.0, 61.0, 60.5], HL: [80.0, 81.0], SG: [80.2, 80.8], SIZE: [50, 51]}
+    )
+    assert said(clear, "space-is-not-enough") == ["confirmed"] and said(clear, "hl-evo") == ["confirmed"]
+    assert said(clear, "sequence-generator") == ["confirmed"]  # within a point
+    assert said(clear, "parameters") == ["contradicted"]  # far below
+    swapped = rows({ZEN: [60.0, 61.0], FLAT: [70.0, 71.0]})
+    assert said(swapped, "space-is-not-enough") == ["contradicted"]
+    wide = rows({ZEN: [60.0, 80.0], FLAT: [65.0, 71.0]})
+    assert said(wide, "space-is-not-enough") == ["open"]
+    assert said(rows({ZEN: [90.0], FLAT: [10.0]}), "space-is-not-enough") == ["open"]  # one network has no spread
+    assert said(rows({ZEN: [90.0, 91.0]}), "space-is-not-enough") == ["open"]  # nothing to compare with
+
+
+def test_every_data_set_gets_its_own_verdict():
+    both = pd.concat(
+        [rows({ZEN: [70.0, 71.0], FLAT: [60.0, 61.0]}), rows({ZEN: [5.0, 6.0], FLAT: [7.0, 8.0]}, "cifar100")]
+    )
+    assert said(both, "space-is-not-enough") == ["confirmed", "contradicted"]
+    assert len(table2.verdicts(both)) == 2 * len(QUESTIONS)
+
+
+def test_summary_stands_beside_the_papers_table():
+    table = rows({FLAT: [60.0, 62.0], SG: [70.0, 71.0]})
+    found = compare(paper.TABLE_2, table2.summary(table, FACTS), scale="lite")
+    line = found[(found["row"] == FLAT) & (found["quantity"] == "C-10 Acc. (%)")].iloc[0]
+    assert line["ours"].startswith("60.0") and line["n"] == "2" and "mean of 2 networks 61.0" in line["note"]
+    hours = found[(found["row"] == SG) & (found["quantity"] == "Pretrain")].iloc[0]
+    assert float(hours["ours"]) == 2.5
