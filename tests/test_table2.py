@@ -3,6 +3,7 @@
 import numpy as np
 import pandas as pd
 import pytest
+from scipy.stats import t
 
 from graphnas_lib import paper
 from graphnas_lib.results import compare, mean_difference
@@ -34,11 +35,16 @@ FACTS = {
 def test_difference_of_means_and_its_interval():
     a, b = np.array([3.0, 4.0, 5.0, 4.0]), np.array([1.0, 1.0, 2.0])
     gap = mean_difference(a, b)
-    assert gap["difference"] == pytest.approx(4.0 - 4 / 3) and gap["low"] < gap["difference"] < gap["high"]
-    assert gap == mean_difference(a, b) and gap["low"] > 1.0  # no draw of `a` is below 3, none of `b` above 2
-    flipped = mean_difference(b, a)
-    assert flipped["high"] == pytest.approx(-gap["low"], abs=0.2)
-    assert set(mean_difference([2.0], [1.0]).values()) == {1.0}
+    errors = a.var(ddof=1) / 4, b.var(ddof=1) / 3  # Welch by hand
+    freedom = sum(errors) ** 2 / (errors[0] ** 2 / 3 + errors[1] ** 2 / 2)
+    half = t.ppf(0.975, freedom) * sum(errors) ** 0.5
+    assert gap["difference"] == pytest.approx(4.0 - 4 / 3)
+    assert gap["low"] == pytest.approx(gap["difference"] - half) and gap["high"] == pytest.approx(
+        gap["difference"] + half
+    )
+    assert set(mean_difference([2.0, 2.0], [1.0, 1.0]).values()) == {1.0}
+    single = mean_difference([2.0], [1.0, 3.0])
+    assert single["difference"] == 0.0 and np.isnan([single["low"], single["high"]]).all()
 
 
 def test_network_is_chosen_on_validation_and_never_on_test():
@@ -66,12 +72,18 @@ def said(table: pd.DataFrame, question: str) -> list[str]:
 
 def test_verdicts_follow_the_interval():
     clear = rows(
-        {ZEN: [70.0, 71.0, 70.5], FLAT: [60.0, 61.0, 60.5], HL: [80.0, 81.0], SG: [80.2, 80.8], SIZE: [50, 51]}
+        {
+            ZEN: [70.0, 71.0, 70.5],
+            FLAT: [60.0, 61.0, 60.5],
+            HL: [80.0, 80.2, 80.1],
+            SG: [80.1, 80.2, 80.0],
+            SIZE: [50, 51, 50],
+        }
     )
     assert said(clear, "space-is-not-enough") == ["confirmed"] and said(clear, "hl-evo") == ["confirmed"]
     assert said(clear, "sequence-generator") == ["confirmed"]  # within a point
     assert said(clear, "parameters") == ["contradicted"]  # far below
-    swapped = rows({ZEN: [60.0, 61.0], FLAT: [70.0, 71.0]})
+    swapped = rows({ZEN: [60.0, 61.0, 60.5], FLAT: [70.0, 71.0, 70.5]})
     assert said(swapped, "space-is-not-enough") == ["contradicted"]
     wide = rows({ZEN: [60.0, 80.0], FLAT: [65.0, 71.0]})
     assert said(wide, "space-is-not-enough") == ["open"]
@@ -81,7 +93,7 @@ def test_verdicts_follow_the_interval():
 
 def test_every_data_set_gets_its_own_verdict():
     both = pd.concat(
-        [rows({ZEN: [70.0, 71.0], FLAT: [60.0, 61.0]}), rows({ZEN: [5.0, 6.0], FLAT: [7.0, 8.0]}, "cifar100")]
+        [rows({ZEN: [70.0, 70.1], FLAT: [60.0, 60.1]}), rows({ZEN: [5.0, 5.1], FLAT: [7.0, 7.1]}, "cifar100")]
     )
     assert said(both, "space-is-not-enough") == ["confirmed", "contradicted"]
     assert len(table2.verdicts(both)) == 2 * len(QUESTIONS)

@@ -131,5 +131,5 @@ def summary(table: pd.DataFrame, facts: dict) -> dict[str, dict[str, dict]]:
 
 
 def difference(table: pd.DataFrame, a: str, b: str) -> dict[str, float]:
-    """Mean accuracy of strategy `a` minus `b`, with a 95% bootstrap interval, in points."""
+    """Mean accuracy of strategy `a` minus `b`, with Welch's 95% interval, in points."""
     return mean_difference(*(table.loc[table["strategy"] == name, "accuracy"].to_numpy() for name in (a, b)))

@@ -213,8 +213,7 @@ def verdicts(table: pd.DataFrame) -> pd.DataFrame:
             a, b = (group.loc[group["method"] == method, "accuracy"].to_numpy() for method in (asked.a, asked.b))
             line = {"question": name, "claim": asked.text, "dataset": dataset, "a": asked.a, "b": asked.b}
             gap = mean_difference(a, b) if len(a) and len(b) else dict.fromkeys(("difference", "low", "high"))
-            enough = min(len(a), len(b)) > 1  # one network has no spread: nothing can be decided
-            holds = asked.expected(gap["low"], gap["high"]) if enough else None
+            holds = asked.expected(gap["low"], gap["high"]) if min(len(a), len(b)) > 1 else None
             lines.append({**line, **gap, "n": f"{len(a)}, {len(b)}", "verdict": WORDS[holds]})
     return pd.DataFrame(lines)
 
