@@ -1,4 +1,4 @@
-"""Augmentation of image batches as tensor operations: crop, flip, AutoAugment, random erasing.
+"""Augmentation of image batches as tensor operations: crop, flip, AutoAugment, lighting, erasing.
 
 Everything that is drawn at random is drawn on the CPU from the generator given, so that a seed means the same images
 on every device; the pixels stay where they are. AutoAugment's policies are the published ones (Cubuk et al. 2019), with
@@ -8,11 +8,15 @@ the magnitudes that ZenNAS uses; each of its operations runs once on all images 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+# principal colours of ImageNet's pixels in 0..1 (Krizhevsky et al. 2012): deviations, and directions as columns
+_COLOUR_VALUES = (0.2175, 0.0188, 0.0045)
+_COLOUR_VECTORS = ((-0.5675, 0.7192, 0.4009), (-0.5808, -0.0045, -0.8140), (-0.5836, -0.6948, 0.4203))
 FILL = 128  # grey outside the image after a geometric operation, as in ZenNAS's recipe
 
 # two (operation, probability, magnitude 0..9) a sub-policy: Cubuk et al. 2019, Tables 7 and 9, as ZenNAS has them
@@ -111,6 +115,17 @@ def auto_augment(images: Tensor, policy: str, *, generator: torch.Generator) -> 
             level = torch.tensor([value for _, value in members]).to(images.device, non_blocking=True)
             images[index] = apply(name, images[index], level)
     return images
+
+
+def lighting(images: Tensor, strength: float, std: Sequence[float], *, generator: torch.Generator) -> Tensor:
+    """Noise along the principal colours of ImageNet (Krizhevsky et al. 2012), one draw an image, `strength` 0.1.
+
+    For images (B, 3, H, W) that were divided by `std`: the noise is of values in 0..1, and is divided likewise.
+    """
+    values, vectors = torch.tensor(_COLOUR_VALUES), torch.tensor(_COLOUR_VECTORS)
+    amounts = strength * torch.randn(len(images), 3, generator=generator)  # along each of the three colours
+    noise = (amounts * values) @ vectors.T / torch.tensor(std)  # (B, 3)
+    return images + noise.to(images)[:, :, None, None]
 
 
 def random_erasing(images: Tensor, probability: float, *, generator: torch.Generator) -> Tensor:

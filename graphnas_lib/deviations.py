@@ -313,9 +313,9 @@ DEVIATIONS = (
     Deviation(
         "D44-training-details",
         "Recipes are given by reference to NATS-Bench and ZenNAS.",
-        "Crop padding scales with the resolution (4 pixels at 32); ImageNet training runs without the teacher and "
-        "without PCA lighting.",
-        "A fixed padding destroys 16-pixel images; the teacher's weights are not at hand.",
+        "Crop padding scales with the resolution (4 pixels at 32); ImageNet training has its teacher where the package "
+        "timm and the teacher's weights are there, else none.",
+        "A fixed padding destroys 16-pixel images; the weights are not ours to ship.",
     ),
     Deviation(
         "D45-encoder-layers",

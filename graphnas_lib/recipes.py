@@ -25,10 +25,11 @@ class Recipe:
             images by 2); 0 for none.
         flip: random mirror images, for data sets whose labels bear it.
         autoaugment: policy of `augment.auto_augment`, or None.
+        lighting: strength of the colour noise of `augment.lighting`; 0 for none.
         erasing: probability of random erasing.
         mixup: alpha of Beta(alpha, alpha), one draw a batch; 0 for none.
         bn_momentum, bn_eps: set on every batch normalisation, or None to leave them.
-        init: "default" (PyTorch's) or "xavier" (ZenNAS: Xavier-normal with gain 3.26033).
+        init: "default" (PyTorch's) or "xavier" (ZenNAS: Xavier-normal with gain 3.26033, residual units closed).
         bfloat16: autocast on CUDA; not for regression, where eight bits of mantissa cap the metric.
         mean, std: normalisation, or None for the data set's own.
         source: where these numbers come from.
@@ -49,6 +50,7 @@ class Recipe:
     crop_padding: int = 4
     flip: bool = True
     autoaugment: str | None = None
+    lighting: float = 0.0
     erasing: float = 0.0
     mixup: float = 0.0
     label_smoothing: float = 0.0
@@ -121,10 +123,11 @@ RECIPES = {
             lr=0.2,
             weight_decay=4e-5,
             autoaugment="imagenet",
+            lighting=0.1,
             crop_padding=0,  # the data set crops while it decodes
             mean=None,
             std=None,
-            source="ZenNAS release, ImageNet (Table 3), 8 GPUs; without its EfficientNet-B3 teacher and PCA lighting",
+            source="ZenNAS release, ImageNet (Table 3), 8 GPUs; its EfficientNet-B3 teacher: `distillation`",
         ),
         Recipe(
             name="nb360",

@@ -55,7 +55,8 @@ def stream(seed: int, *key: int | str) -> int:
 def initialise(model: nn.Module, recipe: Recipe, *, seed: int) -> None:
     """Draw every weight anew from `seed`, on the CPU; PyTorch's own scheme, then the recipe's if it has one.
 
-    ZenNAS's scheme ("xavier") is Xavier-normal with gain 3.26033 and zero biases.
+    ZenNAS's scheme ("xavier") is Xavier-normal with gain 3.26033 and zero biases; its residual units start closed
+    (`close`: the last norm's scale is zero), which GraphNet's cells do not have.
     """
     model.cpu()
     with torch.random.fork_rng(devices=[]):
@@ -67,6 +68,9 @@ def initialise(model: nn.Module, recipe: Recipe, *, seed: int) -> None:
                 nn.init.xavier_normal_(module.weight, gain=3.26033)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
+        for module in model.modules() if recipe.init == "xavier" else ():
+            if callable(getattr(module, "close", None)):
+                module.close()
 
 
 def optimizer_for(model: nn.Module, recipe: Recipe) -> torch.optim.SGD:

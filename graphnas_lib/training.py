@@ -16,8 +16,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from graphnas_lib.artifacts import Checkpoint, pick_device
-from graphnas_lib.augment import auto_augment, crop_and_flip, random_erasing
+from graphnas_lib.augment import auto_augment, crop_and_flip, lighting, random_erasing
 from graphnas_lib.datasets import Dataset, ImageFolderDataset, normalise
+from graphnas_lib.distillation import TEACHER_SIDE, Distilled
 from graphnas_lib.recipes import RECIPES, Recipe, get
 from graphnas_lib.sgd import Draw, Fit, fit, forward, initialise
 from graphnas_lib.tasks import DivergedError, Task
@@ -95,6 +96,8 @@ def train(
     progress: bool = False,
     test: bool = True,
     reset: bool = True,
+    teacher: nn.Module | None = None,
+    teacher_side: int = TEACHER_SIDE,
     accelerator=None,
 ) -> TrainResult:
     """Train a classifier from scratch and read its test accuracy once, at the end.
@@ -110,6 +113,8 @@ def train(
         progress: show a bar.
         test: whether to read the test split.
         reset: draw all weights anew from `seed`; False keeps the weights that the model has.
+        teacher: a trained network of the same classes to learn from beside the labels (see `distillation`).
+        teacher_side: of its input.
         accelerator: `accelerate.Accelerator` under torchrun: each process takes its share of every batch.
 
     Returns:
@@ -121,11 +126,17 @@ def train(
     mean, std = recipe.mean or dataset.mean, recipe.std or dataset.std
     if reset:
         initialise(model, recipe, seed=seed)
+    student, draw = model, _image_draw(data, recipe, device, mean, std)
+    if teacher is not None:
+        teacher = teacher.to(device)
+        student = Distilled(model.to(device), teacher, input_shape=data.input_shape, side=teacher_side, seed=seed)
+        draw = _with_teacher(draw, student)
     run = fit(
-        model, recipe, data.size("train"), _image_draw(data, recipe, device, mean, std), seed=seed, device=device,
-        checkpoint=checkpoint, progress=progress, ahead=2 * isinstance(dataset, ImageFolderDataset),
-        accelerator=accelerator,
+        student, recipe, data.size("train"), draw, seed=seed, device=device, checkpoint=checkpoint, progress=progress,
+        ahead=2 * isinstance(dataset, ImageFolderDataset), accelerator=accelerator,
     )  # fmt: skip
+    if teacher is not None:
+        student.release()
     accuracy, diverged = None, run.diverged
     if test and not diverged:
         try:
@@ -245,7 +256,7 @@ def evaluate(
 
 
 def _image_draw(data, recipe: Recipe, device: torch.device, mean, std) -> Draw:
-    """Batches of augmented images: crop, flip, AutoAugment, normalise, erase, mix (the order of ZenNAS's recipe)."""
+    """Batches of augmented images: crop, flip, AutoAugment, normalise, erase, mix (ZenNAS's order)."""
 
     def draw(index: Tensor, step_seed: int):
         generator = torch.Generator().manual_seed(step_seed)
@@ -258,6 +269,8 @@ def _image_draw(data, recipe: Recipe, device: torch.device, mean, std) -> Draw:
         if recipe.autoaugment:
             images = auto_augment(images, recipe.autoaugment, generator=generator)
         images = normalise(images, mean, std)
+        if recipe.lighting:
+            images = lighting(images, recipe.lighting, std, generator=generator)
         if recipe.erasing:
             images = random_erasing(images, recipe.erasing, generator=generator)
         if not recipe.mixup:
@@ -267,6 +280,16 @@ def _image_draw(data, recipe: Recipe, device: torch.device, mean, std) -> Draw:
         return torch.lerp(images[other], images, share), _mixed_loss(labels, labels[other], share, recipe)
 
     return draw
+
+
+def _with_teacher(draw: Draw, student: Distilled) -> Draw:
+    """The same batches; to their loss comes what the student noted of its teacher."""
+
+    def both(index: Tensor, step_seed: int):
+        images, loss = draw(index, step_seed)
+        return images, lambda outputs: loss(outputs) + student.extra
+
+    return both
 
 
 def _mixed_loss(labels: Tensor, others: Tensor, share: float, recipe: Recipe):

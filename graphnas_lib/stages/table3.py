@@ -9,6 +9,7 @@ import pandas as pd
 from graphnas_lib import artifacts, datasets
 from graphnas_lib.datasets import ImageFolderDataset
 from graphnas_lib.design import Design, design
+from graphnas_lib.distillation import TEACHER, load_teacher
 from graphnas_lib.network import build
 from graphnas_lib.sequence import SequenceGenerator
 from graphnas_lib.stages import Stage, rows
@@ -21,7 +22,7 @@ CLASSES = 1000
 
 
 def make(stage: Stage) -> dict:
-    """Search at every scale; train (ZenNAS's recipe, without its teacher) only at paper scale with the files there."""
+    """Search at every scale; train (ZenNAS's recipe) only at paper scale with the files there."""
     scale = stage.scale
     parts = {"generator": SequenceGenerator.load(scale.name), "sampler": CellSampler.load(scale.name)}
     shape = (3, scale.table3_resolution, scale.table3_resolution)
@@ -46,6 +47,7 @@ def make(stage: Stage) -> dict:
                 )
     table = pd.DataFrame(found)
     if jobs:
+        stage.config.update(teacher=_teacher()[1])
         trained = rows.collect(jobs, stage.checkpoint(), device=stage.device, progress=stage.progress)
         table["accuracy"] = [row["accuracy"] for row in trained]
     stage.config.update(input_shape=list(shape), classes=classes, batch=best.batch)
@@ -67,10 +69,18 @@ def _why(scale: str) -> str:
     return "needs ImageNet-1k (480 epochs)" if scale == "paper" else f"ImageNet-1k is not trained on at {scale} scale"
 
 
+def _teacher():
+    """ZenNAS's teacher and its name; (None, why) where it cannot be had."""
+    try:
+        return load_teacher(), TEACHER
+    except (ImportError, OSError, RuntimeError) as error:  # no package, no network, no such weights
+        return None, f"none ({error})"
+
+
 def _trained(text: str, data: ImageFolderDataset, seed: int, device: str) -> dict:
     chosen = Design.from_json(text)
     model = build(chosen.architecture, input_shape=chosen.input_shape, classes=chosen.classes, seed=seed)
-    result = train(model, data, "zennas_imagenet", seed=seed, device=device)
+    result = train(model, data, "zennas_imagenet", seed=seed, device=device, teacher=_teacher()[0])
     return {"accuracy": result.accuracy, "seconds": result.seconds}
 
 
