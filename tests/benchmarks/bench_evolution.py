@@ -29,13 +29,14 @@ def generate_cell(cells: list, family: int, index: int):
     return cells[(POOL * family + index) % len(cells)]
 
 
-def seconds(evaluations: int, workers: int, score: ProxyScore) -> float:
-    """Wall time of a flat evolution below a million parameters, after its workers have started."""
-    options = {"score": score, "feasible": evolution.budget(count, params=1e6), "population": 16, "seed": 0}
+def seconds(evaluations: int, workers: int, score: ProxyScore, cells: list) -> float:
+    """Wall time of random search below a million parameters (the same networks however many workers), all started."""
+    options = {"score": score, "feasible": evolution.budget(count, params=1e6), "seed": 0, "workers": workers}
+    options |= {"generate_cell": partial(generate_cell, cells), "n_families": FAMILIES}
     with single_threaded():
-        evolution.flat_evo(evolution.flat_start(), iterations=2 * workers, workers=workers, **options)
+        evolution.random_evo(iterations=2 * workers, **options)
         began = time.perf_counter()
-        evolution.flat_evo(evolution.flat_start(), iterations=evaluations, workers=workers, **options)
+        evolution.random_evo(iterations=evaluations, **options)
     return time.perf_counter() - began
 
 
@@ -51,18 +52,18 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=16, help="images of T-CET (default 16)")
     options = parser.parse_args()
     report: dict[str, float] = {}
+    cells = sample_cells(FAMILIES * POOL, seed=0)
     if options.evaluations:
         source = torch.Generator().manual_seed(0)
         images = torch.randn(options.batch, 3, 32, 32, generator=source)
         score = ProxyScore(images, torch.randint(10, (options.batch,), generator=source), 10)
-        one, two = (seconds(options.evaluations, workers, score) for workers in (1, 2))
+        one, two = (seconds(options.evaluations, workers, score, cells) for workers in (1, 2))
         report |= {
             "one_worker_per_second": options.evaluations / one,
             "two_workers_per_second": options.evaluations / two,
         }
         report["ratio"] = one / two
     if options.iterations:
-        cells = sample_cells(FAMILIES * POOL, seed=0)
         began = time.perf_counter()
         result = evolution.hl_evo(
             score=cached,
