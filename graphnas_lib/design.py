@@ -31,6 +31,7 @@ __all__ = ["BudgetUnreachable", "Design", "Designs", "design"]
 SHARES = (1.0, 0.97, 0.93, 0.88)  # of the request, each one greedy macro design (ours)
 BATCH = 16  # noise images for T-CET where none are given; the paper's batch is 64 (deviation D18)
 LARGE = 128  # from this side on the stem has stride 2 (deviation D08)
+BELOW = 0.025  # networks that may not exceed a bound are asked for at so much less, and accepted that far from it
 REDRAWS = 4  # draws of cells per candidate wanted, before fewer are accepted
 
 
@@ -96,6 +97,11 @@ def design(
     if len(fits) < n:
         warnings.warn(f"{n} distinct designs were asked for; {len(fits)} could be drawn for this budget.", stacklevel=2)
     return _selected(fits, drawer, batch, n, place, progress)
+
+
+def below(quantity: str, bound: float) -> dict[str, float]:
+    """Arguments of `design` for networks just below a bound on "params" or "flops", and never above it."""
+    return {quantity: (1 - BELOW) * bound, "tolerance": BELOW}
 
 
 # ---- macro designs

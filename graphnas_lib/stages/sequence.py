@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from graphnas_lib import sequence
-from graphnas_lib.design import design
+from graphnas_lib.design import below, design
 from graphnas_lib.evolution import HLIndividual
 from graphnas_lib.sequence import SequenceConfig, SequenceGenerator
 from graphnas_lib.stages import Stage, comparison, evolution
@@ -18,7 +18,6 @@ from graphnas_lib.vocabulary import CONDITIONS
 
 REQUESTS = 100
 BEST_OF = 10
-BELOW = 0.025  # networks are asked for at so much less than a bound, and accepted that far from it: none is above it
 
 
 def make(stage: Stage) -> dict:
@@ -108,8 +107,7 @@ def _best(generator: SequenceGenerator, searches: evolution.Searches, history: p
     for i, (quantity, bound) in enumerate(stage.scale.budgets):
         name = evolution.budget_name(quantity, bound)
         made = design(
-            **{quantity: (1 - BELOW) * bound},
-            tolerance=BELOW,
+            **below(quantity, bound),
             input_shape=searches.input_shape,
             classes=score.classes,
             n=BEST_OF,

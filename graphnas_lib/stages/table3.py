@@ -47,9 +47,9 @@ def make(stage: Stage) -> dict:
                 )
     table = pd.DataFrame(found)
     if jobs:
-        stage.config.update(teacher=_teacher()[1])
         trained = rows.collect(jobs, stage.checkpoint(), device=stage.device, progress=stage.progress)
         table["accuracy"] = [row["accuracy"] for row in trained]
+        stage.config.update(teacher=trained[0]["teacher"])
     stage.config.update(input_shape=list(shape), classes=classes, batch=best.batch)
     stage.config.update(trained=bool(jobs), why=_why(scale.name))
     return {"table3_rows.csv": table}
@@ -80,8 +80,9 @@ def _teacher():
 def _trained(text: str, data: ImageFolderDataset, seed: int, device: str) -> dict:
     chosen = Design.from_json(text)
     model = build(chosen.architecture, input_shape=chosen.input_shape, classes=chosen.classes, seed=seed)
-    result = train(model, data, "zennas_imagenet", seed=seed, device=device, teacher=_teacher()[0])
-    return {"accuracy": result.accuracy, "seconds": result.seconds}
+    teacher, name = _teacher()
+    result = train(model, data, "zennas_imagenet", seed=seed, device=device, teacher=teacher)
+    return {"accuracy": result.accuracy, "seconds": result.seconds, "teacher": name}
 
 
 def load(scale: str) -> tuple[pd.DataFrame, dict]:
