@@ -350,10 +350,11 @@ DEVIATIONS = (
         "Dimensions of the latent have units of their own (D46); a small neighbourhood only returns the same cell.",
     ),
     Deviation(
-        "D49-cells-of-their-family",
-        "omega(x-hat) of Eq. 9 is one draw of the flow at the family's centre.",
-        "A draw that is known not to be of the family, by its exact parameters and FLOPs and q's word for the rest, is "
-        "drawn again, at most 8 times; shares of both are in notebook 04.",
+        "D49-checked-draws",
+        "omega(x-hat) of Eq. 9 is one draw of the flow at the family's centre, a synonym one draw given z(r).",
+        "A draw that is known not to be of the family, or not to have the vector within 0.2 standard deviations in "
+        "every component, by its exact parameters and FLOPs and q's word for the rest, is drawn again, at most 16 "
+        "times; Table 1's rows and notebook 04 show both, as drawn and checked.",
         "Families are narrow in size, so that a draw right to 10% often falls in the next one; both sizes of a cell "
         "cost nothing to count.",
     ),

@@ -23,6 +23,7 @@ from graphnas_lib.space import EDGES, OP_NODES, OPERATIONS
 from graphnas_lib.stages import table1, table2, table3, table4
 
 DATA_STAGES = ("cells", "labels")
+FLOW = ("CCNF", "CCNF, checked")  # of Table 1; the first, as drawn, decides
 
 
 @dataclass(frozen=True)
@@ -35,10 +36,15 @@ class Finding:
     exact: bool = False  # arithmetic or a count: no scale is involved
 
 
-def claims(scale: str) -> pd.DataFrame:
-    """Every claim with our finding at one scale; columns id, claim, where, paper, ours, n, scale, status, notebook."""
+def claims(scale: str, notebook: str = "") -> pd.DataFrame:
+    """Every claim (of one notebook) with our finding at a scale.
+
+    Columns id, claim, where, paper, ours, n, scale, status, notebook, note.
+    """
     rows = []
     for claim in CLAIMS:
+        if notebook not in ("", claim.notebook):
+            continue
         try:
             finding = FINDINGS[claim.id](scale)
         except MissingArtifactError as error:
@@ -149,26 +155,27 @@ def _decoding(table: pd.DataFrame, facts: dict) -> tuple[str, bool]:
 
 def _focus(table: pd.DataFrame, facts: dict) -> tuple[str, bool]:
     spread = table.groupby("strategy")[["naswot", "snip_ssnr"]].std()
-    ratio = spread.loc["CCNF"] / spread.loc["Neighbourhood"]
-    return f"std ratio CCNF / neighbourhood: NASWOT {ratio['naswot']:.2f}, SSNR {ratio['snip_ssnr']:.2f}", bool(
-        (ratio < 1).all()
-    )
+    ratios = {name: spread.loc[name] / spread.loc["Neighbourhood"] for name in FLOW}
+    texts = [f"{name} NASWOT {r['naswot']:.2f}, SSNR {r['snip_ssnr']:.2f}" for name, r in ratios.items()]
+    return f"std as a share of the neighbourhood's: {'; '.join(texts)}", bool((ratios["CCNF"] < 1).all())
 
 
 def _mean(table: pd.DataFrame, facts: dict) -> tuple[str, bool | None]:
-    gap = table1.difference(table, "CCNF", "Neighbourhood")
-    decided = None if gap["low"] <= 0 <= gap["high"] else gap["low"] > 0
-    return _interval(gap), decided
+    gaps = {name: table1.difference(table, name, "Neighbourhood") for name in FLOW}
+    low, high = gaps["CCNF"]["low"], gaps["CCNF"]["high"]
+    text = "; ".join(f"{name} {_interval(gap)}" for name, gap in gaps.items())
+    return text, None if low <= 0 <= high else low > 0
 
 
 def _extreme(which: str):
     def decide(table: pd.DataFrame, facts: dict) -> tuple[str, bool]:
         found = table.groupby("strategy")["accuracy"].agg(which)
         flow, near = found["CCNF"], found["Neighbourhood"]
+        text = ", ".join(f"{name} {found[name]:.1f}" for name in (*FLOW, "Neighbourhood"))
         if which == "min":
-            return f"{flow:.1f} against {near:.1f}", flow > near
+            return text, flow > near
         reference = table.loc[table["strategy"] == table1.REFERENCE, "accuracy"].mean()
-        return f"CCNF {flow:.1f}, neighbourhood {near:.1f}, reference {reference:.1f}", flow > reference >= near
+        return f"{text}, reference {reference:.1f}", flow > reference >= near
 
     return decide
 

@@ -2,9 +2,9 @@
 
 `CellSampler` joins decoder, flow and families: omega(x-hat) of Eq. 9 is `generate_cell`, alpha(alpha-hat) of Eq. 8 is
 `realise`. The rows of Table 1 are `random_cells`, `neighbourhood_cells` and `ccnf_cells`: one decode a
-request, failures kept as None, because "Gen. success" counts them. Everywhere else a decode that is no valid cell is
-drawn again, at most 16 times, then replaced by the family's medoid and counted in `CellSampler.fallbacks`; and one that
-is known not to be of the family is, at most 8 times (deviation D49).
+request, failures kept as None, because "Gen. success" counts them. Everywhere else a decode that is no valid cell, or
+is known not to have what was asked for, the family or the ZC vector, is drawn again, at most 16 times; then the nearest
+is taken (deviation D49), or, where none was valid, the family's medoid, counted in `CellSampler.fallbacks`.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from graphnas_lib.network import Costs, count
 from graphnas_lib.space import Cell
 
 BLOCK = 32  # cells a pool makes at once: one at a time costs as much as a dozen
-MAX_TRIES = 16
-FAMILY_TRIES = 8  # draws until the nearest valid cell is taken
+TRIES = 16  # draws until the nearest valid cell is taken
+NEAR = 0.2  # standard deviations within which every component of a cell's ZC vector must lie to be that asked for
 SIGMAS = (0.125, 0.25, 0.375, 0.5, 0.75, 1.0, 1.5, 2.0)  # of neighbourhoods
 HALVINGS = 3  # of a step between them
 
@@ -134,37 +134,27 @@ class CellSampler:
 
     def _fill(self, families: list[int], generator: torch.Generator) -> list[Cell]:
         """A valid cell for each entry, of its family if tries suffice; at last the nearest drawn, or the medoid."""
-        cells: list[Cell | None] = [None] * len(families)
-        misses = [math.inf] * len(families)
-        pending = list(range(len(families)))
-        for tried in range(1, MAX_TRIES + 1):
-            asked = [families[i] for i in pending]
-            drawn = self._decode(self.centres(asked), generator, self.temperature)
-            self.attempts += drawn.n_attempts
-            for i, cell, miss in zip(pending, drawn.cells, self._misses(drawn.cells, asked), strict=True):
-                if miss < misses[i]:
-                    cells[i], misses[i] = cell, miss
-            pending = [i for i in pending if misses[i] > 0 and (tried < FAMILY_TRIES or cells[i] is None)]
-            if not pending:
-                break
+        found = checked_draws(
+            len(families),
+            lambda rows: self._decode(self.centres([families[i] for i in rows]), generator, self.temperature),
+            lambda cells, rows: self._family_misses(cells, [families[i] for i in rows]),
+        )
         self.requests += len(families)
-        self.fallbacks += len(pending)
-        for i in pending:
-            cells[i] = self._medoid(families[i])
-        return cells
+        self.attempts += found.n_attempts
+        self.fallbacks += found.cells.count(None)
+        return [cell or self._medoid(family) for cell, family in zip(found.cells, families, strict=True)]
 
-    def _misses(self, cells: Sequence[Cell | None], families: list[int]) -> list[float]:
-        """0 for a cell of its family, else how far it is from the centre; infinite for None."""
-        misses, valid = [math.inf] * len(cells), [i for i, cell in enumerate(cells) if cell is not None]
-        if not valid:
-            return misses
-        zc = self.known_zc([cells[i] for i in valid])
-        wanted = torch.tensor([families[i] for i in valid])
-        distances = zc_distance(zc, self.families.means[wanted].to(zc))
+    def near_misses(self, cells: Sequence[Cell], zc: Tensor) -> list[float]:
+        """Largest deviation of a component of valid cells from ZC vectors (n, 4), standardised; 0 within `NEAR`."""
+        off = (self.known_zc(cells) - zc).abs().amax(dim=1)
+        return torch.where(off <= NEAR, 0.0, off).tolist()
+
+    def _family_misses(self, cells: Sequence[Cell], families: list[int]) -> list[float]:
+        """0 for a valid cell of its family, else how far it is from the centre."""
+        zc, wanted = self.known_zc(cells), torch.tensor(families)
+        distances = zc_distance(zc, self.families.means[wanted].to(zc)).clamp(min=1e-9)
         same = self.families.assign(zc, standardised=True) == wanted
-        for i, inside, distance in zip(valid, same.tolist(), distances.tolist(), strict=True):
-            misses[i] = 0.0 if inside else max(distance, 1e-9)
-        return misses
+        return torch.where(same, 0.0, distances).tolist()
 
     def known_zc(self, cells: Sequence[Cell]) -> Tensor:
         """z of cells without a pass through their networks, standardised, (n, 4): exact sizes where `costs` tell them,
@@ -185,7 +175,7 @@ class CellSampler:
     def _medoid(self, family: int) -> Cell:
         if not self.families.medoid_cells:
             raise ValueError(
-                f"No valid cell of family {family} in {MAX_TRIES} tries, and the families hold no medoid cells to fall "
+                f"No valid cell of family {family} in {TRIES} tries, and the families hold no medoid cells to fall "
                 "back on. Fit them with `cells=`."
             )
         return Cell.from_dict(self.families.medoid_cells[family]).canonical()
@@ -212,6 +202,35 @@ def _decoded(gvae: GVAE, latent: Tensor) -> Generated:
     return Generated(gvae.decode(latent), len(latent))
 
 
+def checked_draws(
+    n: int, draw: Callable[[list[int]], Generated], misses: Callable[[list[Cell], list[int]], list[float]]
+) -> Generated:
+    """For each of n requests the first draw that misses nothing, of `TRIES`; else the one that misses least.
+
+    Args:
+        n: requests.
+        draw: indices of requests -> one decode for each.
+        misses: valid cells and the requests they are for -> how much each misses, 0 for nothing.
+
+    Returns:
+        A cell a request, None where no decode gave a valid one; and all decodes.
+    """
+    cells: list[Cell | None] = [None] * n
+    least, pending, attempts = [math.inf] * n, list(range(n)), 0
+    for _ in range(TRIES):
+        drawn = draw(pending)
+        attempts += drawn.n_attempts
+        valid = [(i, cell) for i, cell in zip(pending, drawn.cells, strict=True) if cell is not None]
+        found = misses([cell for _, cell in valid], [i for i, _ in valid]) if valid else []
+        for (i, cell), miss in zip(valid, found, strict=True):
+            if miss < least[i]:
+                cells[i], least[i] = cell, miss
+        pending = [i for i in pending if least[i] > 0]
+        if not pending:
+            break
+    return Generated(cells, attempts)
+
+
 def _generator(*key: object) -> torch.Generator:
     """A CPU generator whose seed is a hash of `key`: nearby keys give unrelated streams."""
     digest = hashlib.sha256(repr(key).encode()).digest()
@@ -231,14 +250,24 @@ def random_cells(
     return _decoded(gvae, mean.cpu() + std.cpu() * noise)
 
 
-def neighbourhood_cells(sampler: CellSampler, reference: Cell, n: int, *, seed: int, sigma: float) -> Generated:
+def neighbourhood_cells(
+    sampler: CellSampler, reference: Cell, n: int, *, seed: int, sigma: float, near: Tensor | None = None
+) -> Generated:
     """Row "Neighbourhood": f^-1(f(r) + eps), eps normal, n times (Sec. 3.2).
 
     Its deviation is `sigma` times the training latents' in each dimension, whose units differ (deviation D48).
+
+    Args:
+        near: a standardised ZC vector, (4,), of which draws are kept as by `ccnf_cells`; None keeps all.
     """
     latent = sampler.gvae.encode([reference]).cpu()  # (1, m)
-    noise = torch.randn(n, latent.shape[1], generator=_generator("neighbourhood", seed))
-    return _decoded(sampler.gvae, latent + sigma * sampler.gvae.latent_std.cpu() * noise)
+    generator = _generator("neighbourhood", seed)
+
+    def draw(rows: list[int]) -> Generated:
+        noise = torch.randn(len(rows), latent.shape[1], generator=generator)
+        return _decoded(sampler.gvae, latent + sigma * sampler.gvae.latent_std.cpu() * noise)
+
+    return _kept(sampler, draw, n, near)
 
 
 def matched_neighbourhood(
@@ -266,9 +295,29 @@ def matched_neighbourhood(
     return found, sigma
 
 
-def ccnf_cells(sampler: CellSampler, zc_reference: Tensor, n: int, *, seed: int, temperature: float = 1.0) -> Generated:
-    """Row "CCNF": n draws of the flow given z(r), standardised, (4,) (Sec. 3.2)."""
-    return sampler.sample(zc_reference.reshape(1, -1).expand(n, -1), seed=seed, temperature=temperature)
+def ccnf_cells(
+    sampler: CellSampler, zc_reference: Tensor, n: int, *, seed: int, temperature: float = 1.0, checked: bool = False
+) -> Generated:
+    """Row "CCNF": n draws of the flow given z(r), standardised, (4,) (Sec. 3.2).
+
+    Args:
+        checked: keep what is known to have z(r) within `NEAR`, of at most `TRIES` draws each, else the nearest (D49).
+    """
+    return _of_flow(sampler, zc_reference.reshape(-1), n, _generator("sample", seed), temperature, checked)
+
+
+def _of_flow(sampler: CellSampler, zc: Tensor, n: int, generator, temperature: float, checked: bool) -> Generated:
+    def draw(rows: list[int]) -> Generated:
+        return sampler._decode(zc.expand(len(rows), -1), generator, temperature)
+
+    return _kept(sampler, draw, n, zc if checked else None)
+
+
+def _kept(sampler: CellSampler, draw: Callable[[list[int]], Generated], n: int, near: Tensor | None) -> Generated:
+    """n draws; the ones near a ZC vector (4,) where one is given."""
+    if near is None:
+        return draw(list(range(n)))
+    return checked_draws(n, draw, lambda cells, rows: sampler.near_misses(cells, near.expand(len(rows), -1)))
 
 
 # ---- architectures, and the one-line tool
@@ -295,7 +344,9 @@ def synonyms(
     sampler: CellSampler | None = None,
     temperature: float = 1.0,
 ) -> list[Cell]:
-    """Distinct valid cells near `cell`: draws of the flow given its predicted ZC vector q(f(cell)) (Sec. 3.2).
+    """Distinct valid cells near `cell`: checked draws of the flow given its ZC vector (Sec. 3.2, D49).
+
+    The vector is what is known without images: exact parameters and FLOPs, q(f(cell)) for the rest.
 
     Args:
         cell: a valid cell, or a NATS-Bench architecture string; never among its own synonyms.
@@ -312,22 +363,21 @@ def synonyms(
         InvalidCellError: `cell` computes nothing.
 
     Warns:
-        UserWarning: fewer than n distinct cells came in 16 n draws.
+        UserWarning: 16 n cells held fewer than n distinct ones.
     """
     cell = Cell.from_nats(cell) if isinstance(cell, str) else cell
     sampler = sampler or CellSampler.load(scale)
-    zc = sampler.gvae.predict_zc(sampler.gvae.encode([cell])).cpu()  # (1, 4)
-    known, found = {cell.key()}, []
+    zc, known, found = sampler.known_zc([cell])[0], {cell.key()}, []
     generator = _generator("synonyms", seed, cell.key())
-    for _ in range(MAX_TRIES):
-        for candidate in sampler._decode(zc.expand(n, -1), generator, temperature).valid:
+    for _ in range(TRIES):
+        for candidate in _of_flow(sampler, zc, n, generator, temperature, checked=True).valid:
             if candidate.key() not in known and len(found) < n:
                 known.add(candidate.key())
                 found.append(candidate)
         if len(found) == n:
             return found
     warnings.warn(
-        f"{MAX_TRIES * n} draws must give {n} distinct synonyms; they gave {len(found)}. Raise the temperature "
+        f"{TRIES * n} cells must give {n} distinct synonyms; they gave {len(found)}. Raise the temperature "
         f"(now {temperature}) or ask for fewer.",
         stacklevel=2,
     )

@@ -148,10 +148,17 @@ def cycle_errors(cycle: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
     return table.assign(mean=table.mean(axis=1)), points
 
 
+RATIOS = (
+    ("flow", "neighbourhood"),
+    ("flow, checked", "neighbourhood"),
+    ("flow, checked", "neighbourhood, checked"),
+)
+
+
 def real_errors(real: pd.DataFrame) -> pd.DataFrame:
     """Mean |z - asked| a component of ccnf_real.csv, in standard deviations, and the share of distinct cells.
 
-    The last row is the flow's error as a share of the neighbourhood's.
+    The last rows are the flow's errors as shares of the neighbourhood's.
     """
     off = {name: (real[f"z_{name}"] - real[f"asked_{name}"]).abs() for name in ZC_NAMES}
     grouped = pd.DataFrame(off).assign(mean=pd.DataFrame(off).mean(axis=1)).groupby(real["draws"], sort=False).mean()
@@ -162,9 +169,10 @@ def real_errors(real: pd.DataFrame) -> pd.DataFrame:
 
 
 def _with_ratio(table: pd.DataFrame) -> pd.DataFrame:
-    """A table by draws, and in a last row the flow's values as shares of the neighbourhood's."""
-    ratio = pd.DataFrame([table.loc["flow"] / table.loc["neighbourhood"]], index=["flow / neighbourhood"])
-    return pd.concat([table, ratio]).rename_axis("draws")
+    """A table by draws, and below it the flow's values as shares of the neighbourhood's."""
+    pairs = [(a, b) for a, b in RATIOS if a in table.index and b in table.index]
+    ratios = pd.DataFrame([table.loc[a] / table.loc[b] for a, b in pairs], index=[f"{a} / {b}" for a, b in pairs])
+    return pd.concat([table, ratios]).rename_axis("draws")
 
 
 def reference_spread(around: pd.DataFrame, reference: dict) -> pd.DataFrame:

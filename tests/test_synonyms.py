@@ -17,10 +17,13 @@ from graphnas_lib.space import REFERENCE_CELL, Cell, InvalidCellError, sample_ce
 from graphnas_lib.synonyms import (
     BLOCK,
     HALVINGS,
-    MAX_TRIES,
+    NEAR,
     SIGMAS,
+    TRIES,
     CellSampler,
+    Generated,
     ccnf_cells,
+    checked_draws,
     label_costs,
     matched_neighbourhood,
     neighbourhood_cells,
@@ -174,14 +177,14 @@ def test_at_last_the_family_s_medoid_stands_in_and_is_counted(barren):
     cells = barren.generate_cells([2, 0, 2], seed=0)
     medoids = [Cell.from_dict(cell).key() for cell in barren.families.medoid_cells]
     assert keys(cells) == [medoids[2], medoids[0], medoids[2]]
-    assert (barren.requests, barren.attempts, barren.fallbacks) == (3, 3 * MAX_TRIES, 3)
+    assert (barren.requests, barren.attempts, barren.fallbacks) == (3, 3 * TRIES, 3)
     assert barren.generate_cell(1, index=0).key() == medoids[1]
     assert barren.fallbacks == 3 + BLOCK
 
 
 def test_without_medoids_a_barren_family_is_an_error(barren):
     barren.families = dataclasses.replace(barren.families, medoid_cells=())
-    with pytest.raises(ValueError, match=f"No valid cell of family 1 in {MAX_TRIES} tries"):
+    with pytest.raises(ValueError, match=f"No valid cell of family 1 in {TRIES} tries"):
         barren.generate_cell(1, index=0)
 
 
@@ -258,6 +261,39 @@ def test_ccnf_cells_narrow_with_the_temperature(sampler):
     assert keys(ccnf_cells(sampler, zc, 9, seed=2).cells) == keys(ccnf_cells(sampler, zc, 9, seed=2).cells)
 
 
+def test_checked_draws_have_the_vector_that_was_asked_for(parts):
+    """As far as is known without a network: exact sizes, q for the rest; what a neighbourhood keeps as well."""
+    model, flow, families, cells = parts
+    sampler = CellSampler(model, flow, families, costs=made_up_costs)
+    zc = sampler.known_zc(cells[:1])[0]
+
+    def off(found):
+        return (sampler.known_zc(found.valid) - zc).abs().amax(dim=1)
+
+    drawn, checked = (ccnf_cells(sampler, zc, 40, seed=0, checked=kept) for kept in (False, True))
+    near, kept = (neighbourhood_cells(sampler, cells[0], 40, seed=0, sigma=1.0, near=z) for z in (None, zc))
+    for plain, chosen in ((drawn, checked), (near, kept)):
+        assert len(chosen.cells) == 40 < chosen.n_attempts <= 40 * TRIES
+        assert (off(chosen) <= NEAR).float().mean() > 0.6 > (off(plain) <= NEAR).float().mean()
+        assert off(chosen).mean() < 0.5 * off(plain).mean()
+
+
+def test_a_request_keeps_its_first_hit_else_the_nearest_miss(parts):
+    cells = parts[3]
+    tries = iter([(cells[0], None, cells[1]), (cells[2], None), (cells[3], None)])
+    worth = {cells[0].key(): 0.5, cells[1].key(): 0.0, cells[2].key(): 0.4, cells[3].key(): 0.9}
+    asked = []
+
+    def draw(rows):
+        asked.append(rows)
+        drawn = next(tries, (None,) * len(rows))
+        return Generated(list(drawn), len(drawn))
+
+    found = checked_draws(3, draw, lambda drawn, rows: [worth[cell.key()] for cell in drawn])
+    assert keys(found.cells) == [cells[2].key(), None, cells[1].key()]
+    assert asked == [[0, 1, 2], *[[0, 1]] * (TRIES - 1)] and found.n_attempts == 3 + 2 * (TRIES - 1)
+
+
 # ---- architectures and synonyms
 
 
@@ -305,7 +341,7 @@ def test_a_cell_is_no_synonym_of_its_own(sampler, parts):
 
 def test_too_few_synonyms_are_said_to_be_so(sampler, parts):
     with pytest.warns(
-        UserWarning, match="80 draws must give 5 distinct synonyms; they gave [01]\\. Raise the temperature"
+        UserWarning, match="80 cells must give 5 distinct synonyms; they gave [01]\\. Raise the temperature"
     ):
         assert len(synonyms(parts[3][0], n=5, sampler=sampler, temperature=0.0)) <= 1
     with warnings.catch_warnings():

@@ -72,7 +72,7 @@ def test_request_table_measures_what_was_realised():
 
 def test_real_errors_compare_flow_and_neighbourhood():
     rows = []
-    for draws, off, keys in (("flow", 0.2, "abab"), ("neighbourhood", 0.5, "aaaa")):
+    for draws, off, keys in (("flow", 0.2, "abab"), ("flow, checked", 0.1, "abab"), ("neighbourhood", 0.5, "aaaa")):
         for i, key in enumerate(keys):
             z = {f"z_{name}": 1.0 + (off if i % 2 else -off) for name in ZC_NAMES}
             asked = {f"asked_{name}": 1.0 for name in ZC_NAMES}
@@ -80,6 +80,8 @@ def test_real_errors_compare_flow_and_neighbourhood():
     table = views.real_errors(pd.DataFrame(rows))
     assert table.loc["flow", "mean"] == pytest.approx(0.2) and table.loc["neighbourhood", "mean"] == pytest.approx(0.5)
     assert table.loc["flow / neighbourhood", "mean"] == pytest.approx(0.4)
+    assert table.loc["flow, checked / neighbourhood", "mean"] == pytest.approx(0.2)
+    assert "flow, checked / neighbourhood, checked" not in table.index
     assert table.loc["flow", "distinct"] == 1.0 and table.loc["neighbourhood", "distinct"] == 0.5
 
 

@@ -31,7 +31,8 @@ class Sizes(NamedTuple):
     family_decoded: int
 
 
-SIZES = {"smoke": Sizes(2, 4, 4, 1, 10), "lite": Sizes(20, 25, 100, 10, 100), "paper": Sizes(50, 40, 200, 25, 1_000)}
+DRAWS = ("flow", "flow, checked", "neighbourhood", "neighbourhood, checked")
+SIZES = {"smoke": Sizes(2, 4, 4, 1, 10), "lite": Sizes(20, 25, 40, 5, 100), "paper": Sizes(50, 40, 200, 25, 1_000)}
 
 
 def conditional(stage: Stage, sampler: CellSampler, references: CellCodes, zc: torch.Tensor) -> pd.DataFrame:
@@ -46,7 +47,8 @@ def conditional(stage: Stage, sampler: CellSampler, references: CellCodes, zc: t
         zc: their real z, standardised, (n, 4); those outside the flow's range are left out.
 
     Returns:
-        One row a cell: draws ("flow" or "neighbourhood"), condition, sigma, key, asked_* and z_* (standardised).
+        One row a cell: draws (of `DRAWS`; "checked" ones are kept by their known z, D49), condition, sigma, key,
+        asked_* and z_* (standardised).
     """
     size, flow = SIZES[stage.scale.name], sampler.ccnf
     inside = ((zc >= flow.zc_low) & (zc <= flow.zc_high)).all(dim=1).nonzero().flatten()[: size.conditions]
@@ -72,13 +74,21 @@ def around_reference(stage: Stage, sampler: CellSampler) -> pd.DataFrame:
 def _rivals(
     sampler: CellSampler, zc: torch.Tensor, reference: Cell, n: int, seed: int
 ) -> tuple[list[dict], list[Cell]]:
-    """The first n valid cells of the flow for zc, and of the neighbourhood of `reference` that matches them."""
-    of_flow = synonyms.ccnf_cells(sampler, zc.float(), 2 * n, seed=seed).valid[:n]
+    """n cells of each of `DRAWS`; the neighbourhood of `reference` is the smallest as distinct as the flow."""
+    zc = zc.float()
+    of_flow = synonyms.ccnf_cells(sampler, zc, 2 * n, seed=seed).valid[:n]
     near, sigma = synonyms.matched_neighbourhood(sampler, reference, of_flow, 2 * n, seed=seed)
+    cells = (
+        of_flow,
+        synonyms.ccnf_cells(sampler, zc, n, seed=seed, checked=True).valid,
+        near.valid[:n],
+        synonyms.neighbourhood_cells(sampler, reference, n, seed=seed, sigma=sigma, near=zc).valid,
+    )
     rows, drawn = [], []
-    for draws, cells, width in (("flow", of_flow, 0.0), ("neighbourhood", near.valid[:n], sigma)):
-        rows += [{"draws": draws, "sigma": width, "key": cell.key()} for cell in cells]
-        drawn += cells
+    for draws, found in zip(DRAWS, cells, strict=True):
+        width = sigma if draws.startswith("neighbourhood") else 0.0
+        rows += [{"draws": draws, "sigma": width, "key": cell.key()} for cell in found]
+        drawn += found
     return rows, drawn
 
 

@@ -1,4 +1,4 @@
-"""Stage "table1": random, neighbourhood and CCNF sampling around the NATS reference, every cell trained (Tab. 1)."""
+"""Stage "table1": random, neighbourhood and CCNF sampling around the NATS reference, cells trained (Tab. 1)."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from graphnas_lib.training import train
 DECODES = 20  # paper: Tab. 1, cells a strategy
 REFERENCE_SEEDS = 3
 REFERENCE = "NATS-Bench ref."
+STRATEGIES = ("Random", "Neighbourhood", "CCNF", "CCNF, checked")  # the last is ours (deviation D49)
 
 
 def make(stage: Stage) -> dict:
@@ -52,16 +53,17 @@ def make(stage: Stage) -> dict:
 
 
 def _strategies(sampler: CellSampler, condition: Tensor, stage: Stage) -> dict[str, Generated]:
-    """The three samplers; the neighbourhood is the smallest that gives as many distinct cells as the flow.
+    """The samplers; the neighbourhood is the smallest that gives as many distinct cells as the flow.
 
     Twice the decodes: what fails among the first is made up for by the next.
     """
     n = 2 * DECODES
     flow = synonyms.ccnf_cells(sampler, condition, n, seed=stage.seed)
     near, sigma = synonyms.matched_neighbourhood(sampler, REFERENCE_CELL, flow.valid[:DECODES], n, seed=stage.seed)
-    stage.config.update(sigma=sigma)
     random = synonyms.random_cells(sampler, n, seed=stage.seed)
-    return {"Random": random, "Neighbourhood": near, "CCNF": flow}
+    checked = synonyms.ccnf_cells(sampler, condition, DECODES, seed=stage.seed, checked=True)
+    stage.config.update(sigma=sigma, decodes_checked=checked.n_attempts)
+    return dict(zip(STRATEGIES, (random, near, flow, checked), strict=True))
 
 
 def _job(name: str, cell: Cell, seed: int, *, stage: Stage, batch, data: Dataset, classes: int):
