@@ -9,7 +9,9 @@ import torch
 from graphnas_lib import artifacts, sequence
 from graphnas_lib.artifacts import Checkpoint
 from graphnas_lib.macro import CHANNELS, HLArchitecture, HLTriple
+from graphnas_lib.paper import SCALES
 from graphnas_lib.sequence import SequenceConfig, SequenceGenerator
+from graphnas_lib.stages.sequence import settings
 from graphnas_lib.vocabulary import (
     BOS,
     CONDITIONS,
@@ -363,6 +365,16 @@ def test_pretrained_trunk_is_taken_and_the_embedding_is_not(tmp_path, vocabulary
         SequenceGenerator(SequenceConfig(**{**vars(CONFIG), "hidden": 64}), vocabulary, pretrained=tmp_path)
     with pytest.raises(FileNotFoundError, match=r"model\.safetensors"):
         SequenceGenerator(CONFIG, vocabulary, pretrained=tmp_path / "nowhere")
+
+
+def test_paper_scale_starts_from_the_weights_that_the_environment_names(tmp_path, monkeypatch):
+    monkeypatch.setenv("GRAPHNAS_GPT_NEO", str(tmp_path))
+    config, folder = settings(SCALES["paper"], n_families=32)
+    assert (config.hidden, config.layers, folder) == (768, 12, str(tmp_path))
+    config, folder = settings(SCALES["lite"], n_families=32)
+    assert (config.hidden, folder) == (SCALES["lite"].sequence_hidden, None)  # GPT-Neo's widths are others
+    monkeypatch.delenv("GRAPHNAS_GPT_NEO")
+    assert settings(SCALES["paper"])[1] is None
 
 
 def test_conditions_have_their_order():

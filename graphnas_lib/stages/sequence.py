@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 
 import pandas as pd
 import torch
@@ -11,11 +12,13 @@ from torch import Tensor
 from graphnas_lib import sequence
 from graphnas_lib.design import below, design
 from graphnas_lib.evolution import HLIndividual
+from graphnas_lib.paper import Scale
 from graphnas_lib.sequence import SequenceConfig, SequenceGenerator
 from graphnas_lib.stages import Stage, comparison, evolution
 from graphnas_lib.synonyms import realise
 from graphnas_lib.vocabulary import CONDITIONS
 
+PRETRAINED = "GRAPHNAS_GPT_NEO"  # names a folder with the weights of GPT-Neo 125M, from which paper scale starts
 REQUESTS = 100
 BEST_OF = 10
 
@@ -30,24 +33,14 @@ def make(stage: Stage) -> dict:
     )
     searches = evolution.Searches(stage)
     sizes = {"n_families": searches.sampler.families.n_clusters, "input_shape": searches.input_shape}
-    if scale.name == "paper":
-        config = SequenceConfig(**sizes)
-    else:
-        config = SequenceConfig.small(
-            **sizes,
-            hidden=scale.sequence_hidden,
-            layers=scale.sequence_layers,
-            heads=scale.sequence_heads,
-            batch_size=scale.sequence_batch,
-            warmup=min(500, scale.sequence_steps // 10),
-            lr=2e-3 if scale.name == "smoke" else 5e-4,
-        )
+    config, pretrained = settings(scale, **sizes)
     generator, log = sequence.train(
         designs,
         conditions,
         config=config,
         steps=scale.sequence_steps,
         seed=stage.seed,
+        pretrained=pretrained,
         device=stage.device,
         checkpoint=stage.checkpoint(),
         log_every=max(1, scale.sequence_steps // 50),
@@ -55,6 +48,7 @@ def make(stage: Stage) -> dict:
     )
     files = generator.to_files(half=scale.name != "paper")
     generator = SequenceGenerator.from_files(files)  # what ships is what is measured
+    stage.config.update(trunk="pretrained GPT-Neo" if pretrained else "from scratch")
     stage.config.update(n_designs=len(designs), n_distinct=len(set(designs)), steps=log.steps)
     stage.config.update(parameters=sum(p.numel() for p in generator.model.parameters()))
     return {
@@ -63,6 +57,22 @@ def make(stage: Stage) -> dict:
         "sequence_requests.csv": _realised(generator, searches, _requests(conditions, stage.seed)),
         "sequence_best.csv": _best(generator, searches, table),
     }
+
+
+def settings(scale: Scale, **sizes) -> tuple[SequenceConfig, str | None]:
+    """The generator of a scale, and where the weights that it starts from are: at paper scale, `$GRAPHNAS_GPT_NEO`."""
+    if scale.name == "paper":
+        return SequenceConfig(**sizes), os.environ.get(PRETRAINED) or None
+    small = SequenceConfig.small(
+        **sizes,
+        hidden=scale.sequence_hidden,
+        layers=scale.sequence_layers,
+        heads=scale.sequence_heads,
+        batch_size=scale.sequence_batch,
+        warmup=min(500, scale.sequence_steps // 10),
+        lr=2e-3 if scale.name == "smoke" else 5e-4,
+    )
+    return small, None
 
 
 def _requests(conditions: Tensor, seed: int) -> Tensor:
