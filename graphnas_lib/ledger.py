@@ -23,7 +23,6 @@ from graphnas_lib.space import EDGES, OP_NODES, OPERATIONS
 from graphnas_lib.stages import table1, table2, table3, table4
 
 DATA_STAGES = ("cells", "labels")
-FLOW = ("CCNF", "CCNF, checked")  # of Table 1; the first, as drawn, decides
 
 
 @dataclass(frozen=True)
@@ -155,13 +154,13 @@ def _decoding(table: pd.DataFrame, facts: dict) -> tuple[str, bool]:
 
 def _focus(table: pd.DataFrame, facts: dict) -> tuple[str, bool]:
     spread = table.groupby("strategy")[["naswot", "snip_ssnr"]].std()
-    ratios = {name: spread.loc[name] / spread.loc["Neighbourhood"] for name in FLOW}
+    ratios = {name: spread.loc[name] / spread.loc["Neighbourhood"] for name in table1.FLOW}
     texts = [f"{name} NASWOT {r['naswot']:.2f}, SSNR {r['snip_ssnr']:.2f}" for name, r in ratios.items()]
     return f"std as a share of the neighbourhood's: {'; '.join(texts)}", bool((ratios["CCNF"] < 1).all())
 
 
 def _mean(table: pd.DataFrame, facts: dict) -> tuple[str, bool | None]:
-    gaps = {name: table1.difference(table, name, "Neighbourhood") for name in FLOW}
+    gaps = {name: table1.difference(table, name, "Neighbourhood") for name in table1.FLOW}
     low, high = gaps["CCNF"]["low"], gaps["CCNF"]["high"]
     text = "; ".join(f"{name} {_interval(gap)}" for name, gap in gaps.items())
     return text, None if low <= 0 <= high else low > 0
@@ -171,7 +170,7 @@ def _extreme(which: str):
     def decide(table: pd.DataFrame, facts: dict) -> tuple[str, bool]:
         found = table.groupby("strategy")["accuracy"].agg(which)
         flow, near = found["CCNF"], found["Neighbourhood"]
-        text = ", ".join(f"{name} {found[name]:.1f}" for name in (*FLOW, "Neighbourhood"))
+        text = ", ".join(f"{name} {found[name]:.1f}" for name in (*table1.FLOW, "Neighbourhood"))
         if which == "min":
             return text, flow > near
         reference = table.loc[table["strategy"] == table1.REFERENCE, "accuracy"].mean()
