@@ -225,7 +225,7 @@ DEVIATIONS = (
         "D30-flow-matching",
         "The CCNF minimises the negative log-likelihood with dopri5 and the adjoint.",
         "The likelihood objective as printed, and flow matching of the same field as the faster default; samples by a "
-        "fixed-step midpoint solver.",
+        "fixed-step Runge-Kutta solver.",
         "About two orders of magnitude cheaper a step on a CPU; a fixed step keeps samples independent of the batch.",
     ),
     Deviation(

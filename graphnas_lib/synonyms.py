@@ -271,16 +271,17 @@ def neighbourhood_cells(
 
 
 def matched_neighbourhood(
-    sampler: CellSampler, reference: Cell, like: Sequence[Cell], n: int, *, seed: int
+    sampler: CellSampler, reference: Cell, like: Sequence[Cell], n: int, *, seed: int, near: Tensor | None = None
 ) -> tuple[Generated, float]:
     """The smallest neighbourhood whose first valid cells are as many and as distinct as `like`, and its sigma.
 
-    Tried in steps of `SIGMAS`, then halfway between; the widest where none suffices.
+    Tried in steps of `SIGMAS`, then halfway between; the widest where none suffices. `near` as in
+    `neighbourhood_cells`.
     """
     wanted = len({cell.key() for cell in like})
 
     def drawn(sigma: float) -> tuple[Generated, bool]:
-        found = neighbourhood_cells(sampler, reference, n, seed=seed, sigma=sigma)
+        found = neighbourhood_cells(sampler, reference, n, seed=seed, sigma=sigma, near=near)
         return found, len({cell.key() for cell in found.valid[: len(like)]}) >= wanted
 
     low = 0.0

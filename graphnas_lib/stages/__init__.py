@@ -32,6 +32,7 @@ NEEDS = {  # stage -> stages whose artifacts it reads
     "families": ("cells", "labels"),
     "gvae": ("cells", "labels", "families"),
     "ccnf": ("cells", "labels", "families", "gvae"),
+    "generated": ("cells", "labels", "families", "gvae", "ccnf"),
     "table1": ("families", "gvae", "ccnf"),
     "evolution": ("families", "gvae", "ccnf"),
     "comparison": ("families", "gvae", "ccnf"),

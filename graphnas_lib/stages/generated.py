@@ -1,23 +1,29 @@
-"""What generated cells really are: their zero-cost vectors computed, beside what was asked for (part of stage "ccnf").
+"""Stage "generated": what generated cells really are, their zero-cost vectors computed, beside what was asked for.
 
 One row a cell each: do draws of the flow for a condition have it, against a neighbourhood of a cell that has it, at
 equal uniqueness (Sec. 3.2); how do both spread around the NATS reference (Tab. 1); and do cells generated for a family
-fall in it (Eq. 9).
+fall in it (Eq. 9). Besides: is a latent what was asked for, by q, and how much of all this is the solver's.
 """
 
 from __future__ import annotations
 
+import time
 from typing import NamedTuple
 
 import pandas as pd
 import torch
 
 from graphnas_lib import artifacts, synonyms
+from graphnas_lib.ccnf import CCNF
 from graphnas_lib.clusters import ZC_NAMES
 from graphnas_lib.codes import CellCodes
 from graphnas_lib.corpus import zc_matrix
+from graphnas_lib.gvae import GVAE
+from graphnas_lib.latents import PosteriorBatches
 from graphnas_lib.space import REFERENCE_CELL, Cell
 from graphnas_lib.stages import Stage, labels
+from graphnas_lib.stages.ccnf import posteriors
+from graphnas_lib.stages.gvae import Data
 from graphnas_lib.synonyms import CellSampler
 
 
@@ -31,8 +37,28 @@ class Sizes(NamedTuple):
     family_decoded: int
 
 
-DRAWS = ("flow", "flow, checked", "neighbourhood", "neighbourhood, checked")
-SIZES = {"smoke": Sizes(2, 4, 4, 1, 10), "lite": Sizes(20, 25, 40, 5, 100), "paper": Sizes(50, 40, 200, 25, 1_000)}
+SIZES = {"smoke": Sizes(2, 4, 4, 1, 10), "lite": Sizes(20, 25, 100, 5, 100), "paper": Sizes(50, 40, 200, 25, 1_000)}
+SOLVERS = (("midpoint", 5), ("midpoint", 10), ("midpoint", 20), ("rk4", 5), ("rk4", 6), ("rk4", 10))
+SOLVED = {"smoke": 64, "lite": 256, "paper": 1_024}  # cells over which solvers are compared
+
+
+def make(stage: Stage) -> dict:
+    """Draw with the scale's own flow, compute every drawn cell's proxies; a killed run goes on with the next shard."""
+    name = stage.scale.name
+    sampler, data = CellSampler.load(name, device=stage.device), Data(stage)
+    flows = {"fm": sampler.ccnf, "nll": CCNF.load(name, name="ccnf_nll", device=stage.device)}
+    test = PosteriorBatches(*posteriors(sampler.gvae, data.held_out), condition_jitter=0.0)
+    latents = _latent_error(flows, sampler.gvae, test, stage.seed)
+    solvers = _solver_error(sampler, SOLVED[name], stage.seed)
+    family_cells, families = of_families(stage, sampler, data.known)
+    return {
+        "generated_latents.csv": latents,
+        "generated_conditions.csv": conditional(stage, sampler, data.unseen, data.unseen_zc),
+        "generated_reference.csv": around_reference(stage, sampler),
+        "generated_families.csv": families,
+        "generated_family_cells.csv": family_cells,
+        "generated_solvers.csv": solvers,
+    }
 
 
 def conditional(stage: Stage, sampler: CellSampler, references: CellCodes, zc: torch.Tensor) -> pd.DataFrame:
@@ -47,8 +73,8 @@ def conditional(stage: Stage, sampler: CellSampler, references: CellCodes, zc: t
         zc: their real z, standardised, (n, 4); those outside the flow's range are left out.
 
     Returns:
-        One row a cell: draws (of `DRAWS`; "checked" ones are kept by their known z, D49), condition, sigma, key,
-        asked_* and z_* (standardised).
+        One row a cell: draws ("flow" or "neighbourhood", as drawn or ", checked": kept by their known z, D49),
+        condition, sigma, key, asked_* and z_* (standardised).
     """
     size, flow = SIZES[stage.scale.name], sampler.ccnf
     inside = ((zc >= flow.zc_low) & (zc <= flow.zc_high)).all(dim=1).nonzero().flatten()[: size.conditions]
@@ -74,21 +100,16 @@ def around_reference(stage: Stage, sampler: CellSampler) -> pd.DataFrame:
 def _rivals(
     sampler: CellSampler, zc: torch.Tensor, reference: Cell, n: int, seed: int
 ) -> tuple[list[dict], list[Cell]]:
-    """n cells of each of `DRAWS`; the neighbourhood of `reference` is the smallest as distinct as the flow."""
+    """n cells each of the flow and of the smallest neighbourhood of `reference` as distinct; as drawn, and checked."""
     zc = zc.float()
-    of_flow = synonyms.ccnf_cells(sampler, zc, 2 * n, seed=seed).valid[:n]
-    near, sigma = synonyms.matched_neighbourhood(sampler, reference, of_flow, 2 * n, seed=seed)
-    cells = (
-        of_flow,
-        synonyms.ccnf_cells(sampler, zc, n, seed=seed, checked=True).valid,
-        near.valid[:n],
-        synonyms.neighbourhood_cells(sampler, reference, n, seed=seed, sigma=sigma, near=zc).valid,
-    )
+    options = {"n": 2 * n, "seed": seed}
     rows, drawn = [], []
-    for draws, found in zip(DRAWS, cells, strict=True):
-        width = sigma if draws.startswith("neighbourhood") else 0.0
-        rows += [{"draws": draws, "sigma": width, "key": cell.key()} for cell in found]
-        drawn += found
+    for suffix, near in (("", None), (", checked", zc)):
+        flow = synonyms.ccnf_cells(sampler, zc, checked=near is not None, **options).valid[:n]
+        around, sigma = synonyms.matched_neighbourhood(sampler, reference, flow, near=near, **options)
+        for name, cells, width in (("flow", flow, 0.0), ("neighbourhood", around.valid[:n], sigma)):
+            rows += [{"draws": f"{name}{suffix}", "sigma": width, "key": cell.key()} for cell in cells]
+            drawn += cells
     return rows, drawn
 
 
@@ -134,10 +155,43 @@ def of_families(stage: Stage, sampler: CellSampler, known: set[str]) -> tuple[pd
 def _scored(stage: Stage, sampler: CellSampler, rows: list[dict], cells: list[Cell], name: str) -> pd.DataFrame:
     """The rows with real z_*; equal cells are scored once, cells whose proxies fail are left out and counted."""
     distinct = {cell.key(): cell for cell in cells}
-    table, _ = labels.score(stage, list(distinct.values()), f"ccnf-{stage.identity}-{name}")
+    table, _ = labels.score(stage, list(distinct.values()), f"{stage.name}-{stage.identity}-{name}")
     good = (table["error"] == "").to_numpy()
     z = sampler.families.transform(zc_matrix(table[good]))
     real = pd.DataFrame(z.numpy(), columns=[f"z_{name}" for name in ZC_NAMES])
     real["key"] = [key for key, kept in zip(distinct, good, strict=True) if kept]
     stage.config[f"{name}_failed"] = int((~good).sum())
     return pd.DataFrame(rows).merge(real, on="key", how="inner")
+
+
+def _latent_error(flows: dict[str, CCNF], model: GVAE, test: PosteriorBatches, seed: int) -> pd.DataFrame:
+    """|q(f) - z| of draws for held-out conditions, and of a random pair, in standard deviations a component.
+
+    Conditions outside the range that training saw are left out: there every flow extrapolates.
+    """
+    low, high = (torch.stack([getattr(flow, end) for flow in flows.values()]) for end in ("zc_low", "zc_high"))
+    inside = (test.zc >= low.max(dim=0).values) & (test.zc <= high.min(dim=0).values)
+    zc = test.zc[inside.all(dim=1)][:200]
+    shuffled = zc[torch.randperm(len(zc), generator=torch.Generator().manual_seed(seed)).to(zc.device)]
+    errors = {f"ccnf_{name}": model.predict_zc(flow.sample(zc, seed=seed)) - zc for name, flow in flows.items()}
+    rows = []
+    for name, error in {**errors, "random pair": shuffled - zc}.items():
+        rows.append({"model": name, **dict(zip(ZC_NAMES, error.abs().mean(dim=0).tolist(), strict=True))})
+    return pd.DataFrame(rows).assign(n=len(zc))
+
+
+def _solver_error(sampler: CellSampler, n: int, seed: int) -> pd.DataFrame:
+    """Fixed-step solvers against dopri5 at 1e-5: latent error, share of equal decoded cells, seconds of the solve."""
+    zc = sampler.centres([i % sampler.families.n_clusters for i in range(n)])
+    rows, known, reference = [], [], None
+    for method, steps in (("dopri5", 0), *SOLVERS):
+        began = time.perf_counter()
+        latent = sampler.ccnf.sample(zc, seed=seed, method=method, steps=steps or 1)
+        seconds = time.perf_counter() - began
+        keys = [cell.key() if cell else "" for cell in sampler.gvae.decode(latent)]
+        if reference is None:
+            reference, known = latent, keys
+        same = sum(a == b for a, b in zip(keys, known, strict=True)) / n
+        error = (latent - reference).abs().max().item()
+        rows.append({"solver": method, "steps": steps, "error": error, "same_cells": same, "seconds": seconds})
+    return pd.DataFrame(rows).assign(n=n)

@@ -39,7 +39,7 @@ def flow():
 
 
 @pytest.mark.benchmark(group="256 flow samples")
-def test_flow_batched_midpoint(benchmark, flow):
+def test_flow_batched_fixed_step(benchmark, flow):
     """As cells are generated."""
     benchmark(lambda: flow.sample(torch.zeros(256, 4), seed=0))
 
