@@ -156,7 +156,7 @@ RATIOS = (
 
 
 def real_errors(real: pd.DataFrame) -> pd.DataFrame:
-    """Mean |z - asked| a component of ccnf_real.csv, in standard deviations, and the share of distinct cells.
+    """Mean |z - asked| a component of generated_conditions.csv, in standard deviations, and the share of distinct cells.
 
     The last rows are the flow's errors as shares of the neighbourhood's.
     """
@@ -179,7 +179,7 @@ def reference_spread(around: pd.DataFrame, reference: dict) -> pd.DataFrame:
     """Around the NATS reference: standard deviation of both scores, and median sizes as a share of its own.
 
     Args:
-        around: ccnf_reference.csv, raw z by name.
+        around: generated_reference.csv, raw z by name.
         reference: its raw z by name.
     """
     groups = around.groupby("draws", sort=False)

@@ -240,18 +240,24 @@ def test_a_neighbourhood_is_as_wide_as_the_latents_in_each_dimension(parts):
     assert keys(still.cells) == keys(model.decode(model.encode(cells[:1]))) * 5
 
 
-def test_the_matched_neighbourhood_is_the_smallest_that_is_as_distinct(sampler, parts):
-    reference = parts[3][0]
-    like = ccnf_cells(sampler, sampler.families.means[1], 20, seed=0).valid[:10]
+@pytest.mark.parametrize("checked", [False, True])
+def test_the_matched_neighbourhood_is_the_smallest_that_is_as_distinct(parts, checked):
+    model, flow, families, cells = parts
+    sampler = CellSampler(model, flow, families, costs=made_up_costs)
+    zc = sampler.known_zc(cells[:1])[0]
+    near = zc if checked else None
+    like = ccnf_cells(sampler, zc, 20, seed=0, checked=checked).valid[:10]
     wanted = len(set(keys(like)))
-    found, sigma = matched_neighbourhood(sampler, reference, like, 20, seed=0)
+    found, sigma = matched_neighbourhood(sampler, cells[0], like, 20, seed=0, near=near)
 
     def distinct(width):
-        return len(set(keys(neighbourhood_cells(sampler, reference, 20, seed=0, sigma=width).valid[:10])))
+        drawn = neighbourhood_cells(sampler, cells[0], 20, seed=0, sigma=width, near=near)
+        return len(set(keys(drawn.valid[:10])))
 
     assert wanted > 3 and len(set(keys(found.valid[:10]))) >= wanted
     step = next(high - low for low, high in zip((0.0, *SIGMAS), SIGMAS, strict=False) if sigma <= high)
     assert distinct(sigma) >= wanted > distinct(sigma - step / 2**HALVINGS)
+    assert keys(found.cells) == keys(neighbourhood_cells(sampler, cells[0], 20, seed=0, sigma=sigma, near=near).cells)
 
 
 def test_ccnf_cells_narrow_with_the_temperature(sampler):
