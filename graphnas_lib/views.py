@@ -156,7 +156,7 @@ RATIOS = (
 
 
 def real_errors(real: pd.DataFrame) -> pd.DataFrame:
-    """Mean |z - asked| a component of generated_conditions.csv, in standard deviations, and the share of distinct cells.
+    """Mean |z - asked| a component (generated_conditions.csv), in standard deviations; the share of distinct cells.
 
     The last rows are the flow's errors as shares of the neighbourhood's.
     """

@@ -410,9 +410,9 @@ def test_too_many_evaluations_stop_a_solve_with_the_remedy(tiny):
     tiny.config = dataclasses.replace(tiny.config, max_evaluations=10)
     with pytest.raises(SolverError, match="at most 10 function evaluations.*raise max_evaluations"):
         tiny.log_prob(torch.zeros(2, 4), torch.zeros(2, 2))
-    assert tiny.sample(torch.zeros(2, 2), steps=5).shape == (2, 4)  # 10 evaluations are allowed
+    assert tiny.sample(torch.zeros(2, 2), method="midpoint", steps=5).shape == (2, 4)  # 10 evaluations are allowed
     with pytest.raises(SolverError, match="at most 10"):
-        tiny.sample(torch.zeros(2, 2), steps=6)
+        tiny.sample(torch.zeros(2, 2), method="midpoint", steps=6)
 
 
 class Explosive(nn.Module):

@@ -4,7 +4,7 @@ Fast: `CellSampler.sample`, a fixed-step solver in float32 over all conditions, 
 decoder in float64, dopri5 at 1e-5, a condition at a time. Both start from the same noise at the centres of the
 families. Compare ratios only.
 
-    python tests/benchmarks/bench_flow.py --cells 1024 --slow 16
+    python tests/benchmarks/bench_flow.py --cells 1024 --slow 64
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--scale", help="whose artifacts (default: the one that ships)")
     parser.add_argument("--cells", type=int, default=1024, help="cells drawn at once (default 1024)")
-    parser.add_argument("--slow", type=int, default=16, help="cells drawn one at a time (default 16)")
+    parser.add_argument("--slow", type=int, default=64, help="cells drawn one at a time (default 64)")
     options = parser.parse_args()
     scale = options.scale or artifacts.default_scale("families", "gvae", "ccnf")
     sampler = CellSampler.load(scale)
