@@ -27,7 +27,7 @@ def make(stage: Stage) -> dict:
     config = CCNFConfig(
         latent_dim=scale.latent_dim, hidden=scale.ccnf_hidden, layers=scale.ccnf_layers, zc_hash=model.zc_hash
     )
-    corpus = posteriors(model, data.training)
+    corpus = _posteriors(model, data.training)
     options = {"batch_size": scale.ccnf_batch, "seed": stage.seed, "device": stage.device, "progress": stage.progress}
     flow, log = ccnf.train(
         corpus, config=config, objective="fm", steps=scale.ccnf_steps, checkpoint=stage.checkpoint("fm"), **options
@@ -46,7 +46,7 @@ def make(stage: Stage) -> dict:
         trained.zc_low.copy_(data.zc.amin(dim=0))
         trained.zc_high.copy_(data.zc.amax(dim=0))
     model = model.cpu()
-    test = PosteriorBatches(*posteriors(model, data.held_out), condition_jitter=0.0)
+    test = PosteriorBatches(*_posteriors(model, data.held_out), condition_jitter=0.0)
     likelihood = _likelihood(stage, flows, corpus, test, JUDGED[scale.name])
     logs = [{"objective": "fm", **row} for row in log.rows] + [{"objective": "nll", **row} for row in nll_log.rows]
     stage.config.update(steps=log.steps, nll_steps=nll_log.steps, noised_dimensions=test.noised)
@@ -58,7 +58,7 @@ def make(stage: Stage) -> dict:
     }
 
 
-def posteriors(model: GVAE, codes: CellCodes) -> tuple[Tensor, Tensor, Tensor]:
+def _posteriors(model: GVAE, codes: CellCodes) -> tuple[Tensor, Tensor, Tensor]:
     """What the flow is trained and judged on: mu and logvar of f for N cells, (N, m), and z = q(mu), (N, 4)."""
     mu, logvar = model.encode_distribution(codes)
     return mu, logvar, model.predict_zc(mu)
