@@ -173,6 +173,10 @@ def _design_options(to: argparse.ArgumentParser) -> None:
     )
     to.add_argument("--scale", choices=artifacts.SCALE_NAMES, help="whose generator; default: the one that ships")
     to.add_argument("--tolerance", type=float, default=0.05, help="largest relative error of the costs, default 0.05")
+    to.add_argument("--candidates", type=int, help="networks to score by T-CET, of which the best -n are kept")
+    to.add_argument(
+        "--fresh", action="store_true", help="draw every cell from the flow, none from those that the evolution kept"
+    )
     _common(to)
 
 
@@ -196,6 +200,8 @@ def design(options: argparse.Namespace) -> int:
         images=images,
         labels=labels,
         tolerance=options.tolerance,
+        candidates=options.candidates,
+        fresh=options.fresh,
         device=options.device,
         progress=True,
     )

@@ -1,8 +1,9 @@
 """Budget -> networks (Sec. 3.3, Eq. 12): generate macro designs, draw their cells, meet the budget, select by T-CET.
 
 The generator decodes greedily for the request and for a little less of it (its conditions are bins, the budget a
-bound); variety comes from the cells, drawn anew for every candidate (Eq. 8-9). Candidates off the budget are mended by
-`fitting`, and the n with the highest T-CET are returned, best first.
+bound); variety comes from the cells, drawn anew for every candidate (Eq. 8-9), from those that the evolution kept for
+such a budget where it did (`kept`, deviation D50). Candidates off the budget are mended by `fitting`, and the n with
+the highest T-CET are returned, best first.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from graphnas_lib import artifacts, proxies
 from graphnas_lib.designs import Design, Designs
 from graphnas_lib.evolution import HLIndividual, max_strides
 from graphnas_lib.fitting import BudgetUnreachable, Fit, Target, fit, unreachable
+from graphnas_lib.kept import KeptCells, NearCells
 from graphnas_lib.macro import CHANNELS, Architecture, HLArchitecture, HLTriple
 from graphnas_lib.network import Costs, count
 from graphnas_lib.sequence import SequenceGenerator
@@ -51,8 +53,8 @@ def design(
     dense: bool = False,
     device: str = "auto",
     progress: bool = False,
-    generator: SequenceGenerator | None = None,
-    sampler: CellSampler | None = None,
+    fresh: bool = False,
+    trained: Trained | None = None,
 ) -> Designs:
     """Networks for a budget, best first (Eq. 12 and "Final model selection").
 
@@ -71,8 +73,8 @@ def design(
         dense: one prediction a position, all strides 1.
         device: where T-CET is computed.
         progress: show a bar.
-        generator: a trained generator, instead of that of `scale`.
-        sampler: likewise for the cells.
+        fresh: draw every cell from the flow, as Eq. 9 is printed, none from those that the evolution kept.
+        trained: the trained parts, instead of those of `scale`; saves the loading where many requests are made.
 
     Returns:
         Designs: n distinct networks, or fewer where so few could be drawn.
@@ -88,15 +90,40 @@ def design(
         raise ValueError(f"n must be at least 1 and candidates at least n; got {n} and {wanted}.")
     if not isinstance(classes, int) or classes < 1:
         raise ValueError(f"classes must be a positive number; got {classes!r}.")
-    place, scale = artifacts.pick_device(device), scale or artifacts.default_scale()
+    place = artifacts.pick_device(device)
     batch = _Batch.of(images, labels, input_shape, classes, dense, seed)
-    generator = generator or SequenceGenerator.load(scale).to(place)
-    sampler = sampler or CellSampler.load(scale, device=place)
-    drawer = _Drawer(target, tuple(input_shape), classes, dense, seed, sampler)
-    fits = drawer.candidates(_macros(target, generator, drawer), wanted)
+    trained = trained or Trained.load(scale, device=place)
+    drawer = _Drawer(target, tuple(input_shape), classes, dense, seed, trained, fresh)
+    fits = drawer.candidates(_macros(trained.generator, drawer), wanted)
     if len(fits) < n:
         warnings.warn(f"{n} distinct designs were asked for; {len(fits)} could be drawn for this budget.", stacklevel=2)
     return _selected(fits, drawer, batch, n, place, progress)
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What `design` asks.
+
+    Attributes:
+        generator: writes macro designs.
+        sampler: draws their cells from the flow.
+        kept: cells of the generator's history; None where every cell is to be drawn.
+    """
+
+    generator: SequenceGenerator
+    sampler: CellSampler
+    kept: KeptCells | None = None
+
+    @classmethod
+    def load(cls, scale: str | None = None, *, device: str | torch.device = "cpu") -> Trained:
+        """The artifacts of a scale; default the one that ships."""
+        scale = scale or artifacts.default_scale()
+        generator = SequenceGenerator.load(scale).to(device)
+        return cls(generator, CellSampler.load(scale, device=device), KeptCells.load(scale))
+
+    def cells(self, *, params: float | None = None, flops: float | None = None) -> CellSampler | NearCells:
+        """Where the cells for a request come from; `flops` at the input shape of the generator's conditions."""
+        return self.sampler if self.kept is None else self.kept.near(self.sampler, params=params, flops=flops)
 
 
 def below(quantity: str, bound: float) -> dict[str, float]:
@@ -107,15 +134,10 @@ def below(quantity: str, bound: float) -> dict[str, float]:
 # ---- macro designs
 
 
-def _macros(target: Target, generator: SequenceGenerator, drawer: _Drawer) -> list[HLArchitecture]:
+def _macros(generator: SequenceGenerator, drawer: _Drawer) -> list[HLArchitecture]:
     """Greedy designs for shares of the request, distinct."""
-    reference = generator.config.input_shape
-    area = math.prod(reference[1:]) / math.prod(drawer.input_shape[1:]) * drawer.stem_stride ** (len(reference) - 1)
-    rows = []
-    for share in SHARES:
-        asked = {"params": target.params, "flops": target.flops and target.flops * area}
-        rows.append([asked[name] * share if asked.get(name) else math.nan for name in CONDITIONS])
-    conditions = torch.tensor(rows, dtype=torch.float64)
+    asked = torch.tensor([drawer.asked.get(name) or math.nan for name in CONDITIONS], dtype=torch.float64)
+    conditions = torch.tensor(SHARES, dtype=torch.float64)[:, None] * asked
     found = generator.generate_many(conditions, max_strides=drawer.max_strides)
     macros = dict.fromkeys(hl for (hl,) in found if hl is not None)
     return [replace(hl, stem_stride=drawer.stem_stride) for hl in macros]
@@ -143,9 +165,12 @@ class _Drawer:
     classes: int
     dense: bool
     seed: int
-    sampler: CellSampler
+    trained: Trained
+    fresh: bool = False
     nearest: Costs | None = None
     draws: int = 0
+    asked: dict[str, float | None] = field(init=False)  # the target, FLOPs as the generator's conditions count them
+    source: CellSampler | NearCells = field(init=False)
     costs: Callable[[Architecture], Costs] = field(init=False)
 
     def __post_init__(self):
@@ -153,14 +178,18 @@ class _Drawer:
         self.stem_stride = 2 if side >= LARGE and not self.dense else 1
         self.max_strides = 0 if self.dense else max_strides(-(-side // self.stem_stride))
         self.costs = partial(count, input_shape=self.input_shape, classes=self.classes, dense=self.dense)
+        reference, flops = self.trained.generator.config.input_shape, self.target.flops
+        area = math.prod(reference[1:]) / math.prod(self.input_shape[1:]) * self.stem_stride ** (len(reference) - 1)
+        self.asked = {"params": self.target.params, "flops": flops and flops * area}
+        self.source = self.trained.sampler if self.fresh else self.trained.cells(**self.asked)
 
     def candidates(self, macros: list[HLArchitecture], wanted: int) -> list[Fit]:
         """`wanted` distinct fitted designs, cells drawn anew for each, the macro designs in turn.
 
         A macro design is replaced by its fitted form, so that its next draw starts near the budget; one that cannot
-        be fitted goes, and plain ones stand in where none is left.
+        be fitted goes, and plain ones stand in where none is left. Where kept cells give too few, fresh ones follow.
         """
-        plain = _plain_macros(self.sampler.families.n_clusters, self.max_strides, self.stem_stride)
+        plain = _plain_macros(self.trained.sampler.families.n_clusters, self.max_strides, self.stem_stride)
         start = self._fitted(macros, failures=2) or self._fitted(plain, failures=len(plain))
         if not start:
             raise unreachable(self.target, self.nearest)
@@ -168,6 +197,8 @@ class _Drawer:
         for i in range(REDRAWS * wanted):
             if len(found) == wanted:
                 break
+            if i == REDRAWS * wanted // 2:
+                self.source = self.trained.sampler
             if (fitted := self.draw(start[i % len(start)].individual.hl)) is not None:
                 found.setdefault(fitted.individual.architecture.key(), fitted)
         return list(found.values())
@@ -184,7 +215,7 @@ class _Drawer:
 
     def draw(self, hl: HLArchitecture) -> Fit | None:
         """Cells for `hl` (Eq. 8), then the fit; None where the budget is missed."""
-        architecture = realise(hl, self.sampler, seed=1_000_003 * self.seed + self.draws)
+        architecture = realise(hl, self.source, seed=1_000_003 * self.seed + self.draws)
         self.draws += 1
         fitted = fit(HLIndividual(hl, architecture), self.target, costs=self.costs, max_strides=self.max_strides)
         if self.nearest is None or fitted.error < self.target.error(self.nearest):

@@ -1,6 +1,7 @@
 """Budget to networks, on real but untrained parts: the budget is met whatever the generator says."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,9 +10,11 @@ from graphnas_lib import design as module
 from graphnas_lib import evolution, fitting, proxies
 from graphnas_lib.ccnf import CCNF, CCNFConfig
 from graphnas_lib.clusters import Families
-from graphnas_lib.design import BudgetUnreachable, Design, design
+from graphnas_lib.design import BudgetUnreachable, Design, Trained, design
+from graphnas_lib.evolution import HLIndividual
 from graphnas_lib.fitting import Target, fit
 from graphnas_lib.gvae import GVAE, GVAEConfig
+from graphnas_lib.kept import KeptCells
 from graphnas_lib.macro import Triple, stack_cell
 from graphnas_lib.network import Costs, count
 from graphnas_lib.sequence import SequenceConfig, SequenceGenerator
@@ -37,7 +40,7 @@ def parts() -> dict:
         flow = CCNF(CCNFConfig(latent_dim=8, hidden=16, layers=2))
     vocabulary = Vocabulary(6, 16, (4.0, 6.0, 100.0, 3.0), (6.5, 9.0, 2000.0, 7.0))
     config = SequenceConfig(n_families=6, bins=16, hidden=32, layers=2, heads=4, input_shape=SHAPE)
-    return {"generator": SequenceGenerator(config, vocabulary, seed=0), "sampler": CellSampler(gvae, flow, families)}
+    return {"trained": Trained(SequenceGenerator(config, vocabulary, seed=0), CellSampler(gvae, flow, families))}
 
 
 @pytest.fixture(scope="module")
@@ -103,9 +106,9 @@ def test_one_dimensional_and_dense_inputs(parts):
 
 
 def test_large_inputs_get_a_strided_stem(parts):
-    drawer = module._Drawer(Target(params=1e6), (3, 224, 224), 10, False, 0, parts["sampler"])
+    drawer = module._Drawer(Target(params=1e6), (3, 224, 224), 10, False, 0, parts["trained"])
     assert drawer.stem_stride == 2 and drawer.max_strides == 5
-    macros = module._macros(Target(params=1e6), parts["generator"], drawer)
+    macros = module._macros(parts["trained"].generator, drawer)
     assert macros and all(hl.stem_stride == 2 for hl in macros)
 
 
@@ -204,3 +207,77 @@ def test_plain_macros_are_legal():
         for hl in module._plain_macros(6, strides, 1):
             assert sum(t.stride == 2 for t in hl.triples) <= strides
             assert all(0 <= t.cluster < 6 for t in hl.triples)
+
+
+# ---- cells that the evolution kept
+
+
+@pytest.fixture(scope="module")
+def history(parts) -> tuple[list[HLIndividual], torch.Tensor, torch.Tensor]:
+    """80 networks of one to three cells of families 0 to 4; the score is higher the earlier the cell in CELLS."""
+    generator = torch.Generator().manual_seed(1)
+    individuals, costs, scores = [], [], []
+    for i in range(80):
+        places = torch.randint(len(CELLS), (1 + i % 3,), generator=generator).tolist()
+        pairs = [(place % 5, Triple(CELLS[place], 8 * (1 + i // 8), 1)) for place in places]
+        individuals.append(HLIndividual.from_pairs(pairs))
+        found = count(individuals[-1].architecture, input_shape=SHAPE)
+        costs.append((found.params, found.flops))
+        scores.append(-sum(places) / len(places))
+    return individuals, torch.tensor(costs), torch.tensor(scores)
+
+
+def keys(cells) -> set[str]:
+    return {cell.key() for cell in cells}
+
+
+def test_kept_cells_are_those_of_the_best_networks_near_the_request(parts, history, monkeypatch):
+    individuals, costs, scores = history
+    monkeypatch.setattr("graphnas_lib.kept.NETWORKS", 10)
+    near = KeptCells.of(*history).near(parts["trained"].sampler, params=20_000)
+    off = (costs[:, 0].double() / 20_000).log().abs()
+    rows = sorted((off <= 0.1).nonzero().flatten().tolist() or off.argsort()[:10].tolist(), key=lambda i: -scores[i])
+    wanted = {}
+    for i in (rows if len(rows) >= 10 else off.argsort()[:10].tolist())[:10]:
+        for family, triple in individuals[i].pairs():
+            wanted.setdefault(family, set()).add(triple.cell.key())
+    assert {family: keys(cells) for family, cells in near.cells.items()} == wanted
+    families = [*near.cells, 5]  # the history has no cell of family 5
+    found = near.generate_cells(families, seed=3)
+    assert all(cell.key() in wanted[family] for family, cell in zip(families[:-1], found))
+    assert found[-1] == parts["trained"].sampler.generate_cells([5], seed=3)[0]
+    assert found == near.generate_cells(families, seed=3)
+
+
+def test_a_history_is_thinned_to_the_best_of_each_size(parts, history, monkeypatch):
+    monkeypatch.setattr("graphnas_lib.kept.OF_BIN", 1)
+    individuals, costs, scores = history
+    kept = KeptCells.of(*history)
+    bins = (costs.double().log() / 0.1).floor()
+    best = {
+        max((bins[:, c] == b).nonzero().flatten().tolist(), key=lambda i: scores[i])
+        for c in (0, 1)
+        for b in bins[:, c].unique()
+    }
+    assert sorted(kept.scores.tolist()) == sorted(scores[list(best)].double().tolist()) and len(best) < 60
+    again = KeptCells.from_tensors(kept.to_tensors())
+    one, two = (k.near(parts["trained"].sampler, flops=3e6).generate_cells([0, 1, 2], seed=0) for k in (kept, again))
+    assert one == two
+
+
+def test_designs_take_kept_cells_unless_fresh_ones_are_asked_for(parts, batch, history):
+    known = keys(CELLS)
+    with_kept = {"trained": replace(parts["trained"], kept=KeptCells.of(*history))}
+    made = design(params=2e4, n=3, seed=0, **batch, **with_kept)
+    used = [(hl.cluster, t.cell) for d in made for hl, t in zip(d.hl.triples, d.architecture.triples)]
+    assert any(family < 5 for family, _ in used)
+    assert all(cell.key() in known for family, cell in used if family < 5)
+    fresh = design(params=2e4, n=3, seed=0, fresh=True, **batch, **with_kept)
+    assert [d.to_json() for d in fresh] == [d.to_json() for d in design(params=2e4, n=3, seed=0, **batch, **parts)]
+
+
+def test_where_kept_cells_are_few_fresh_ones_follow(parts, batch, history):
+    individuals, costs, scores = history
+    one = KeptCells.of(individuals[:1], costs[:1], scores[:1])
+    made = design(params=2e4, n=6, seed=0, **batch, trained=replace(parts["trained"], kept=one))
+    assert len({d.architecture.key() for d in made}) == 6

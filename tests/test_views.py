@@ -40,7 +40,7 @@ def test_seed_table_says_where_hl_evo_is_above_both(compared):
 
 
 def test_best_table_gives_shares_of_the_searches():
-    scores = {"SG": (10, 97.0), "HL-Evo": (3_001, 100.0), "Evo (flat)": (3_001, 50.0)}
+    scores = {"SG": (10, 97.0), "HL-Evo": (3_001, 100.0)}
     best = pd.DataFrame(
         [
             {"budget": budget, "method": method, "evaluations": n, "score": factor * score}
@@ -48,10 +48,12 @@ def test_best_table_gives_shares_of_the_searches():
             for method, (n, score) in scores.items()
         ]
     )
-    table = views.best_table(best)
+    flat = [(budget, factor * score) for budget, factor in ((BUDGET, 1.0), ("flops <= 100M", 2.0)) for score in (50, 9)]
+    table = views.best_table(best, pd.DataFrame(flat, columns=["budget", "score"]))
     assert table["budget"].tolist() == [BUDGET, "flops <= 100M"]
     assert table["SG / HL-Evo"].tolist() == [0.97, 0.97] and table["SG / Evo (flat)"].tolist() == [1.94, 1.94]
     assert table["HL-Evo, 3,001 evaluations"].tolist() == [100.0, 200.0]
+    assert table["Evo (flat), 2 evaluations"].tolist() == [50.0, 100.0]
 
 
 def test_request_table_measures_what_was_realised():

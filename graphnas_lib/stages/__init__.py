@@ -36,7 +36,7 @@ NEEDS = {  # stage -> stages whose artifacts it reads
     "table1": ("families", "gvae", "ccnf"),
     "evolution": ("families", "gvae", "ccnf"),
     "comparison": ("families", "gvae", "ccnf"),
-    "sequence": ("families", "gvae", "ccnf", "evolution", "comparison"),
+    "sequence": ("families", "gvae", "ccnf", "evolution"),
     "table2": ("cells", "labels", "families", "gvae", "ccnf", "evolution", "sequence"),
     "table3": ("families", "gvae", "ccnf", "sequence"),
     "table4": ("families", "gvae", "ccnf", "sequence"),

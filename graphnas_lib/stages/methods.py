@@ -13,13 +13,12 @@ from torch import nn
 
 from graphnas_lib import evolution, network, zennet
 from graphnas_lib.datasets import Dataset
-from graphnas_lib.design import below, design
+from graphnas_lib.design import Trained, below, design
 from graphnas_lib.macro import Architecture
 from graphnas_lib.scores import ProxyScore, TrainedScore
 from graphnas_lib.search import SearchError, SearchResult, best_so_far, evolve, random_search
-from graphnas_lib.sequence import SequenceGenerator
 from graphnas_lib.stages import Stage
-from graphnas_lib.synonyms import CellSampler, realise
+from graphnas_lib.synonyms import realise
 from graphnas_lib.workers import ON_CPU
 from graphnas_lib.zennet import ZenNet
 
@@ -48,12 +47,12 @@ class Methods:
         self.stage, self.data, self.budget, self.top = stage, data, scale.table2_budget, scale.table2_top
         self.plain, self.hl, self.generated = scale.table2_evaluations
         self.batch = data.batch(scale.tcet_batch, device=stage.device)
-        self.sampler = CellSampler.load(scale.name, device=stage.device)
-        self.generator = SequenceGenerator.load(scale.name)
+        self.trained = Trained.load(scale.name, device=stage.device)
+        self.sampler = self.trained.sampler
         self.costs = partial(network.count, input_shape=data.input_shape, classes=data.classes)
         self.feasible = evolution.budget(self.costs, params=self.budget, resolution=scale.tcet_resolution)
         self.score = ProxyScore(*self.batch, data.classes, seed=stage.seed)
-        self.trained = TrainedScore(
+        self.accuracy = TrainedScore(
             data.subset(scale.train_images).split_validation(0.25, seed=stage.seed),
             epochs=1 if scale.name == "smoke" else None,
             seed=stage.seed,
@@ -83,7 +82,7 @@ class Methods:
             "GraphNet: Evo(parameters)": partial(self._flat, _Size(self.costs), "size", self.plain, workers=1),
             "GraphNet: SG+CCNF, reduced training (App. E.1)": self._mixed,
             "GraphNet: Evo(reduced training) (App. E.2)": partial(
-                self._flat, self.trained, "e2", TRAINED_MODELS[self.stage.scale.name], population=TRAINED_POPULATION
+                self._flat, self.accuracy, "e2", TRAINED_MODELS[self.stage.scale.name], population=TRAINED_POPULATION
             ),
         }
 
@@ -167,15 +166,15 @@ class Methods:
             labels=self.batch[1],
             seed=self.stage.seed,
             device=self.stage.device.type,
-            generator=self.generator,
-            sampler=self.sampler,
+            trained=self.trained,
             **options,
         )
 
     def _mixed(self) -> Found:
         """App. E.1: evolution with the reduced-training proxy over the cells of five networks of one macro design."""
         (base,) = self._designs(n=1)
-        others = (realise(base.hl, self.sampler, seed=self.stage.seed + i) for i in range(1, MIXED))
+        cells = self.trained.cells(params=self.budget)
+        others = (realise(base.hl, cells, seed=self.stage.seed + i) for i in range(1, MIXED))
         networks = [base.architecture, *others]
 
         def mix(parent: Architecture, _exploration, source: torch.Generator) -> Architecture:
@@ -189,7 +188,7 @@ class Methods:
             result = evolve(
                 base.architecture,
                 mutate=mix,
-                score=self.trained,
+                score=self.accuracy,
                 feasible=lambda architecture: self.costs(architecture).params <= self.budget,
                 key=Architecture.key,
                 dump=Architecture.to_json,
@@ -197,7 +196,7 @@ class Methods:
                 **self._options("e1", models, population=TRAINED_POPULATION),
             )
         except SearchError:  # every mixture is above the budget: there is one network
-            score = self.trained(base.architecture)["score"]
+            score = self.accuracy(base.architecture)["score"]
             return Found([base.architecture.to_json()], [score], [score], 1, 0.0)
         return self._found(result)
 

@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 
 from graphnas_lib import sequence
-from graphnas_lib.design import below, design
+from graphnas_lib.design import Trained, below, design
 from graphnas_lib.evolution import HLIndividual
+from graphnas_lib.kept import FILE, KeptCells
 from graphnas_lib.paper import Scale
 from graphnas_lib.sequence import SequenceConfig, SequenceGenerator
-from graphnas_lib.stages import Stage, comparison, evolution
+from graphnas_lib.stages import Stage, evolution
 from graphnas_lib.synonyms import realise
 from graphnas_lib.vocabulary import CONDITIONS
 
@@ -27,7 +28,8 @@ def make(stage: Stage) -> dict:
     """Train on every network that HL-Evo recorded; conditions are params, FLOPs and NASWOT where it was taken."""
     scale = stage.scale
     table = evolution.load(scale.name)
-    designs = [HLIndividual.from_json(text).hl for text in table["individual"]]
+    individuals = [HLIndividual.from_json(text) for text in table["individual"]]
+    designs = [individual.hl for individual in individuals]
     conditions = torch.tensor(
         [[row.params, row.flops, row.naswot, math.nan] for row in table.itertuples()], dtype=torch.float64
     )
@@ -48,14 +50,17 @@ def make(stage: Stage) -> dict:
     )
     files = generator.to_files(half=scale.name != "paper")
     generator = SequenceGenerator.from_files(files)  # what ships is what is measured
+    kept = KeptCells.of(individuals, conditions[:, :2], torch.tensor(table["score"].to_numpy()))
     stage.config.update(trunk="pretrained GPT-Neo" if pretrained else "from scratch")
     stage.config.update(n_designs=len(designs), n_distinct=len(set(designs)), steps=log.steps)
     stage.config.update(parameters=sum(p.numel() for p in generator.model.parameters()))
+    trained = Trained(generator, searches.sampler, kept)
     return {
         **files,
+        FILE: kept.to_tensors(),
         "sequence_log.csv": pd.DataFrame(log.rows),
-        "sequence_requests.csv": _realised(generator, searches, _requests(conditions, stage.seed)),
-        "sequence_best.csv": _best(generator, searches, table),
+        "sequence_requests.csv": _realised(trained, searches, _requests(conditions, stage.seed)),
+        "sequence_best.csv": _best(trained, searches, table),
     }
 
 
@@ -87,14 +92,15 @@ def _requests(conditions: Tensor, seed: int) -> Tensor:
     return rows
 
 
-def _realised(generator: SequenceGenerator, searches: evolution.Searches, requests: Tensor) -> pd.DataFrame:
-    """What the generator answers: legality with and without the mask, sizes with cells of the flow, before any fit."""
-    masked = generator.generate_many(requests)
-    free = generator.generate_many(requests, masked=False)
+def _realised(trained: Trained, searches: evolution.Searches, requests: Tensor) -> pd.DataFrame:
+    """What the generator answers: legality with and without the mask, sizes with the cells of `design`, unfitted."""
+    masked = trained.generator.generate_many(requests)
+    free = trained.generator.generate_many(requests, masked=False)
     rows = []
     for i, (request, (hl,), (unmasked,)) in enumerate(zip(requests, masked, free, strict=True)):
         column = int(torch.isfinite(request).nonzero()[0])
-        costs = searches.costs(realise(hl, searches.sampler, seed=i))
+        cells = trained.cells(**{CONDITIONS[column]: request[column].item()})
+        costs = searches.costs(realise(hl, cells, seed=i))
         rows.append(
             {
                 "quantity": CONDITIONS[column],
@@ -109,28 +115,27 @@ def _realised(generator: SequenceGenerator, searches: evolution.Searches, reques
     return pd.DataFrame(rows)
 
 
-def _best(generator: SequenceGenerator, searches: evolution.Searches, history: pd.DataFrame) -> pd.DataFrame:
-    """Under each budget: the best T-CET of ten designs, of HL-Evo, and of flat evolution; all on the same images."""
+def _best(trained: Trained, searches: evolution.Searches, history: pd.DataFrame) -> pd.DataFrame:
+    """Under each budget: the best T-CET of ten designs, with fresh cells too, and of HL-Evo; all on the same images."""
     score, stage = searches.score, searches.stage
-    flat = comparison.flat(stage.scale.name)
     rows = []
     for i, (quantity, bound) in enumerate(stage.scale.budgets):
         name = evolution.budget_name(quantity, bound)
-        made = design(
-            **below(quantity, bound),
-            input_shape=searches.input_shape,
-            classes=score.classes,
-            n=BEST_OF,
-            seed=stage.seed + i,
-            images=score.images,
-            labels=score.labels,
-            device=stage.device.type,
-            generator=generator,
-            sampler=searches.sampler,
-        )
-        found = [score(one.architecture)["score"] for one in made]
-        rows.append({"budget": name, "method": "SG", "evaluations": len(found), "score": max(found)})
-        for method, table in (("HL-Evo", history), ("Evo (flat)", flat)):
-            runs = table[table["budget"] == name]
-            rows.append({"budget": name, "method": method, "evaluations": len(runs), "score": runs["score"].max()})
+        for method, fresh in (("SG", False), ("SG, fresh cells", True)):
+            made = design(
+                **below(quantity, bound),
+                input_shape=searches.input_shape,
+                classes=score.classes,
+                n=BEST_OF,
+                seed=stage.seed + i,
+                images=score.images,
+                labels=score.labels,
+                device=stage.device.type,
+                fresh=fresh,
+                trained=trained,
+            )
+            found = [score(one.architecture)["score"] for one in made]
+            rows.append({"budget": name, "method": method, "evaluations": len(found), "score": max(found)})
+        runs = history[history["budget"] == name]
+        rows.append({"budget": name, "method": "HL-Evo", "evaluations": len(runs), "score": runs["score"].max()})
     return pd.DataFrame(rows)

@@ -8,12 +8,10 @@ import pandas as pd
 
 from graphnas_lib import artifacts, datasets
 from graphnas_lib.datasets import ImageFolderDataset
-from graphnas_lib.design import Design, design
+from graphnas_lib.design import Design, Trained, design
 from graphnas_lib.distillation import TEACHER, load_teacher
 from graphnas_lib.network import build
-from graphnas_lib.sequence import SequenceGenerator
 from graphnas_lib.stages import Stage, rows
-from graphnas_lib.synonyms import CellSampler
 from graphnas_lib.training import train
 
 SEARCHES = 3  # paper: mean and deviation of three searches, one training each
@@ -24,7 +22,7 @@ CLASSES = 1000
 def make(stage: Stage) -> dict:
     """Search at every scale; train (ZenNAS's recipe) only at paper scale with the files there."""
     scale = stage.scale
-    parts = {"generator": SequenceGenerator.load(scale.name), "sampler": CellSampler.load(scale.name)}
+    trained = Trained.load(scale.name)
     shape = (3, scale.table3_resolution, scale.table3_resolution)
     classes = CLASSES if scale.name == "paper" else 10
     found, imagenet, jobs = [], _imagenet(scale.name), {}
@@ -37,7 +35,7 @@ def make(stage: Stage) -> dict:
                 n=3,
                 seed=stage.seed + search,
                 device=stage.device.type,
-                **parts,
+                trained=trained,
             )[0]
             row = {"budget": name, "requested": flops, "search": search, "design": best.to_json()}
             found.append({**row, "params": best.params, "flops": best.flops, "macs": best.macs, "tcet": best.tcet})

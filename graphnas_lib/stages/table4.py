@@ -9,11 +9,9 @@ import pandas as pd
 import torch
 
 from graphnas_lib import artifacts, nasbench360
-from graphnas_lib.design import Design, design
+from graphnas_lib.design import Design, Trained, design
 from graphnas_lib.fitting import BudgetUnreachable
-from graphnas_lib.sequence import SequenceGenerator
 from graphnas_lib.stages import Stage, rows
-from graphnas_lib.synonyms import CellSampler
 from graphnas_lib.tasks import TASKS
 from graphnas_lib.training import train_task
 
@@ -33,13 +31,11 @@ def make(stage: Stage) -> dict:
     """Ask for the Wide-ResNet's parameters (Sec. 4.3; scaled down at smoke), best of ten by T-CET, then train."""
     scale = stage.scale
     available = nasbench360.available()
-    parts = (
-        {"generator": SequenceGenerator.load(scale.name), "sampler": CellSampler.load(scale.name)} if available else {}
-    )
+    trained = Trained.load(scale.name) if available else None
     limit = None if scale.name == "paper" else scale.table4_samples
     jobs = {
         name: partial(
-            measure, name, _budget(name, scale.name), limit, scale.table4_epochs, stage.seed, stage.device.type, parts
+            measure, name, _budget(name, scale.name), limit, scale.table4_epochs, stage.seed, stage.device.type, trained
         )
         for name in available
     }
@@ -55,7 +51,7 @@ def _budget(name: str, scale: str) -> float:
     return TASKS[name].wrn_params * (0.1 if scale == "smoke" else 1.0)
 
 
-def measure(name: str, params: float, limit: int | None, epochs: int, seed: int, device: str, parts: dict) -> dict:
+def measure(name: str, params: float, limit: int | None, epochs: int, seed: int, device: str, trained: Trained) -> dict:
     """One row: the design chosen on real samples of the task, and its metric after training."""
     task = nasbench360.load_task(name, limit=limit, seed=seed)
     inputs, targets, _ = task.train.fetch(torch.arange(min(16, len(task.train))))
@@ -63,7 +59,7 @@ def measure(name: str, params: float, limit: int | None, epochs: int, seed: int,
     try:
         chosen: Design = design(
             params=params, input_shape=task.input_shape, classes=task.facts.classes, dense=task.dense, n=3,
-            candidates=3, seed=seed, device=device, **given, **parts,
+            candidates=3, seed=seed, device=device, trained=trained, **given,
         )[0]  # fmt: skip
     except BudgetUnreachable as error:
         return {"task": name, "value": None, "note": str(error)}

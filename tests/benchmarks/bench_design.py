@@ -17,10 +17,9 @@ import time
 import warnings
 
 from graphnas_lib import artifacts
-from graphnas_lib.design import BudgetUnreachable, design
+from graphnas_lib.design import BudgetUnreachable, Trained, design
 from graphnas_lib.sequence import SequenceGenerator
 from graphnas_lib.stages import evolution
-from graphnas_lib.synonyms import CellSampler
 
 
 def budgets(scale: str, n: int, seed: int) -> list[dict[str, float]]:
@@ -47,16 +46,16 @@ def main() -> None:
     parser.add_argument("-n", type=int, default=10, help="networks a request (default 10)")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
-    parts = {"generator": SequenceGenerator.load(options.scale), "sampler": CellSampler.load(options.scale)}
+    trained = Trained.load(options.scale)
     asked = budgets(options.scale, options.budgets, options.seed)
     seconds, worst, kept, refused, few, macros = [], 0.0, 0, [], [], set()
     for i, budget in enumerate(asked):
         began = time.perf_counter()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            macros.add(parts["generator"].generate(**budget))
+            macros.add(trained.generator.generate(**budget))
             try:
-                designs = design(**budget, n=options.n, seed=options.seed + i, scale=options.scale, **parts)
+                designs = design(**budget, n=options.n, seed=options.seed + i, trained=trained)
             except BudgetUnreachable:
                 refused.append(budget)
                 continue
