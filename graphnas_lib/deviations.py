@@ -361,9 +361,16 @@ DEVIATIONS = (
     Deviation(
         "D50-kept-cells",
         "The cells of a generated sequence are draws of the flow at the centres of its families (Eq. 8-9).",
-        "For a family that the best networks of the history near the request have, one of their cells is drawn (each a "
-        "draw of the flow once); `fresh=True` draws as printed, and notebook 07 shows both.",
+        "For a family that the networks of the history have which are near the request in size and likest in families "
+        "and T-CET, one of their cells is drawn (each a draw of the flow once); `fresh=True` draws as printed, and "
+        "notebook 07 shows both.",
         "Evolution chooses cells one by one; in the macro designs of its best networks under 1M parameters fresh ones "
         "had 61% of its T-CET (86% at most, 60 draws, lite), kept ones up to all of it.",
+    ),
+    Deviation(
+        "D51-weighted-history",
+        "The generator learns the history of the evolution (Eq. 10); nothing is said of weights.",
+        "A network is learnt from in proportion to the fourth power of its rank by T-CET among those of its size.",
+        "A history holds every network that was tried; what is asked for is the best ones of a size.",
     ),
 )

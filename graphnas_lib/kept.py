@@ -8,7 +8,7 @@ that did well. They are draws of the flow (Eq. 9) like any other, that have been
 from __future__ import annotations
 
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -25,7 +25,8 @@ FILE = "sequence_cells.safetensors"
 BIN = 0.1  # of ln params and of ln FLOPs; the history is thinned to the best networks of each bin
 OF_BIN = 30
 NEAR = 0.1  # networks that far from a request, in ln, are near it
-NETWORKS = 30  # the best so many of the near ones give their cells; where fewer are near, the nearest
+NETWORKS = 30  # where fewer are near, the nearest so many
+LIKE = 10  # of these, so many give their cells to a sequence of families
 
 
 @dataclass(frozen=True)
@@ -75,17 +76,15 @@ class KeptCells:
         """
         asked = [(i, math.log(value)) for i, value in enumerate((params, flops)) if value is not None]
         off = torch.stack([(self.costs[:, i].log() - value).abs() for i, value in asked]).amax(dim=0)  # (n,)
-        nearest = off.argsort(stable=True)
         count = max(int((off <= NEAR).sum()), min(NETWORKS, len(off)))
-        chosen = nearest[:count][self.scores[nearest[:count]].argsort(descending=True, stable=True)][:NETWORKS]
-        families, places = self.families[chosen].flatten().tolist(), self.places[chosen].flatten().tolist()
-        found = defaultdict(list)
-        for family, place in zip(families, places, strict=True):
-            if family >= 0:
-                found[family].append(place)
-        used = sorted({place for listed in found.values() for place in listed})
-        cells = dict(zip(used, self.codes[torch.tensor(used)].cells(), strict=True))
-        return NearCells({family: [cells[i] for i in listed] for family, listed in found.items()}, sampler)
+        rows = off.argsort(stable=True)[:count]
+        used, places = self.places[rows].unique(return_inverse=True)  # -1 first, beyond the last cells
+        cells = [None, *self.codes[used[used >= 0]].cells()] if -1 in used else self.codes[used].cells()
+        networks = []
+        for families, listed, score in zip(self.families[rows].tolist(), places.tolist(), self.scores[rows].tolist()):
+            pairs = [(family, cells[i]) for family, i in zip(families, listed, strict=True) if family >= 0]
+            networks.append((score, pairs))
+        return NearCells(networks, sampler)
 
     def to_tensors(self) -> dict[str, Tensor]:
         """Content of a safetensors file."""
@@ -120,20 +119,46 @@ class NearCells:
     """Cells for one request; gives cells for a list of families as `CellSampler` does.
 
     Attributes:
-        cells: family -> its cells in networks near the request, one entry for each place that has it.
-        sampler: of fresh cells, for the other families.
+        networks: T-CET, and (family, cell) of every place, of the networks near the request.
+        sampler: of fresh cells, for families that they lack.
     """
 
-    cells: dict[int, list[Cell]]
+    networks: list[tuple[float, list[tuple[int, Cell]]]]
     sampler: CellSampler
 
     def generate_cells(self, families: Sequence[int], *, seed: int) -> list[Cell]:
-        """One cell for each family of a list; a function of (seed, the list)."""
+        """One cell for each family of a list; a function of (seed, the list).
+
+        Cells are those of `LIKE` networks that have most families in common with the list and a high T-CET; of each,
+        the n-th cell of a family where the list has the family for the n-th time.
+        """
         generator = torch.Generator().manual_seed(seed)
-        unknown = [family for family in families if family not in self.cells]
+        same, any_place = defaultdict(list), defaultdict(list)
+        for _, pairs in sorted(self.networks, key=lambda network: -_likeness(network, families))[:LIKE]:
+            for place, (_, cell) in zip(_numbered([family for family, _ in pairs]), pairs, strict=True):
+                same[place].append(cell)
+                any_place[place[0]].append(cell)
+        unknown = [family for family in families if family not in any_place]
         fresh = iter(self.sampler.generate_cells(unknown, seed=seed) if unknown else ())
         found = []
-        for family in families:
-            known = self.cells.get(family)
+        for place in _numbered(families):
+            known = same.get(place) or any_place.get(place[0])
             found.append(known[torch.randint(len(known), (), generator=generator)] if known else next(fresh))
         return found
+
+
+def _likeness(network: tuple[float, list[tuple[int, Cell]]], families: Sequence[int]) -> float:
+    """T-CET times the share of families that a network and a list have in common."""
+    score, pairs = network
+    common = Counter(families) & Counter(family for family, _ in pairs)
+    return score * common.total() / max(len(families), len(pairs))
+
+
+def _numbered(families: Sequence[int]) -> list[tuple[int, int]]:
+    """Each family with how often it came before."""
+    seen: Counter[int] = Counter()
+    numbered = []
+    for family in families:
+        numbered.append((family, seen[family]))
+        seen[family] += 1
+    return numbered

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 
+import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
@@ -22,6 +23,7 @@ from graphnas_lib.vocabulary import CONDITIONS
 PRETRAINED = "GRAPHNAS_GPT_NEO"  # names a folder with the weights of GPT-Neo 125M, from which paper scale starts
 REQUESTS = 100
 BEST_OF = 10
+ALIKE = 0.25  # sizes so near, in ln, are ranked together
 
 
 def make(stage: Stage) -> dict:
@@ -40,6 +42,7 @@ def make(stage: Stage) -> dict:
         designs,
         conditions,
         config=config,
+        weights=_weights(table),
         steps=scale.sequence_steps,
         seed=stage.seed,
         pretrained=pretrained,
@@ -62,6 +65,18 @@ def make(stage: Stage) -> dict:
         "sequence_requests.csv": _realised(trained, searches, _requests(conditions, stage.seed)),
         "sequence_best.csv": _best(trained, searches, table),
     }
+
+
+def _weights(history: pd.DataFrame) -> Tensor:
+    """How often each network is learnt from, (n,): its rank by T-CET among those of its size, to the fourth power.
+
+    Among those of its parameters or of its FLOPs, whichever is higher: conditions ask for either.
+    """
+    ranks = []
+    for cost in ("params", "flops"):
+        sizes = np.floor(np.log(history[cost]) / ALIKE)
+        ranks.append(history["score"].groupby(sizes).rank(pct=True))
+    return torch.tensor(np.maximum(*ranks).to_numpy() ** 4)
 
 
 def settings(scale: Scale, **sizes) -> tuple[SequenceConfig, str | None]:
