@@ -90,7 +90,7 @@ def settings(scale: Scale, **sizes) -> tuple[SequenceConfig, str | None]:
         heads=scale.sequence_heads,
         batch_size=scale.sequence_batch,
         warmup=min(500, scale.sequence_steps // 10),
-        lr=2e-3 if scale.name == "smoke" else 5e-4,
+        lr=2e-3 if scale.name == "smoke" else 1e-3,
     )
     return small, None
 
