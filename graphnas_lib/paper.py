@@ -85,6 +85,7 @@ class Scale:
     tcet_batch: int
     tcet_resolution: int
     budgets: tuple[tuple[str, float], ...]  # (quantity, upper bound) of each evolution run at tcet_resolution
+    compared_budget: tuple[str, float]  # one of `budgets`, under which methods are compared, Table 2's as well
     comparison_iterations: int  # ours: HL-Evo, flat evolution, random search on the first budget, and how many seeds
     comparison_seeds: int
     # sequence generator (Tab. 6)
@@ -101,9 +102,8 @@ class Scale:
     train_images: int
     test_images: int
     train_epochs: int
-    table2_evaluations: tuple[int, int, int]  # plain evolution, HL-Evo, sequence generator
+    table2_evaluations: tuple[int, int]  # of plain evolution, and of the sequence generator; HL-Evo has `iterations`
     table2_top: int
-    table2_budget: float  # parameters
     table3_budgets: tuple[float, ...]  # FLOPs of the paper (2 x MACs) at table3_resolution
     table3_resolution: int
     table4_epochs: int
@@ -139,6 +139,7 @@ SCALES = {
         tcet_batch=16,
         tcet_resolution=16,
         budgets=(("params", 3e5), ("params", 1e6), ("flops", 60e6)),
+        compared_budget=("params", 3e5),
         comparison_iterations=16,
         comparison_seeds=1,
         sequence_hidden=64,
@@ -153,9 +154,8 @@ SCALES = {
         train_images=256,
         test_images=256,
         train_epochs=1,
-        table2_evaluations=(12, 8, 4),
+        table2_evaluations=(12, 4),
         table2_top=2,
-        table2_budget=2e5,
         table3_budgets=(18e6, 24e6, 40e6),
         table3_resolution=16,
         table4_epochs=1,
@@ -189,6 +189,7 @@ SCALES = {
         tcet_batch=8,  # ranks 40 random networks as 64 images do (Spearman 0.99), in half the time of 16
         tcet_resolution=32,
         budgets=(("params", 1e6), ("flops", 100e6), ("flops", 600e6), ("params", 3e5), ("flops", 300e6)),
+        compared_budget=("flops", 100e6),  # networks for 1M parameters cost ten times these
         comparison_iterations=1_000,
         comparison_seeds=5,
         sequence_hidden=128,
@@ -203,9 +204,8 @@ SCALES = {
         train_images=8_000,
         test_images=4_000,
         train_epochs=6,
-        table2_evaluations=(7_200, 300, 10),  # 24 : 1 as in the paper, and ten networks
+        table2_evaluations=(7_200, 100),
         table2_top=5,
-        table2_budget=1e6,
         table3_budgets=(18e6, 24e6, 40e6),
         table3_resolution=32,
         table4_epochs=5,
@@ -239,6 +239,7 @@ SCALES = {
         tcet_batch=64,
         tcet_resolution=32,
         budgets=(("params", 1e6), ("flops", 450e6), ("flops", 1000e6)),
+        compared_budget=("params", 1e6),
         comparison_iterations=20_000,
         comparison_seeds=5,
         sequence_hidden=768,
@@ -253,9 +254,8 @@ SCALES = {
         train_images=50_000,
         test_images=10_000,
         train_epochs=200,
-        table2_evaluations=(480_000, 20_000, 100),
+        table2_evaluations=(480_000, 100),
         table2_top=10,
-        table2_budget=1e6,
         table3_budgets=(450e6, 600e6, 1000e6),
         table3_resolution=224,
         table4_epochs=200,

@@ -12,7 +12,7 @@ SEEDS_FROM = 100  # other draws than those of the histories
 
 
 def make(stage: Stage) -> dict:
-    """All methods under the first budget with each seed, and flat evolution as long as HL-Evo's histories under each.
+    """All methods under `compared_budget` with each seed, and flat evolution as long as HL-Evo's histories under each.
 
     A score that failed is an evaluation too: what a search recorded beyond its evaluations is left out.
     """
@@ -20,7 +20,7 @@ def make(stage: Stage) -> dict:
     seeds = range(stage.seed + SEEDS_FROM, stage.seed + SEEDS_FROM + scale.comparison_seeds)
     size = scale.comparison_iterations
     compared = [
-        searches.run(method, scale.budgets[0], seed=seed, iterations=size) for seed in seeds for method in METHODS
+        searches.run(method, scale.compared_budget, seed=seed, iterations=size) for seed in seeds for method in METHODS
     ]
     flat = [
         searches.run("Evo (flat)", budget, seed=stage.seed + i, iterations=scale.iterations)
@@ -38,7 +38,7 @@ def _shared(tables: list[pd.DataFrame], iterations: int) -> pd.DataFrame:
 
 
 def load(scale: str) -> pd.DataFrame:
-    """Methods at equal evaluations on the first budget, for each seed: method, seed, evaluations, phase, score, ..."""
+    """Methods at equal evaluations under one budget, for each seed: method, seed, evaluations, phase, score, ..."""
     return artifacts.load("comparison", "comparison.parquet", scale)
 
 

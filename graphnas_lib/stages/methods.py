@@ -11,13 +11,14 @@ from functools import partial
 import torch
 from torch import nn
 
-from graphnas_lib import evolution, network, zennet
+from graphnas_lib import artifacts, evolution, network, zennet
 from graphnas_lib.datasets import Dataset
 from graphnas_lib.design import Trained, below, design
 from graphnas_lib.macro import Architecture
 from graphnas_lib.scores import ProxyScore, TrainedScore
 from graphnas_lib.search import SearchError, SearchResult, best_so_far, evolve, random_search
 from graphnas_lib.stages import Stage
+from graphnas_lib.stages import evolution as histories
 from graphnas_lib.synonyms import realise
 from graphnas_lib.workers import ON_CPU
 from graphnas_lib.zennet import ZenNet
@@ -44,13 +45,13 @@ class Methods:
 
     def __init__(self, stage: Stage, data: Dataset):
         scale = stage.scale
-        self.stage, self.data, self.budget, self.top = stage, data, scale.table2_budget, scale.table2_top
-        self.plain, self.hl, self.generated = scale.table2_evaluations
+        self.stage, self.data, self.budget, self.top = stage, data, scale.compared_budget, scale.table2_top
+        self.plain, self.generated = scale.table2_evaluations
         self.batch = data.batch(scale.tcet_batch, device=stage.device)
         self.trained = Trained.load(scale.name, device=stage.device)
         self.sampler = self.trained.sampler
         self.costs = partial(network.count, input_shape=data.input_shape, classes=data.classes)
-        self.feasible = evolution.budget(self.costs, params=self.budget, resolution=scale.tcet_resolution)
+        self.feasible = evolution.budget(self.costs, **dict([self.budget]), resolution=scale.tcet_resolution)
         self.score = ProxyScore(*self.batch, data.classes, seed=stage.seed)
         self.accuracy = TrainedScore(
             data.subset(scale.train_images).split_validation(0.25, seed=stage.seed),
@@ -103,17 +104,13 @@ class Methods:
         return self._found(evolution.flat_evo(evolution.flat_start(), score=score, feasible=self.feasible, **options))
 
     def _hl_evo(self) -> Found:
-        families = self.sampler.families.n_clusters
-        generate = partial(self.sampler.generate_cell, seed=self.stage.seed)
-        result = evolution.hl_evo(
-            evolution.hl_start(generate, families),
-            score=self.score,
-            feasible=self.feasible,
-            generate_cell=generate,
-            n_families=families,
-            **self._options("hl", self.hl),
-        )
-        return self._found(result, lambda individual: individual.architecture.to_json())
+        """The history of stage "evolution" under this budget; of its seconds the share of these evaluations."""
+        every = histories.load(self.stage.scale.name)
+        history = every[every["budget"] == histories.budget_name(*self.budget)]
+        share = len(history) / len(every)
+        seconds = artifacts.load_manifest("evolution", self.stage.scale.name)["seconds"] * share
+        rows = history.to_dict("records")
+        return self._best(rows, lambda text: evolution.HLIndividual.from_json(text).architecture.to_json(), seconds)
 
     def _random(self) -> Found:
         """As many random architectures as the generator draws, each as wide as the budget allows."""
@@ -136,7 +133,7 @@ class Methods:
 
         def feasible(net: ZenNet) -> bool:
             costs = zennet.count(net, resolution=resolution, classes=data.classes, convention="paper")
-            return costs.params <= self.budget and net.depth <= MAX_LAYERS
+            return getattr(costs, self.budget[0]) <= self.budget[1] and net.depth <= MAX_LAYERS
 
         result = evolve(
             zennet.initial("cifar"),
@@ -159,7 +156,7 @@ class Methods:
 
     def _designs(self, **options):
         return design(
-            **below("params", self.budget),
+            **below(*self.budget),
             input_shape=self.data.input_shape,
             classes=self.data.classes,
             images=self.batch[0],
@@ -173,7 +170,7 @@ class Methods:
     def _mixed(self) -> Found:
         """App. E.1: evolution with the reduced-training proxy over the cells of five networks of one macro design."""
         (base,) = self._designs(n=1)
-        cells = self.trained.cells(params=self.budget)
+        cells = self.trained.cells(**dict([self.budget]))
         others = (realise(base.hl, cells, seed=self.stage.seed + i) for i in range(1, MIXED))
         networks = [base.architecture, *others]
 
@@ -189,7 +186,7 @@ class Methods:
                 base.architecture,
                 mutate=mix,
                 score=self.accuracy,
-                feasible=lambda architecture: self.costs(architecture).params <= self.budget,
+                feasible=self.feasible,
                 key=Architecture.key,
                 dump=Architecture.to_json,
                 parse=Architecture.from_json,
@@ -201,14 +198,17 @@ class Methods:
         return self._found(result)
 
     def _found(self, result: SearchResult, dump: Callable = Architecture.to_json) -> Found:
+        return self._best(result.history, dump, result.seconds)
+
+    def _best(self, history: list[dict], dump: Callable, seconds: float) -> Found:
         """The `top` best networks of a history, no two of one key."""
         seen: dict[str, dict] = {}
-        for row in sorted(result.history, key=lambda row: -row["score"]):
+        for row in sorted(history, key=lambda row: -row["score"]):
             seen.setdefault(row["key"], row)
         chosen = list(seen.values())[: self.top]
-        curve = best_so_far(result.history)
+        curve = best_so_far(history)
         texts = [dump(row["individual"]) for row in chosen]
-        return Found(texts, [row["score"] for row in chosen], curve, len(curve), result.seconds)
+        return Found(texts, [row["score"] for row in chosen], curve, len(curve), seconds)
 
 
 @dataclass(frozen=True)

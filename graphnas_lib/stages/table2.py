@@ -15,6 +15,7 @@ from graphnas_lib.datasets import Dataset
 from graphnas_lib.macro import Architecture
 from graphnas_lib.results import mean_difference
 from graphnas_lib.stages import Stage, rows
+from graphnas_lib.stages.evolution import budget_name
 from graphnas_lib.stages.methods import Methods
 from graphnas_lib.training import evaluate, train
 from graphnas_lib.zennet import ZenNet
@@ -59,7 +60,9 @@ def make(stage: Stage) -> dict:
         name: sum(artifacts.load_manifest(earlier, scale.name)["seconds"] for earlier in stages)
         for name, stages in PRETRAINED.items()
     }
-    stage.config.update(datasets=facts, budget=scale.table2_budget, top=scale.table2_top, recipe=RECIPE[scale.name])
+    stage.config.update(
+        datasets=facts, budget=budget_name(*scale.compared_budget), top=scale.table2_top, recipe=RECIPE[scale.name]
+    )
     stage.config.update(epochs=scale.train_epochs, scored_on=scoring.source, batch=scale.tcet_batch)
     stage.config.update(pretraining_seconds=pretraining)
     return {"table2_rows.csv": table, "table2_curves.csv": curves}
