@@ -175,7 +175,7 @@ def _design_options(to: argparse.ArgumentParser) -> None:
     to.add_argument("--tolerance", type=float, default=0.05, help="largest relative error of the costs, default 0.05")
     to.add_argument("--candidates", type=int, help="networks to score by T-CET, of which the best -n are kept")
     to.add_argument(
-        "--fresh", action="store_true", help="draw every cell from the flow, none from those that the evolution kept"
+        "--fresh", action="store_true", help="decode greedily and draw every cell anew; take nothing from the evolution"
     )
     _common(to)
 

@@ -1,9 +1,9 @@
 """Budget -> networks (Sec. 3.3, Eq. 12): generate macro designs, draw their cells, meet the budget, select by T-CET.
 
-The generator decodes greedily for the request and for a little less of it (its conditions are bins, the budget a
-bound); variety comes from the cells, drawn anew for every candidate (Eq. 8-9), from those that the evolution kept for
-such a budget where it did (`kept`, deviation D50). Candidates off the budget are mended by `fitting`, and the n with
-the highest T-CET are returned, best first.
+The generator writes designs for the request and for a little less of it (its conditions are bins, the budget a bound);
+variety comes from the cells, drawn anew for every candidate (Eq. 8-9). With the networks that the evolution kept
+(`kept`, D50) the most promising designs are taken and get cells that did well; without them decoding is greedy and all
+cells are fresh. Candidates off the budget are mended by `fitting`, and the n of highest T-CET are returned, best first.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from graphnas_lib import artifacts, proxies
 from graphnas_lib.designs import Design, Designs
 from graphnas_lib.evolution import HLIndividual, max_strides
 from graphnas_lib.fitting import BudgetUnreachable, Fit, Target, fit, unreachable
-from graphnas_lib.kept import KeptCells, NearCells
+from graphnas_lib.kept import KeptNetworks, NearNetworks
 from graphnas_lib.macro import CHANNELS, Architecture, HLArchitecture, HLTriple
 from graphnas_lib.network import Costs, count
 from graphnas_lib.sequence import SequenceGenerator
@@ -31,6 +31,8 @@ from graphnas_lib.vocabulary import CONDITIONS
 __all__ = ["BudgetUnreachable", "Design", "Designs", "design"]
 
 SHARES = (1.0, 0.97, 0.93, 0.88)  # of the request, each one greedy macro design (ours)
+SAMPLED = 16  # further designs a share, sampled, where kept networks say which to take
+PROMISING = 4  # of these so many are taken
 BATCH = 16  # noise images for T-CET where none are given; the paper's batch is 64 (deviation D18)
 LARGE = 128  # from this side on the stem has stride 2 (deviation D08)
 BELOW = 0.025  # networks that may not exceed a bound are asked for at so much less, and accepted that far from it
@@ -73,7 +75,8 @@ def design(
         dense: one prediction a position, all strides 1.
         device: where T-CET is computed.
         progress: show a bar.
-        fresh: draw every cell from the flow, as Eq. 9 is printed, none from those that the evolution kept.
+        fresh: decode greedily and draw every cell from the flow, as Eq. 9 and 12 are printed; else the networks that
+            the evolution kept say which macro designs to take, and give their cells (deviation D50).
         trained: the trained parts, instead of those of `scale`; saves the loading where many requests are made.
 
     Returns:
@@ -107,23 +110,23 @@ class Trained:
     Attributes:
         generator: writes macro designs.
         sampler: draws their cells from the flow.
-        kept: cells of the generator's history; None where every cell is to be drawn.
+        kept: the best networks of the generator's history; None to go without.
     """
 
     generator: SequenceGenerator
     sampler: CellSampler
-    kept: KeptCells | None = None
+    kept: KeptNetworks | None = None
 
     @classmethod
     def load(cls, scale: str | None = None, *, device: str | torch.device = "cpu") -> Trained:
         """The artifacts of a scale; default the one that ships."""
         scale = scale or artifacts.default_scale()
         generator = SequenceGenerator.load(scale).to(device)
-        return cls(generator, CellSampler.load(scale, device=device), KeptCells.load(scale))
+        return cls(generator, CellSampler.load(scale, device=device), KeptNetworks.load(scale))
 
-    def cells(self, *, params: float | None = None, flops: float | None = None) -> CellSampler | NearCells:
-        """Where the cells for a request come from; `flops` at the input shape of the generator's conditions."""
-        return self.sampler if self.kept is None else self.kept.near(self.sampler, params=params, flops=flops)
+    def near(self, *, params: float | None = None, flops: float | None = None) -> NearNetworks | None:
+        """The kept networks near a request; `flops` at the input shape of the generator's conditions."""
+        return self.kept and self.kept.near(self.sampler, params=params, flops=flops)
 
 
 def below(quantity: str, bound: float) -> dict[str, float]:
@@ -135,11 +138,15 @@ def below(quantity: str, bound: float) -> dict[str, float]:
 
 
 def _macros(generator: SequenceGenerator, drawer: _Drawer) -> list[HLArchitecture]:
-    """Greedy designs for shares of the request, distinct."""
+    """Greedy designs for shares of the request, distinct; of these and sampled ones the most promising, where known."""
     asked = torch.tensor([drawer.asked.get(name) or math.nan for name in CONDITIONS], dtype=torch.float64)
     conditions = torch.tensor(SHARES, dtype=torch.float64)[:, None] * asked
     found = generator.generate_many(conditions, max_strides=drawer.max_strides)
-    macros = dict.fromkeys(hl for (hl,) in found if hl is not None)
+    if drawer.near is not None:
+        found += generator.generate_many(conditions, n=SAMPLED, seed=drawer.seed, max_strides=drawer.max_strides)
+    macros = list(dict.fromkeys(hl for row in found for hl in row if hl is not None))
+    if drawer.near is not None:
+        macros = sorted(macros, key=lambda hl: -drawer.near.promise(hl))[:PROMISING]
     return [replace(hl, stem_stride=drawer.stem_stride) for hl in macros]
 
 
@@ -170,7 +177,7 @@ class _Drawer:
     nearest: Costs | None = None
     draws: int = 0
     asked: dict[str, float | None] = field(init=False)  # the target, FLOPs as the generator's conditions count them
-    source: CellSampler | NearCells = field(init=False)
+    near: NearNetworks | None = field(init=False)
     costs: Callable[[Architecture], Costs] = field(init=False)
 
     def __post_init__(self):
@@ -181,7 +188,7 @@ class _Drawer:
         reference, flops = self.trained.generator.config.input_shape, self.target.flops
         area = math.prod(reference[1:]) / math.prod(self.input_shape[1:]) * self.stem_stride ** (len(reference) - 1)
         self.asked = {"params": self.target.params, "flops": flops and flops * area}
-        self.source = self.trained.sampler if self.fresh else self.trained.cells(**self.asked)
+        self.near = None if self.fresh else self.trained.near(**self.asked)
 
     def candidates(self, macros: list[HLArchitecture], wanted: int) -> list[Fit]:
         """`wanted` distinct fitted designs, cells drawn anew for each, the macro designs in turn.
@@ -198,7 +205,7 @@ class _Drawer:
             if len(found) == wanted:
                 break
             if i == REDRAWS * wanted // 2:
-                self.source = self.trained.sampler
+                self.near = None
             if (fitted := self.draw(start[i % len(start)].individual.hl)) is not None:
                 found.setdefault(fitted.individual.architecture.key(), fitted)
         return list(found.values())
@@ -207,16 +214,20 @@ class _Drawer:
         """One fitted draw of each macro design that has one; after so many failures none is expected any more."""
         found: list[Fit] = []
         for hl in macros:
-            if (fitted := self.draw(hl)) is not None:
+            if (fitted := self.draw(hl, closest=True)) is not None:
                 found.append(fitted)
             elif (failures := failures - 1) == 0:
                 break
         return found
 
-    def draw(self, hl: HLArchitecture) -> Fit | None:
-        """Cells for `hl` (Eq. 8), then the fit; None where the budget is missed."""
-        architecture = realise(hl, self.source, seed=1_000_003 * self.seed + self.draws)
+    def draw(self, hl: HLArchitecture, *, closest: bool = False) -> Fit | None:
+        """Cells for `hl` (Eq. 8), then the fit; None where the budget is missed. `closest`: see `NearNetworks`."""
+        seed = 1_000_003 * self.seed + self.draws
         self.draws += 1
+        if self.near is None:
+            architecture = realise(hl, self.trained.sampler, seed=seed)
+        else:
+            architecture = self.near.realise(hl, seed=seed, closest=closest)
         fitted = fit(HLIndividual(hl, architecture), self.target, costs=self.costs, max_strides=self.max_strides)
         if self.nearest is None or fitted.error < self.target.error(self.nearest):
             self.nearest = fitted.costs

@@ -359,13 +359,14 @@ DEVIATIONS = (
         "cost nothing to count.",
     ),
     Deviation(
-        "D50-kept-cells",
-        "The cells of a generated sequence are draws of the flow at the centres of its families (Eq. 8-9).",
-        "For a family that the networks of the history have which are near the request in size and likest in families "
-        "and T-CET, one of their cells is drawn (each a draw of the flow once); `fresh=True` draws as printed, and "
-        "notebook 07 shows both.",
+        "D50-kept-networks",
+        "A sequence is decoded deterministically; its cells are draws of the flow at the centres of its families "
+        "(Eq. 8-9, 12).",
+        "Of greedy and sampled sequences those are taken that are likest to networks of the history with a high T-CET "
+        "and a size near the request; for families that these have, their cells are taken (each a draw of the flow "
+        "once). `fresh=True` does as printed, and notebook 07 shows both.",
         "Evolution chooses cells one by one; in the macro designs of its best networks under 1M parameters fresh ones "
-        "had 61% of its T-CET (86% at most, 60 draws, lite), kept ones up to all of it.",
+        "had 61% of its T-CET (86% at most, 60 draws, lite).",
     ),
     Deviation(
         "D51-weighted-history",

@@ -1,8 +1,9 @@
-"""Cells that the evolution kept: where the designs for a budget take theirs from (Eq. 8, deviation D50).
+"""Networks that the evolution kept: what the designs for a budget are judged by and take their cells from (Eq. 8, D50).
 
-Cells of one family are alike in z, and still a deep network of fresh ones has half the T-CET of the network that the
-evolution chose its cells for, one by one. So the history gives more than sequences: for a family and a budget, cells
-that did well. They are draws of the flow (Eq. 9) like any other, that have been tried.
+Cells of one family are alike in z (Eq. 4), not in what they do to a deep network: with fresh ones a macro design has
+less T-CET than with the cells that the evolution chose for it, one by one. So the history gives more than sequences:
+for a budget and a macro design, cells that did well there. They are draws of the flow (Eq. 9) like any other, that have
+been tried.
 """
 
 from __future__ import annotations
@@ -11,44 +12,46 @@ import math
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from graphnas_lib import artifacts
 from graphnas_lib.codes import CellCodes
+from graphnas_lib.macro import Architecture, HLArchitecture, HLTriple
 from graphnas_lib.mutations import HLIndividual
 from graphnas_lib.space import Cell
-from graphnas_lib.synonyms import CellSampler
+from graphnas_lib.synonyms import CellSampler, assemble
 
 FILE = "sequence_cells.safetensors"
 BIN = 0.1  # of ln params and of ln FLOPs; the history is thinned to the best networks of each bin
 OF_BIN = 30
 NEAR = 0.1  # networks that far from a request, in ln, are near it
 NETWORKS = 30  # where fewer are near, the nearest so many
-LIKE = 10  # of these, so many give their cells to a sequence of families
+LIKE = 4  # at most so many of these give their cells to a macro design
 
 
 @dataclass(frozen=True)
-class KeptCells:
-    """Families and cells of the best networks of every size in a history.
+class KeptNetworks:
+    """The best networks of every size in a history, with their families and cells.
 
     Attributes:
         costs: params and FLOPs, float64 (n, 2).
         scores: T-CET, float64 (n,).
-        families: int64 (n, l), -1 beyond a network's last cell.
-        places: index into `codes` of the cell of each place, int64 (n, l), -1 likewise.
+        triples: family, channels and stride of each place, int16 (n, l, 3); -1 beyond a network's last cell.
+        places: index into `codes` of the cell of each place, int32 (n, l), -1 likewise.
         codes: the distinct cells.
     """
 
     costs: Tensor
     scores: Tensor
-    families: Tensor
+    triples: Tensor
     places: Tensor
     codes: CellCodes
 
     @classmethod
-    def of(cls, individuals: Sequence[HLIndividual], costs: Tensor, scores: Tensor) -> KeptCells:
+    def of(cls, individuals: Sequence[HLIndividual], costs: Tensor, scores: Tensor) -> KeptNetworks:
         """Thin a history to the best networks of each size.
 
         Args:
@@ -59,48 +62,48 @@ class KeptCells:
         costs, scores = costs.double(), scores.double()
         rows = _best_of_bins(costs, scores)
         cells, longest = {}, max(len(individuals[i].hl.triples) for i in rows)
-        families, places = (torch.full((len(rows), longest), -1) for _ in range(2))
+        triples = torch.full((len(rows), longest, 3), -1, dtype=torch.int16)
+        places = torch.full((len(rows), longest), -1, dtype=torch.int32)
         for row, i in enumerate(rows):
             for place, (family, triple) in enumerate(individuals[i].pairs()):
-                families[row, place] = family
+                triples[row, place] = torch.tensor([family, triple.channels, triple.stride])
                 places[row, place] = cells.setdefault(triple.cell, len(cells))
-        return cls(costs[rows], scores[rows], families, places, CellCodes.of(list(cells)))
+        return cls(costs[rows], scores[rows], triples, places, CellCodes.of(list(cells)))
 
-    def near(self, sampler: CellSampler, *, params: float | None = None, flops: float | None = None) -> NearCells:
-        """Where cells come from for a request; `sampler` gives those of families that no near network has.
+    def near(self, sampler: CellSampler, *, params: float | None = None, flops: float | None = None) -> NearNetworks:
+        """The networks near a request.
 
         Args:
-            sampler: of fresh cells.
+            sampler: of fresh cells, for families that no near network has.
             params: requested parameters, or None.
             flops: requested FLOPs in the unit and at the input shape of the history, or None.
         """
         asked = [(i, math.log(value)) for i, value in enumerate((params, flops)) if value is not None]
         off = torch.stack([(self.costs[:, i].log() - value).abs() for i, value in asked]).amax(dim=0)  # (n,)
-        count = max(int((off <= NEAR).sum()), min(NETWORKS, len(off)))
-        rows = off.argsort(stable=True)[:count]
-        used, places = self.places[rows].unique(return_inverse=True)  # -1 first, beyond the last cells
-        cells = [None, *self.codes[used[used >= 0]].cells()] if -1 in used else self.codes[used].cells()
+        rows = off.argsort(stable=True)[: max(int((off <= NEAR).sum()), NETWORKS)]
+        used = [i for i in self.places[rows].unique().tolist() if i >= 0]
+        cells = dict(zip(used, self.codes[torch.tensor(used)].cells(), strict=True))
         networks = []
-        for families, listed, score in zip(self.families[rows].tolist(), places.tolist(), self.scores[rows].tolist()):
-            pairs = [(family, cells[i]) for family, i in zip(families, listed, strict=True) if family >= 0]
-            networks.append((score, pairs))
-        return NearCells(networks, sampler)
+        for score, triples, places in zip(*(x[rows].tolist() for x in (self.scores, self.triples, self.places))):
+            filled = [(HLTriple(*triple), cells[i]) for triple, i in zip(triples, places, strict=True) if i >= 0]
+            networks.append(Network(score, *zip(*filled, strict=True)))
+        return NearNetworks(networks, sampler)
 
     def to_tensors(self) -> dict[str, Tensor]:
         """Content of a safetensors file."""
-        narrow = {"families": self.families.to(torch.int16), "places": self.places.to(torch.int32)}
-        return {"costs": self.costs, "scores": self.scores, **narrow, **vars(self.codes)}
+        own = {name: getattr(self, name) for name in ("costs", "scores", "triples", "places")}
+        return {**own, **vars(self.codes)}
 
     @classmethod
-    def load(cls, scale: str) -> KeptCells:
+    def from_tensors(cls, tensors: dict[str, Tensor]) -> KeptNetworks:
+        """Inverse of `to_tensors`."""
+        own = {name: tensors[name] for name in ("costs", "scores", "triples", "places")}
+        return cls(**own, codes=CellCodes(tensors["edges"], tensors["operations"]))
+
+    @classmethod
+    def load(cls, scale: str) -> KeptNetworks:
         """Of the history that a scale's sequence generator learnt."""
         return cls.from_tensors(artifacts.load("sequence", FILE, scale))
-
-    @classmethod
-    def from_tensors(cls, tensors: dict[str, Tensor]) -> KeptCells:
-        """Inverse of `to_tensors`."""
-        codes = CellCodes(tensors["edges"], tensors["operations"])
-        return cls(tensors["costs"], tensors["scores"], tensors["families"].long(), tensors["places"].long(), codes)
 
 
 def _best_of_bins(costs: Tensor, scores: Tensor) -> list[int]:
@@ -115,50 +118,79 @@ def _best_of_bins(costs: Tensor, scores: Tensor) -> list[int]:
 
 
 @dataclass(frozen=True)
-class NearCells:
-    """Cells for one request; gives cells for a list of families as `CellSampler` does.
+class Network:
+    """T-CET, macro design and cells of a kept network."""
+
+    score: float
+    triples: tuple[HLTriple, ...]
+    cells: tuple[Cell, ...]
+
+    @cached_property
+    def counts(self) -> tuple[Counter, Counter]:
+        """How often each family and each triple occurs."""
+        return _counts(self.triples)
+
+
+def _counts(triples: Sequence[HLTriple]) -> tuple[Counter, Counter]:
+    return Counter(triple.cluster for triple in triples), Counter(triples)
+
+
+@dataclass(frozen=True)
+class NearNetworks:
+    """Kept networks near one request.
 
     Attributes:
-        networks: T-CET, and (family, cell) of every place, of the networks near the request.
+        networks: all of them.
         sampler: of fresh cells, for families that they lack.
     """
 
-    networks: list[tuple[float, list[tuple[int, Cell]]]]
+    networks: list[Network]
     sampler: CellSampler
 
-    def generate_cells(self, families: Sequence[int], *, seed: int) -> list[Cell]:
-        """One cell for each family of a list; a function of (seed, the list).
+    def promise(self, hl: HLArchitecture) -> float:
+        """What T-CET to expect of a macro design: the highest among the networks, each times its likeness to it."""
+        return self._likest(hl, 1)[0][0]
 
-        Cells are those of `LIKE` networks that have most families in common with the list and a high T-CET; of each,
-        the n-th cell of a family where the list has the family for the n-th time.
+    def realise(self, hl: HLArchitecture, *, seed: int, closest: bool = False) -> Architecture:
+        """alpha(alpha-hat) of Eq. 8 with the cells of the likest networks; a function of (hl, seed, closest).
+
+        For the n-th place of a family it is the cell of a network's n-th place of that family.
+
+        Args:
+            hl: macro design.
+            seed: of which networks' cells are taken, and of fresh ones.
+            closest: take those of the likest network alone; else of one to `LIKE` networks, mixed.
         """
         generator = torch.Generator().manual_seed(seed)
+        mixed = 1 if closest else 1 + int(torch.randint(LIKE, (), generator=generator))
         same, any_place = defaultdict(list), defaultdict(list)
-        for _, pairs in sorted(self.networks, key=lambda network: -_likeness(network, families))[:LIKE]:
-            for place, (_, cell) in zip(_numbered([family for family, _ in pairs]), pairs, strict=True):
+        for _, network in self._likest(hl, mixed):
+            for place, cell in zip(_numbered(network.triples), network.cells, strict=True):
                 same[place].append(cell)
                 any_place[place[0]].append(cell)
-        unknown = [family for family in families if family not in any_place]
+        unknown = [triple.cluster for triple in hl.triples if triple.cluster not in any_place]
         fresh = iter(self.sampler.generate_cells(unknown, seed=seed) if unknown else ())
-        found = []
-        for place in _numbered(families):
+        cells = []
+        for place in _numbered(hl.triples):
             known = same.get(place) or any_place.get(place[0])
-            found.append(known[torch.randint(len(known), (), generator=generator)] if known else next(fresh))
-        return found
+            cells.append(known[torch.randint(len(known), (), generator=generator)] if known else next(fresh))
+        return assemble(hl, cells)
+
+    def _likest(self, hl: HLArchitecture, n: int) -> list[tuple[float, Network]]:
+        """The n networks of highest T-CET times likeness, with it; likeness is the mean of two shares in common, of
+        families and of whole triples."""
+        own, rated = _counts(hl.triples), []
+        for network in self.networks:
+            common = sum((a & b).total() for a, b in zip(own, network.counts, strict=True)) / 2
+            rated.append((network.score * common / max(len(hl.triples), len(network.triples)), network))
+        return sorted(rated, key=lambda pair: -pair[0])[:n]
 
 
-def _likeness(network: tuple[float, list[tuple[int, Cell]]], families: Sequence[int]) -> float:
-    """T-CET times the share of families that a network and a list have in common."""
-    score, pairs = network
-    common = Counter(families) & Counter(family for family, _ in pairs)
-    return score * common.total() / max(len(families), len(pairs))
-
-
-def _numbered(families: Sequence[int]) -> list[tuple[int, int]]:
-    """Each family with how often it came before."""
+def _numbered(triples: Sequence[HLTriple]) -> list[tuple[int, int]]:
+    """The family of each triple, with how often it came before."""
     seen: Counter[int] = Counter()
     numbered = []
-    for family in families:
-        numbered.append((family, seen[family]))
-        seen[family] += 1
+    for triple in triples:
+        numbered.append((triple.cluster, seen[triple.cluster]))
+        seen[triple.cluster] += 1
     return numbered

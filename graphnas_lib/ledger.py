@@ -180,7 +180,7 @@ def _extreme(which: str):
 
 
 def _conditioning(scale: str) -> Finding:
-    table = artifacts.load("sequence", "sequence_requests.csv", scale)
+    table = artifacts.load("designed", "designed_requests.csv", scale)
     rho = min(group[["requested", "realised"]].corr("spearman").iloc[0, 1] for _, group in table.groupby("quantity"))
     legal = table["legal_masked"].mean()
     return Finding(

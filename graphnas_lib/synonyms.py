@@ -330,7 +330,13 @@ def realise(hl_architecture: HLArchitecture, sampler: CellSampler, *, seed: int)
     Raises:
         ValueError: a triple names a family that the sampler lacks.
     """
-    cells = sampler.generate_cells([triple.cluster for triple in hl_architecture.triples], seed=seed)
+    return assemble(
+        hl_architecture, sampler.generate_cells([triple.cluster for triple in hl_architecture.triples], seed=seed)
+    )
+
+
+def assemble(hl_architecture: HLArchitecture, cells: Sequence[Cell]) -> Architecture:
+    """The architecture with these cells in place of the families."""
     pairs = zip(cells, hl_architecture.triples, strict=True)
     triples = tuple(Triple(cell, triple.channels, triple.stride) for cell, triple in pairs)
     return Architecture(triples, hl_architecture.head_channels, hl_architecture.stem_stride)

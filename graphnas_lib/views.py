@@ -209,7 +209,7 @@ def best_table(best: pd.DataFrame, flat: pd.DataFrame) -> pd.DataFrame:
     """Best T-CET under each budget by method, and the generator's as a share of the others'.
 
     Args:
-        best: sequence_best.csv.
+        best: designed_best.csv.
         flat: comparison_flat.parquet.
     """
     runs = flat.groupby("budget")["score"].agg(evaluations="size", score="max").reset_index()

@@ -14,12 +14,12 @@ from graphnas_lib.design import BudgetUnreachable, Design, Trained, design
 from graphnas_lib.evolution import HLIndividual
 from graphnas_lib.fitting import Target, fit
 from graphnas_lib.gvae import GVAE, GVAEConfig
-from graphnas_lib.kept import KeptCells
-from graphnas_lib.macro import Triple, stack_cell
+from graphnas_lib.kept import KeptNetworks
+from graphnas_lib.macro import HLArchitecture, HLTriple, Triple, stack_cell
 from graphnas_lib.network import Costs, count
 from graphnas_lib.sequence import SequenceConfig, SequenceGenerator
 from graphnas_lib.space import sample_cells
-from graphnas_lib.synonyms import CellSampler
+from graphnas_lib.synonyms import CellSampler, realise
 from graphnas_lib.vocabulary import Vocabulary
 
 SHAPE = (3, 16, 16)
@@ -231,43 +231,48 @@ def keys(cells) -> set[str]:
     return {cell.key() for cell in cells}
 
 
-def test_kept_cells_are_those_of_the_likest_network_near_the_request(parts, history, monkeypatch):
-    monkeypatch.setattr("graphnas_lib.kept.LIKE", 1)
+def likeness(individual: HLIndividual, hl: HLArchitecture, score: float) -> float:
+    shares = []
+    for kind in (lambda triple: triple.cluster, lambda triple: triple):
+        mine, common = [kind(triple) for triple in individual.hl.triples], 0
+        for triple in hl.triples:
+            if kind(triple) in mine:
+                mine.remove(kind(triple))
+                common += 1
+        shares.append(common / max(len(hl.triples), len(individual.hl.triples)))
+    return score * sum(shares) / 2
+
+
+def test_kept_cells_are_those_of_the_likest_network_near_the_request(parts, history):
     individuals, costs, scores = history
-    near = KeptCells.of(*history).near(parts["trained"].sampler, params=20_000)
+    near = KeptNetworks.of(*history).near(parts["trained"].sampler, params=20_000)
     off = (costs[:, 0].double() / 20_000).log().abs()
     rows = off.argsort(stable=True)[: max(30, int((off <= 0.1).sum()))].tolist()
     assert len(rows) < len(individuals) and len(near.networks) == len(rows)
-
-    def likeness(i: int) -> float:
-        mine, common = [family for family, _ in individuals[i].pairs()], 0
-        for family in families:
-            if family in mine:
-                mine.remove(family)
-                common += 1
-        return common / max(len(families), len(individuals[i].pairs())) * scores[i].item()
-
     for row in rows:
-        families = [family for family, _ in individuals[row].pairs()]
-        likest = individuals[max(rows, key=likeness)].pairs()
-        found = near.generate_cells(families, seed=3)
-        if sorted(families) == sorted(family for family, _ in likest):
-            of_family = {family: keys(t.cell for f, t in likest if f == family) for family in families}
-            assert all(cell.key() in of_family[family] for family, cell in zip(families, found))
-            assert keys(found) == keys(t.cell for _, t in likest)
-    assert near.generate_cells([5], seed=3) == parts["trained"].sampler.generate_cells([5], seed=3)  # unknown to it
+        hl = individuals[row].hl
+        rated = {i: likeness(individuals[i], hl, scores[i].item()) for i in rows}
+        likest = individuals[max(rated, key=rated.get)]
+        assert near.promise(hl) == pytest.approx(max(rated.values()))
+        if sorted(t.cluster for t in hl.triples) == sorted(t.cluster for t in likest.hl.triples):
+            made = near.realise(hl, seed=row, closest=True)
+            assert keys(t.cell for t in made.triples) == keys(t.cell for t in likest.architecture.triples)
+            assert [(t.channels, t.stride) for t in made.triples] == [(t.channels, t.stride) for t in hl.triples]
+    unknown = HLArchitecture((HLTriple(5, 16, 1),))  # a family that the history lacks
+    assert near.realise(unknown, seed=3) == realise(unknown, parts["trained"].sampler, seed=3)
 
 
 def test_kept_cells_vary_with_the_seed_alone(parts, history):
-    near = KeptCells.of(*history).near(parts["trained"].sampler, flops=3e6)
-    drawn = [near.generate_cells([0, 1, 1], seed=seed) for seed in (0, 0, *range(1, 9))]
-    assert drawn[0] == drawn[1] and len({tuple(cell.key() for cell in cells) for cells in drawn}) > 2
+    near = KeptNetworks.of(*history).near(parts["trained"].sampler, flops=3e6)
+    hl = HLArchitecture(tuple(HLTriple(family, 16, 1) for family in (0, 1, 1)))
+    drawn = [near.realise(hl, seed=seed) for seed in (0, 0, *range(1, 12))]
+    assert drawn[0] == drawn[1] and len({one.key() for one in drawn}) > 2
 
 
 def test_a_history_is_thinned_to_the_best_of_each_size(parts, history, monkeypatch):
     monkeypatch.setattr("graphnas_lib.kept.OF_BIN", 1)
     individuals, costs, scores = history
-    kept = KeptCells.of(*history)
+    kept = KeptNetworks.of(*history)
     bins = (costs.double().log() / 0.1).floor()
     best = {
         max((bins[:, c] == b).nonzero().flatten().tolist(), key=lambda i: scores[i])
@@ -275,14 +280,15 @@ def test_a_history_is_thinned_to_the_best_of_each_size(parts, history, monkeypat
         for b in bins[:, c].unique()
     }
     assert sorted(kept.scores.tolist()) == sorted(scores[list(best)].double().tolist()) and len(best) < 60
-    again = KeptCells.from_tensors(kept.to_tensors())
-    one, two = (k.near(parts["trained"].sampler, flops=3e6).generate_cells([0, 1, 2], seed=0) for k in (kept, again))
+    again = KeptNetworks.from_tensors(kept.to_tensors())
+    hl = HLArchitecture(tuple(HLTriple(family, 16, 1) for family in (0, 1, 2)))
+    one, two = (k.near(parts["trained"].sampler, flops=3e6).realise(hl, seed=0) for k in (kept, again))
     assert one == two
 
 
 def test_designs_take_kept_cells_unless_fresh_ones_are_asked_for(parts, batch, history):
     known = keys(CELLS)
-    with_kept = {"trained": replace(parts["trained"], kept=KeptCells.of(*history))}
+    with_kept = {"trained": replace(parts["trained"], kept=KeptNetworks.of(*history))}
     made = design(params=2e4, n=3, seed=0, **batch, **with_kept)
     used = [(hl.cluster, t.cell) for d in made for hl, t in zip(d.hl.triples, d.architecture.triples)]
     assert any(family < 5 for family, _ in used)
@@ -293,6 +299,6 @@ def test_designs_take_kept_cells_unless_fresh_ones_are_asked_for(parts, batch, h
 
 def test_where_kept_cells_are_few_fresh_ones_follow(parts, batch, history):
     individuals, costs, scores = history
-    one = KeptCells.of(individuals[:1], costs[:1], scores[:1])
+    one = KeptNetworks.of(individuals[:1], costs[:1], scores[:1])
     made = design(params=2e4, n=6, seed=0, **batch, trained=replace(parts["trained"], kept=one))
     assert len({d.architecture.key() for d in made}) == 6

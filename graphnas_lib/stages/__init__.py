@@ -37,6 +37,7 @@ NEEDS = {  # stage -> stages whose artifacts it reads
     "evolution": ("families", "gvae", "ccnf"),
     "comparison": ("families", "gvae", "ccnf"),
     "sequence": ("families", "gvae", "ccnf", "evolution"),
+    "designed": ("families", "gvae", "ccnf", "evolution", "sequence"),
     "table2": ("cells", "labels", "families", "gvae", "ccnf", "evolution", "sequence"),
     "table3": ("families", "gvae", "ccnf", "sequence"),
     "table4": ("families", "gvae", "ccnf", "sequence"),

@@ -19,7 +19,6 @@ from graphnas_lib.scores import ProxyScore, TrainedScore
 from graphnas_lib.search import SearchError, SearchResult, best_so_far, evolve, random_search
 from graphnas_lib.stages import Stage
 from graphnas_lib.stages import evolution as histories
-from graphnas_lib.synonyms import realise
 from graphnas_lib.workers import ON_CPU
 from graphnas_lib.zennet import ZenNet
 
@@ -170,8 +169,8 @@ class Methods:
     def _mixed(self) -> Found:
         """App. E.1: evolution with the reduced-training proxy over the cells of five networks of one macro design."""
         (base,) = self._designs(n=1)
-        cells = self.trained.cells(**dict([self.budget]))
-        others = (realise(base.hl, cells, seed=self.stage.seed + i) for i in range(1, MIXED))
+        near = self.trained.near(**dict([self.budget]))
+        others = (near.realise(base.hl, seed=self.stage.seed + i) for i in range(1, MIXED))
         networks = [base.architecture, *others]
 
         def mix(parent: Architecture, _exploration, source: torch.Generator) -> Architecture:

@@ -1,4 +1,4 @@
-"""Stage "sequence": the generator h, trained on the history of HL-Evo (Eq. 10), and what it learnt."""
+"""Stage "sequence": the generator h, trained on the history of HL-Evo (Eq. 10), and the best networks of that."""
 
 from __future__ import annotations
 
@@ -10,19 +10,15 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from graphnas_lib import sequence
-from graphnas_lib.design import Trained, below, design
+from graphnas_lib import artifacts, sequence
+from graphnas_lib.clusters import Families
 from graphnas_lib.evolution import HLIndividual
-from graphnas_lib.kept import FILE, KeptCells
+from graphnas_lib.kept import FILE, KeptNetworks
 from graphnas_lib.paper import Scale
-from graphnas_lib.sequence import SequenceConfig, SequenceGenerator
+from graphnas_lib.sequence import SequenceConfig
 from graphnas_lib.stages import Stage, evolution
-from graphnas_lib.synonyms import realise
-from graphnas_lib.vocabulary import CONDITIONS
 
 PRETRAINED = "GRAPHNAS_GPT_NEO"  # names a folder with the weights of GPT-Neo 125M, from which paper scale starts
-REQUESTS = 100
-BEST_OF = 10
 ALIKE = 0.25  # sizes so near, in ln, are ranked together
 
 
@@ -35,9 +31,9 @@ def make(stage: Stage) -> dict:
     conditions = torch.tensor(
         [[row.params, row.flops, row.naswot, math.nan] for row in table.itertuples()], dtype=torch.float64
     )
-    searches = evolution.Searches(stage)
-    sizes = {"n_families": searches.sampler.families.n_clusters, "input_shape": searches.input_shape}
-    config, pretrained = settings(scale, **sizes)
+    shape = artifacts.load_manifest("evolution", scale.name)["config"]["input_shape"]
+    families = Families.load(scale.name).n_clusters
+    config, pretrained = settings(scale, n_families=families, input_shape=tuple(shape))
     generator, log = sequence.train(
         designs,
         conditions,
@@ -51,20 +47,12 @@ def make(stage: Stage) -> dict:
         log_every=max(1, scale.sequence_steps // 50),
         progress=stage.progress,
     )
-    files = generator.to_files(half=scale.name != "paper")
-    generator = SequenceGenerator.from_files(files)  # what ships is what is measured
-    kept = KeptCells.of(individuals, conditions[:, :2], torch.tensor(table["score"].to_numpy()))
+    kept = KeptNetworks.of(individuals, conditions[:, :2], torch.tensor(table["score"].to_numpy()))
     stage.config.update(trunk="pretrained GPT-Neo" if pretrained else "from scratch")
     stage.config.update(n_designs=len(designs), n_distinct=len(set(designs)), steps=log.steps)
     stage.config.update(parameters=sum(p.numel() for p in generator.model.parameters()))
-    trained = Trained(generator, searches.sampler, kept)
-    return {
-        **files,
-        FILE: kept.to_tensors(),
-        "sequence_log.csv": pd.DataFrame(log.rows),
-        "sequence_requests.csv": _realised(trained, searches, _requests(conditions, stage.seed)),
-        "sequence_best.csv": _best(trained, searches, table),
-    }
+    files = generator.to_files(half=scale.name != "paper")
+    return {**files, FILE: kept.to_tensors(), "sequence_log.csv": pd.DataFrame(log.rows)}
 
 
 def _weights(history: pd.DataFrame) -> Tensor:
@@ -93,64 +81,3 @@ def settings(scale: Scale, **sizes) -> tuple[SequenceConfig, str | None]:
         lr=2e-3 if scale.name == "smoke" else 1e-3,
     )
     return small, None
-
-
-def _requests(conditions: Tensor, seed: int) -> Tensor:
-    """Budgets log-uniform between the 5th and 95th percentile of the history: parameters and FLOPs by turns."""
-    generator = torch.Generator().manual_seed(seed)
-    rows = torch.full((REQUESTS, len(CONDITIONS)), math.nan, dtype=torch.float64)
-    for i in range(REQUESTS):
-        column = i % 2
-        low, high = torch.log(torch.quantile(conditions[:, column], torch.tensor([0.05, 0.95], dtype=torch.float64)))
-        u = torch.rand((), generator=generator, dtype=torch.float64)
-        rows[i, column] = torch.exp(low + u * (high - low))
-    return rows
-
-
-def _realised(trained: Trained, searches: evolution.Searches, requests: Tensor) -> pd.DataFrame:
-    """What the generator answers: legality with and without the mask, sizes with the cells of `design`, unfitted."""
-    masked = trained.generator.generate_many(requests)
-    free = trained.generator.generate_many(requests, masked=False)
-    rows = []
-    for i, (request, (hl,), (unmasked,)) in enumerate(zip(requests, masked, free, strict=True)):
-        column = int(torch.isfinite(request).nonzero()[0])
-        cells = trained.cells(**{CONDITIONS[column]: request[column].item()})
-        costs = searches.costs(realise(hl, cells, seed=i))
-        rows.append(
-            {
-                "quantity": CONDITIONS[column],
-                "requested": request[column].item(),
-                "realised": (costs.params, costs.flops)[column],
-                "legal_masked": hl is not None,
-                "legal_unmasked": unmasked is not None,
-                "cells": len(hl.triples),
-                "design": hl.to_json(),
-            }
-        )
-    return pd.DataFrame(rows)
-
-
-def _best(trained: Trained, searches: evolution.Searches, history: pd.DataFrame) -> pd.DataFrame:
-    """Under each budget: the best T-CET of ten designs, with fresh cells too, and of HL-Evo; all on the same images."""
-    score, stage = searches.score, searches.stage
-    rows = []
-    for i, (quantity, bound) in enumerate(stage.scale.budgets):
-        name = evolution.budget_name(quantity, bound)
-        for method, fresh in (("SG", False), ("SG, fresh cells", True)):
-            made = design(
-                **below(quantity, bound),
-                input_shape=searches.input_shape,
-                classes=score.classes,
-                n=BEST_OF,
-                seed=stage.seed + i,
-                images=score.images,
-                labels=score.labels,
-                device=stage.device.type,
-                fresh=fresh,
-                trained=trained,
-            )
-            found = [score(one.architecture)["score"] for one in made]
-            rows.append({"budget": name, "method": method, "evaluations": len(found), "score": max(found)})
-        runs = history[history["budget"] == name]
-        rows.append({"budget": name, "method": "HL-Evo", "evaluations": len(runs), "score": runs["score"].max()})
-    return pd.DataFrame(rows)

@@ -1,0 +1,87 @@
+"""Stage "designed": what the generator answers to requests, and how good its designs are beside those of HL-Evo."""
+
+from __future__ import annotations
+
+import math
+
+import pandas as pd
+import torch
+from torch import Tensor
+
+from graphnas_lib.design import Trained, below, design
+from graphnas_lib.stages import Stage, evolution
+from graphnas_lib.vocabulary import CONDITIONS
+
+REQUESTS = 100
+BEST_OF = 10
+
+
+def make(stage: Stage) -> dict:
+    """A hundred requests inside the range of the history, and the best of ten designs under each of its budgets."""
+    searches, history = evolution.Searches(stage), evolution.load(stage.scale.name)
+    trained = Trained.load(stage.scale.name, device=stage.device)
+    return {
+        "designed_requests.csv": _realised(trained, searches, _requests(history, stage.seed)),
+        "designed_best.csv": _best(trained, searches, history),
+    }
+
+
+def _requests(history: pd.DataFrame, seed: int) -> Tensor:
+    """Budgets log-uniform between the 5th and 95th percentile of the history: parameters and FLOPs by turns."""
+    generator = torch.Generator().manual_seed(seed)
+    ends = history[list(CONDITIONS[:2])].quantile([0.05, 0.95]).map(math.log).to_numpy()
+    rows = torch.full((REQUESTS, len(CONDITIONS)), math.nan, dtype=torch.float64)
+    for i in range(REQUESTS):
+        column = i % 2
+        low, high = ends[:, column]
+        rows[i, column] = math.exp(low + (high - low) * torch.rand((), generator=generator, dtype=torch.float64).item())
+    return rows
+
+
+def _realised(trained: Trained, searches: evolution.Searches, requests: Tensor) -> pd.DataFrame:
+    """What the generator answers: legality with and without the mask, sizes with kept cells, before any fit."""
+    masked = trained.generator.generate_many(requests)
+    free = trained.generator.generate_many(requests, masked=False)
+    rows = []
+    for i, (request, (hl,), (unmasked,)) in enumerate(zip(requests, masked, free, strict=True)):
+        column = int(torch.isfinite(request).nonzero()[0])
+        near = trained.near(**{CONDITIONS[column]: request[column].item()})
+        costs = searches.costs(near.realise(hl, seed=i))
+        rows.append(
+            {
+                "quantity": CONDITIONS[column],
+                "requested": request[column].item(),
+                "realised": (costs.params, costs.flops)[column],
+                "legal_masked": hl is not None,
+                "legal_unmasked": unmasked is not None,
+                "cells": len(hl.triples),
+                "design": hl.to_json(),
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def _best(trained: Trained, searches: evolution.Searches, history: pd.DataFrame) -> pd.DataFrame:
+    """Under each budget: the best T-CET of ten designs, of ten fresh ones, and of HL-Evo; all on the same images."""
+    score, stage = searches.score, searches.stage
+    rows = []
+    for i, (quantity, bound) in enumerate(stage.scale.budgets):
+        name = evolution.budget_name(quantity, bound)
+        for method, fresh in (("SG", False), ("SG, fresh", True)):
+            made = design(
+                **below(quantity, bound),
+                input_shape=searches.input_shape,
+                classes=score.classes,
+                n=BEST_OF,
+                seed=stage.seed + i,
+                images=score.images,
+                labels=score.labels,
+                device=stage.device.type,
+                fresh=fresh,
+                trained=trained,
+            )
+            found = [score(one.architecture)["score"] for one in made]
+            rows.append({"budget": name, "method": method, "evaluations": len(found), "score": max(found)})
+        runs = history[history["budget"] == name]
+        rows.append({"budget": name, "method": "HL-Evo", "evaluations": len(runs), "score": runs["score"].max()})
+    return pd.DataFrame(rows)
