@@ -70,8 +70,11 @@ def _common(to: argparse.ArgumentParser) -> None:
 
 
 def _reproduce_options(to: argparse.ArgumentParser) -> None:
-    default = artifacts.default_scale()
-    to.add_argument("--scale", choices=artifacts.SCALE_NAMES, default=default, help=f"default {default}")
+    to.add_argument(
+        "--scale",
+        choices=artifacts.SCALE_NAMES,
+        help="default lite if all that the notebooks need ships, else smoke",
+    )
     to.add_argument("--notebooks", nargs="+", metavar="NN", help="numbers or names; default all")
     to.add_argument("--force", action="store_true", help="run fresh notebooks too")
     to.add_argument("--list", action="store_true", help="say which notebooks are fresh, run nothing")
@@ -93,13 +96,14 @@ def reproduce(options: argparse.Namespace) -> int:
     if options.readme:
         print("\n".join(readme.update(project)) or "README.md is up to date")
         return 0
+    scale = options.scale or project.default_scale([options.why] if options.why else options.notebooks)
     if options.save_outputs:
-        print("\n".join(readme.save_outputs(project, options.scale, options.notebooks)))
+        print("\n".join(readme.save_outputs(project, scale, options.notebooks)))
         return 0
     if options.list or options.why:
-        reasons = headless.status(project, options.scale, seed=options.seed, device=options.device)
+        reasons = headless.status(project, scale, seed=options.seed, device=options.device)
         chosen = select(project.notebooks(), [options.why] if options.why else options.notebooks)
-        known = headless.past_seconds(project, options.scale)
+        known = headless.past_seconds(project, scale)
         for notebook in chosen:
             why = reasons[notebook.name] if options.why else reasons[notebook.name][:2]
             took = f"  last run {headless.duration(known[notebook.name])}" if notebook.name in known else ""
@@ -107,7 +111,7 @@ def reproduce(options: argparse.Namespace) -> int:
         return 0
     return headless.reproduce(
         project,
-        options.scale,
+        scale,
         notebooks=options.notebooks,
         force=options.force,
         seed=options.seed,
@@ -120,7 +124,7 @@ def reproduce(options: argparse.Namespace) -> int:
 
 def _run_options(to: argparse.ArgumentParser) -> None:
     to.add_argument("stage", help="name of a stage; an unknown one lists them all")
-    to.add_argument("--scale", choices=artifacts.SCALE_NAMES, default=None, help="default: the one that ships")
+    to.add_argument("--scale", choices=artifacts.SCALE_NAMES, default="smoke", help="default smoke; lite takes hours")
     how = to.add_mutually_exclusive_group()
     how.add_argument("--resume", action="store_true", help="go on from the last checkpoint (the default)")
     how.add_argument("--fresh", action="store_true", help="forget checkpoint and artifact, start anew")
@@ -131,7 +135,7 @@ def run(options: argparse.Namespace) -> int:
     """The verb `run`."""
     from graphnas_lib import stages
 
-    scale = options.scale or artifacts.default_scale()
+    scale = options.scale
     if options.stage not in stages.STAGES:
         raise ValueError(f"A stage is one of {', '.join(stages.STAGES)}; got {options.stage!r}.")
     stages.run(options.stage, scale, seed=options.seed, device=options.device, fresh=options.fresh)

@@ -93,6 +93,11 @@ class Project:
         """The manifest, in order of execution."""
         return in_order(read_manifest(self.root / "notebooks" / "manifest.toml"))
 
+    def default_scale(self, chosen: Iterable[str] | None = None) -> str:
+        """ "lite" where all that these notebooks (names or numbers; None for all) read and make ships, else "smoke"."""
+        notebooks = select(self.notebooks(), chosen)
+        return artifacts.default_scale(*{stage for one in notebooks for stage in (*one.needs, *one.makes)})
+
 
 def read_manifest(path: Path) -> list[Notebook]:
     """Entries of a manifest as they stand there.

@@ -8,6 +8,7 @@ import torch
 
 from graphnas_lib import artifacts
 from graphnas_lib.artifacts import Checkpoint, CorruptArtifactError, MissingArtifactError
+from graphnas_lib.manifest import Project
 
 
 @pytest.fixture
@@ -133,3 +134,16 @@ def test_pick_device():
     if not torch.cuda.is_available():
         with pytest.raises(ValueError, match="needs a CUDA build"):
             artifacts.pick_device("cuda")
+
+
+def test_notebooks_open_at_lite_once_all_that_they_need_ships(home, tmp_path):
+    (tmp_path / "notebooks").mkdir()
+    entries = ({"name": "01_a", "makes": ["gvae"]}, {"name": "02_b", "needs": ["gvae"], "makes": ["ccnf"]})
+    (tmp_path / "notebooks" / "manifest.toml").write_text(
+        "\n".join("[[notebook]]\n" + "\n".join(f"{k} = {v!r}" for k, v in {**e, "title": "t"}.items()) for e in entries)
+    )
+    project = Project(tmp_path)
+    artifacts.save("gvae", {}, scale="lite", seed=0, seconds=0)
+    assert [project.default_scale(chosen) for chosen in (["01"], ["02"], None)] == ["lite", "smoke", "smoke"]
+    artifacts.save("ccnf", {}, scale="lite", seed=0, seconds=0)
+    assert project.default_scale() == "lite"
