@@ -48,12 +48,12 @@ def main() -> None:
     options = parser.parse_args()
     trained = Trained.load(options.scale)
     asked = budgets(options.scale, options.budgets, options.seed)
-    seconds, worst, kept, refused, few, macros = [], 0.0, 0, [], [], set()
+    seconds, worst, kept, refused, few, macros, taken = [], 0.0, 0, [], [], set(), set()
     for i, budget in enumerate(asked):
-        began = time.perf_counter()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             macros.add(trained.generator.generate(**budget))
+            began = time.perf_counter()
             try:
                 designs = design(**budget, n=options.n, seed=options.seed + i, trained=trained)
             except BudgetUnreachable:
@@ -61,6 +61,7 @@ def main() -> None:
                 continue
             finally:
                 seconds.append(time.perf_counter() - began)
+        taken.add(tuple((triple.cluster, triple.stride) for triple in designs[0].hl.triples))
         errors = [abs(getattr(d, name) / wanted - 1) for d in designs for name, wanted in budget.items()]
         worst = max(worst, *errors)
         if len(designs) < options.n:
@@ -74,7 +75,8 @@ def main() -> None:
         "worst_error": worst,
         "median_seconds": statistics.median(seconds),
         "p95_seconds": statistics.quantiles(seconds, n=20)[-1],
-        "distinct_sequences": len(macros),
+        "distinct_greedy_sequences": len(macros),
+        "distinct_families_and_strides_of_the_best": len(taken),
     }
     print(json.dumps(report, indent=1))
     for what, listed in (("refused", refused), ("fewer than n", few)):

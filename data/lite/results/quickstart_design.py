@@ -1,0 +1,477 @@
+"""A network drawn by graphnas_lib 0.1.0; T-CET 70515.4 on 64 given images.
+
+197,854 parameters and 104,779,092 FLOPs (2 x multiply-adds) for one input of 3 x 32 x 32, 10 classes.
+Needs PyTorch alone. `Network()` is untrained; weights of graphnas_lib's own network fit: `load_state_dict` takes them.
+"""
+
+import torch
+from torch import nn
+
+
+def conv(inputs, outputs, kernel, stride=1):
+    """ReLU, convolution, batch normalisation."""
+    return nn.Sequential(
+        nn.ReLU(),
+        nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, bias=False),
+        nn.BatchNorm2d(outputs),
+    )
+
+
+def separable(inputs, outputs, kernel, stride=1, dilation=1):
+    """ReLU, depthwise and pointwise convolution, batch normalisation."""
+    return nn.Sequential(
+        nn.ReLU(),
+        nn.Conv2d(inputs, inputs, kernel, stride, dilation * (kernel // 2), dilation, groups=inputs, bias=False),
+        nn.Conv2d(inputs, outputs, 1, bias=False),
+        nn.BatchNorm2d(outputs),
+    )
+
+
+def bottleneck(inputs, hidden, outputs, kernel, stride=1):
+    """ReLU, then convolution 1x1, depthwise, 1x1, each batch-normalised, ReLU between."""
+    return nn.Sequential(
+        nn.ReLU(),
+        nn.Conv2d(inputs, hidden, 1, bias=False),
+        nn.BatchNorm2d(hidden),
+        nn.ReLU(),
+        nn.Conv2d(hidden, hidden, kernel, stride, kernel // 2, groups=hidden, bias=False),
+        nn.BatchNorm2d(hidden),
+        nn.ReLU(),
+        nn.Conv2d(hidden, outputs, 1, bias=False),
+        nn.BatchNorm2d(outputs),
+    )
+
+
+def pool(inputs, outputs, kernel, stride=1):
+    """Average pooling and batch normalisation; a convolution 1x1 follows where the width changes."""
+    layers = [
+        nn.AvgPool2d(kernel, stride, kernel // 2, count_include_pad=False),
+        nn.BatchNorm2d(inputs, affine=False),
+    ]
+    if inputs != outputs:
+        layers += [nn.ReLU(), nn.Conv2d(inputs, outputs, 1), nn.BatchNorm2d(outputs)]
+    return nn.Sequential(*layers)
+
+
+class Cell1(nn.Module):
+    """8 -> 8 channels."""
+
+    def __init__(self):
+        super().__init__()
+        self.nodes = nn.ModuleDict(
+            {
+                "1": bottleneck(8, 48, 8, 5),
+                "2": conv(8, 8, 1),
+                "3": bottleneck(8, 24, 8, 5),
+                "4": bottleneck(8, 16, 8, 3),
+                "5": bottleneck(8, 48, 8, 5),
+                "6": conv(8, 8, 3),
+            }
+        )
+
+    def forward(self, x):
+        x1 = self.nodes["1"](x)
+        x2 = self.nodes["2"](x1)
+        x3 = self.nodes["3"](x + x2)
+        x4 = self.nodes["4"](x + x1 + x2)
+        x5 = self.nodes["5"](x3)
+        x6 = self.nodes["6"](x + x1 + x3 + x4)
+        return x3 + x4 + x5 + x6
+
+
+class Cell2(nn.Module):
+    """8 -> 8 channels."""
+
+    def __init__(self):
+        super().__init__()
+        self.nodes = nn.ModuleDict(
+            {
+                "1": bottleneck(8, 16, 8, 3),
+                "2": bottleneck(8, 2, 8, 3),
+                "3": pool(8, 8, 1),
+                "4": bottleneck(8, 4, 8, 5),
+                "5": conv(8, 8, 5),
+                "6": separable(8, 8, 3, dilation=2),
+            }
+        )
+
+    def forward(self, x):
+        x1 = self.nodes["1"](x)
+        x2 = self.nodes["2"](x)
+        x3 = self.nodes["3"](x1 + x2)
+        x4 = self.nodes["4"](x1 + x2)
+        x5 = self.nodes["5"](x + x2 + x4)
+        x6 = self.nodes["6"](x1 + x2 + x3 + x4)
+        return x + x1 + x3 + x5 + x6
+
+
+class Cell3(nn.Module):
+    """8 -> 8 channels."""
+
+    def __init__(self):
+        super().__init__()
+        self.nodes = nn.ModuleDict(
+            {
+                "1": bottleneck(8, 4, 8, 1),
+                "2": bottleneck(8, 24, 8, 5),
+                "3": bottleneck(8, 4, 8, 1),
+                "4": bottleneck(8, 2, 8, 5),
+            }
+        )
+
+    def forward(self, x):
+        x1 = self.nodes["1"](x)
+        x2 = self.nodes["2"](x + x1)
+        x3 = self.nodes["3"](x + x2)
+        x4 = self.nodes["4"](x1 + x2 + x3)
+        return x4
+
+
+class Cell4(nn.Module):
+    """8 -> 8 channels."""
+
+    def __init__(self):
+        super().__init__()
+        self.nodes = nn.ModuleDict(
+            {
+                "1": separable(8, 8, 5),
+                "2": bottleneck(8, 4, 8, 1),
+                "3": separable(8, 8, 1, dilation=2),
+            }
+        )
+
+    def forward(self, x):
+        x1 = self.nodes["1"](x)
+        x2 = self.nodes["2"](x + x1)
+        x3 = self.nodes["3"](x2)
+        return x3
+
+
+class Cell5(nn.Module):
+    """8 -> 8 channels, stride 2."""
+
+    def __init__(self):
+        super().__init__()
+        self.projection = conv(8, 8, 1, stride=2)
+        self.nodes = nn.ModuleDict(
+            {
+                "1": bottleneck(8, 4, 8, 1, stride=2),
+                "2": bottleneck(8, 2, 8, 1),
+            }
+        )
+
+    def forward(self, x):
+        projected = self.projection(x)
+        x1 = self.nodes["1"](x)
+        x2 = self.nodes["2"](projected + x1)
+        return projected + x1 + x2
+
+
+class Cell6(nn.Module):
+    """8 -> 8 channels."""
+
+    def __init__(self):
+        super().__init__()
+        self.nodes = nn.ModuleDict(
+            {
+                "1": bottleneck(8, 24, 8, 1),
+                "2": pool(8, 8, 5),
+                "3": separable(8, 8, 1, dilation=2),
+            }
+        )
+
+    def forward(self, x):
+        x1 = self.nodes["1"](x)
+        x2 = self.nodes["2"](x1)
+        x3 = self.nodes["3"](x2)
+        return x + x3
+
+
+class Cell7(nn.Module):
+    """8 -> 8 channels."""
+
+    def __init__(self):
+        super().__init__()
+        self.nodes = nn.ModuleDict(
+            {
+                "1": bottleneck(8, 16, 8, 1),
+                "2": bottleneck(8, 48, 8, 3),
+                "3": bottleneck(8, 2, 8, 5),
+                "4": conv(8, 8, 3),
+                "5": bottleneck(8, 24, 8, 5),
+            }
+        )
+
+    def forward(self, x):
+        x1 = self.nodes["1"](x)
+        x2 = self.nodes["2"](x)
+        x3 = self.nodes["3"](x1)
+        x4 = self.nodes["4"](x + x1 + x2)
+        x5 = self.nodes["5"](x + x1 + x2 + x3 + x4)
+        return x5
+
+
+class Cell8(nn.Module):
+    """8 -> 64 channels."""
+
+    def __init__(self):
+        super().__init__()
+        self.projection = conv(8, 64, 1)
+        self.nodes = nn.ModuleDict(
+            {
+                "1": bottleneck(8, 24, 64, 5),
+                "2": bottleneck(64, 32, 64, 3),
+                "3": bottleneck(64, 16, 64, 1),
+                "4": bottleneck(64, 384, 64, 3),
+            }
+        )
+
+    def forward(self, x):
+        projected = self.projection(x)
+        x1 = self.nodes["1"](x)
+        x2 = self.nodes["2"](x1)
+        x3 = self.nodes["3"](projected + x2)
+        x4 = self.nodes["4"](projected + x1 + x3)
+        return x1 + x3 + x4
+
+
+class Cell9(nn.Module):
+    """64 -> 16 channels."""
+
+    def __init__(self):
+        super().__init__()
+        self.projection = conv(64, 16, 1)
+        self.nodes = nn.ModuleDict(
+            {
+                "1": bottleneck(64, 384, 16, 5),
+                "2": bottleneck(16, 96, 16, 5),
+                "3": bottleneck(16, 32, 16, 5),
+            }
+        )
+
+    def forward(self, x):
+        projected = self.projection(x)
+        x1 = self.nodes["1"](x)
+        x2 = self.nodes["2"](projected + x1)
+        x3 = self.nodes["3"](projected + x1 + x2)
+        x4 = x1 + x3
+        return projected + x1 + x2 + x3 + x4
+
+
+class Cell10(nn.Module):
+    """16 -> 16 channels."""
+
+    def __init__(self):
+        super().__init__()
+        self.nodes = nn.ModuleDict(
+            {
+                "1": separable(16, 16, 3),
+                "2": bottleneck(16, 32, 16, 1),
+                "3": bottleneck(16, 8, 16, 1),
+                "4": bottleneck(16, 96, 16, 5),
+                "5": bottleneck(16, 32, 16, 3),
+                "6": separable(16, 16, 5),
+            }
+        )
+
+    def forward(self, x):
+        x1 = self.nodes["1"](x)
+        x2 = self.nodes["2"](x1)
+        x3 = self.nodes["3"](x + x1)
+        x4 = self.nodes["4"](x1 + x2)
+        x5 = self.nodes["5"](x + x3 + x4)
+        x6 = self.nodes["6"](x1 + x3 + x4)
+        return x + x2 + x3 + x4 + x5 + x6
+
+
+class Cell11(nn.Module):
+    """16 -> 16 channels."""
+
+    def __init__(self):
+        super().__init__()
+        self.nodes = nn.ModuleDict(
+            {
+                "1": bottleneck(16, 8, 16, 5),
+                "2": separable(16, 16, 1),
+                "3": bottleneck(16, 32, 16, 3),
+                "4": bottleneck(16, 32, 16, 1),
+                "5": bottleneck(16, 32, 16, 5),
+                "6": bottleneck(16, 32, 16, 1),
+            }
+        )
+
+    def forward(self, x):
+        x1 = self.nodes["1"](x)
+        x2 = self.nodes["2"](x1)
+        x3 = self.nodes["3"](x + x1)
+        x4 = self.nodes["4"](x + x2 + x3)
+        x5 = self.nodes["5"](x1 + x2 + x4)
+        x6 = self.nodes["6"](x2 + x3 + x4 + x5)
+        return x + x1 + x2 + x3 + x4 + x5 + x6
+
+
+class Cell12(nn.Module):
+    """16 -> 16 channels."""
+
+    def __init__(self):
+        super().__init__()
+        self.nodes = nn.ModuleDict(
+            {
+                "1": separable(16, 16, 5),
+                "2": bottleneck(16, 8, 16, 5),
+                "3": separable(16, 16, 3, dilation=2),
+                "4": bottleneck(16, 32, 16, 1),
+                "5": bottleneck(16, 8, 16, 3),
+            }
+        )
+
+    def forward(self, x):
+        x1 = self.nodes["1"](x)
+        x2 = self.nodes["2"](x)
+        x3 = self.nodes["3"](x2)
+        x4 = self.nodes["4"](x1 + x2 + x3)
+        x5 = self.nodes["5"](x3 + x4)
+        return x + x1 + x2 + x3 + x4 + x5
+
+
+class Cell13(nn.Module):
+    """16 -> 16 channels, stride 2."""
+
+    def __init__(self):
+        super().__init__()
+        self.projection = conv(16, 16, 1, stride=2)
+        self.nodes = nn.ModuleDict(
+            {
+                "1": bottleneck(16, 48, 16, 5, stride=2),
+                "2": bottleneck(16, 96, 16, 3, stride=2),
+                "3": conv(16, 16, 5),
+                "4": bottleneck(16, 32, 16, 5),
+                "5": separable(16, 16, 3),
+            }
+        )
+
+    def forward(self, x):
+        projected = self.projection(x)
+        x1 = self.nodes["1"](x)
+        x2 = self.nodes["2"](x)
+        x3 = self.nodes["3"](projected + x1)
+        x4 = self.nodes["4"](x2 + x3)
+        x5 = self.nodes["5"](projected + x2 + x3)
+        return projected + x1 + x3 + x4 + x5
+
+
+class Cell14(nn.Module):
+    """16 -> 16 channels."""
+
+    def __init__(self):
+        super().__init__()
+        self.nodes = nn.ModuleDict(
+            {
+                "1": pool(16, 16, 1),
+                "2": separable(16, 16, 1),
+                "3": bottleneck(16, 4, 16, 5),
+                "4": bottleneck(16, 8, 16, 3),
+                "5": separable(16, 16, 5),
+            }
+        )
+
+    def forward(self, x):
+        x1 = self.nodes["1"](x)
+        x2 = self.nodes["2"](x)
+        x3 = self.nodes["3"](x1)
+        x4 = self.nodes["4"](x + x2)
+        x5 = self.nodes["5"](x3)
+        return x2 + x4 + x5
+
+
+class Cell15(nn.Module):
+    """16 -> 16 channels."""
+
+    def __init__(self):
+        super().__init__()
+        self.nodes = nn.ModuleDict(
+            {
+                "1": bottleneck(16, 48, 16, 5),
+                "2": conv(16, 16, 5),
+                "3": bottleneck(16, 96, 16, 3),
+                "4": bottleneck(16, 4, 16, 1),
+                "5": bottleneck(16, 32, 16, 1),
+                "6": bottleneck(16, 96, 16, 5),
+            }
+        )
+
+    def forward(self, x):
+        x1 = self.nodes["1"](x)
+        x2 = self.nodes["2"](x + x1)
+        x3 = self.nodes["3"](x + x1)
+        x4 = self.nodes["4"](x1 + x2)
+        x5 = self.nodes["5"](x + x2 + x3 + x4)
+        x6 = self.nodes["6"](x2 + x3 + x5)
+        return x1 + x5 + x6
+
+
+class Cell16(nn.Module):
+    """16 -> 16 channels."""
+
+    def __init__(self):
+        super().__init__()
+        self.nodes = nn.ModuleDict(
+            {
+                "1": conv(16, 16, 3),
+                "2": conv(16, 16, 1),
+                "3": bottleneck(16, 4, 16, 1),
+                "4": bottleneck(16, 96, 16, 3),
+                "5": bottleneck(16, 4, 16, 5),
+                "6": separable(16, 16, 1, dilation=2),
+            }
+        )
+
+    def forward(self, x):
+        x1 = self.nodes["1"](x)
+        x2 = self.nodes["2"](x1)
+        x3 = self.nodes["3"](x1 + x2)
+        x4 = self.nodes["4"](x1 + x3)
+        x5 = self.nodes["5"](x + x1 + x4)
+        x6 = self.nodes["6"](x + x1 + x3 + x4 + x5)
+        return x + x2 + x5 + x6
+
+
+class Network(nn.Module):
+    """(B, 3, 32, 32) -> (B, 10)."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 8, 3, 1, 1, bias=False), nn.BatchNorm2d(8))
+        self.cells = nn.ModuleList([
+            Cell1(),
+            Cell2(),
+            Cell3(),
+            Cell4(),
+            Cell5(),
+            Cell6(),
+            Cell7(),
+            Cell8(),
+            Cell9(),
+            Cell10(),
+            Cell11(),
+            Cell12(),
+            Cell13(),
+            Cell14(),
+            Cell15(),
+            Cell16(),
+        ])
+        self.head = nn.Sequential(nn.BatchNorm2d(16), nn.ReLU())
+        self.classifier = nn.Linear(16, 10)
+
+    def forward(self, x):
+        x = self.stem(x)
+        for cell in self.cells:
+            x = cell(x)
+        x = self.head(x)
+        return self.classifier(x.mean(dim=(-2, -1)))
+
+
+if __name__ == "__main__":
+    network = Network().eval()
+    outputs = network(torch.randn(2, 3, 32, 32))
+    print(f"{sum(p.numel() for p in network.parameters()):,} parameters, outputs {tuple(outputs.shape)}")
