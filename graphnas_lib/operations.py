@@ -15,6 +15,7 @@ from torch import nn
 from graphnas_lib import folding
 from graphnas_lib.bottleneck import InvertedBottleneck
 from graphnas_lib.depthwise import DepthwiseConv2d
+from graphnas_lib.pointwise import PointwiseConv2d
 
 _CONV = {1: nn.Conv1d, 2: nn.Conv2d}
 _NORM = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d}
@@ -43,8 +44,7 @@ class Layer:
             return _NORM[dims](self.outputs, affine=self.bias)
         if self.kind == "avg_pool":
             return _POOL[dims](self.kernel, self.stride, padding=self.kernel // 2, count_include_pad=False)
-        depthwise = dims == 2 and self.groups == self.inputs == self.outputs
-        return (DepthwiseConv2d if depthwise else _CONV[dims])(
+        return self._convolution(dims)(
             self.inputs,
             self.outputs,
             self.kernel,
@@ -54,6 +54,11 @@ class Layer:
             groups=self.groups,
             bias=self.bias,
         )
+
+    def _convolution(self, dims: int) -> type[nn.Module]:
+        if dims == 2 and self.groups == self.inputs == self.outputs:
+            return DepthwiseConv2d
+        return PointwiseConv2d if dims == 2 and self.kernel == 1 and self.stride != 1 else _CONV[dims]
 
     def output_side(self, sides: tuple[int, ...]) -> tuple[int, ...]:
         """Spatial sides after the layer; every layer here pads to ceil(side / stride)."""

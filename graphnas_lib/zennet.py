@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from graphnas_lib.network import Costs
+from graphnas_lib.pointwise import PointwiseConv2d
 from graphnas_lib.zenblocks import (
     BASIC_KINDS,
     BOTTLENECK_KINDS,
@@ -232,7 +233,8 @@ class _SqueezeExcite(nn.Module):
 
 
 def _conv_norm(conv: Conv) -> list[nn.Module]:
-    weights = nn.Conv2d(
+    kind = PointwiseConv2d if conv.kernel == 1 and conv.groups == 1 else nn.Conv2d
+    weights = kind(
         *(conv.inputs, conv.outputs, conv.kernel, conv.stride), padding=conv.kernel // 2, groups=conv.groups, bias=False
     )
     return [weights, nn.BatchNorm2d(conv.outputs, eps=BN_EPS)]

@@ -23,7 +23,7 @@ LONGEST = 400  # lines of a module
 
 # A module imports from a lower layer only (one paper concept a module). A new module gets its place here.
 LAYERS = (
-    "__init__ canonical checkpoints depthwise draw folding kernels workers",
+    "__init__ canonical checkpoints depthwise draw folding kernels pointwise workers",
     "artifacts augment bottleneck claims deviations diagrams distillation dynamics embedding latents metrics probe "
     "published recipes runner space zenblocks",
     "archives ccnf clusters codes macro manifest operations paper results search",
