@@ -135,12 +135,12 @@ def run(options: argparse.Namespace) -> int:
     """The verb `run`."""
     from graphnas_lib import stages
 
-    scale = options.scale
     if options.stage not in stages.STAGES:
         raise ValueError(f"A stage is one of {', '.join(stages.STAGES)}; got {options.stage!r}.")
-    stages.run(options.stage, scale, seed=options.seed, device=options.device, fresh=options.fresh)
-    found = artifacts.load_manifest(options.stage, scale)
-    print(f"{options.stage} at scale {scale}: {', '.join(found['files'])} ({found['seconds']} s on {found['device']})")
+    stages.run(options.stage, options.scale, seed=options.seed, device=options.device, fresh=options.fresh)
+    found = artifacts.load_manifest(options.stage, options.scale)
+    files = ", ".join(found["files"])
+    print(f"{options.stage} at scale {options.scale}: {files} ({found['seconds']} s on {found['device']})")
     return 0
 
 

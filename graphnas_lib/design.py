@@ -28,14 +28,16 @@ from graphnas_lib.sequence import SequenceGenerator
 from graphnas_lib.synonyms import CellSampler, realise
 from graphnas_lib.vocabulary import CONDITIONS
 
-__all__ = ["BudgetUnreachable", "Design", "Designs", "design"]
+__all__ = ["BudgetUnreachable", "Design", "Designs", "Trained", "design"]
 
-SHARES = (1.0, 0.97, 0.93, 0.88)  # of the request, each one greedy macro design (ours)
+SHARES = (1.0, 0.97, 0.93, 0.88)  # of the request (ours); each gets one greedy macro design
 SAMPLED = 16  # further designs a share, sampled, where kept networks say which to take
 PROMISING = 4  # of these so many are taken
 BATCH = 16  # noise images for T-CET where none are given; the paper's batch is 64 (deviation D18)
 LARGE = 128  # from this side on the stem has stride 2 (deviation D08)
 BELOW = 0.025  # networks that may not exceed a bound are asked for at so much less, and accepted that far from it
+NEARLY = 0.2  # relative error from which another cell may meet the budget
+LAST_DRAWS = 5  # of every macro design then
 REDRAWS = 4  # draws of cells per candidate wanted, before fewer are accepted
 
 
@@ -142,12 +144,16 @@ def _macros(generator: SequenceGenerator, drawer: _Drawer) -> list[HLArchitectur
     asked = torch.tensor([drawer.asked.get(name) or math.nan for name in CONDITIONS], dtype=torch.float64)
     conditions = torch.tensor(SHARES, dtype=torch.float64)[:, None] * asked
     found = generator.generate_many(conditions, max_strides=drawer.max_strides)
-    if drawer.near is not None:
+    if drawer.near is None:
+        macros = _distinct(found)
+    else:
         found += generator.generate_many(conditions, n=SAMPLED, seed=drawer.seed, max_strides=drawer.max_strides)
-    macros = list(dict.fromkeys(hl for row in found for hl in row if hl is not None))
-    if drawer.near is not None:
-        macros = sorted(macros, key=lambda hl: -drawer.near.promise(hl))[:PROMISING]
+        macros = sorted(_distinct(found), key=lambda hl: -drawer.near.promise(hl))[:PROMISING]
     return [replace(hl, stem_stride=drawer.stem_stride) for hl in macros]
+
+
+def _distinct(found: list[list[HLArchitecture | None]]) -> list[HLArchitecture]:
+    return list(dict.fromkeys(hl for row in found for hl in row if hl is not None))
 
 
 def _plain_macros(n_families: int, max_strides: int, stem_stride: int) -> list[HLArchitecture]:
@@ -198,6 +204,8 @@ class _Drawer:
         """
         plain = _plain_macros(self.trained.sampler.families.n_clusters, self.max_strides, self.stem_stride)
         start = self._fitted(macros, failures=2) or self._fitted(plain, failures=len(plain))
+        if not start and self.target.error(self.nearest) <= NEARLY:  # small networks: with some cells, not with others
+            start = self._fitted(LAST_DRAWS * macros, failures=LAST_DRAWS * len(macros), closest=False)
         if not start:
             raise unreachable(self.target, self.nearest)
         found = {fitted.individual.architecture.key(): fitted for fitted in start[:wanted]}
@@ -210,11 +218,11 @@ class _Drawer:
                 found.setdefault(fitted.individual.architecture.key(), fitted)
         return list(found.values())
 
-    def _fitted(self, macros: list[HLArchitecture], *, failures: int) -> list[Fit]:
-        """One fitted draw of each macro design that has one; after so many failures none is expected any more."""
+    def _fitted(self, macros: list[HLArchitecture], *, failures: int, closest: bool = True) -> list[Fit]:
+        """A fitted draw of each macro design that has one; after so many failures none is expected any more."""
         found: list[Fit] = []
         for hl in macros:
-            if (fitted := self.draw(hl, closest=True)) is not None:
+            if (fitted := self.draw(hl, closest=closest)) is not None:
                 found.append(fitted)
             elif (failures := failures - 1) == 0:
                 break

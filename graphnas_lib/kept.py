@@ -8,6 +8,7 @@ been tried.
 
 from __future__ import annotations
 
+import heapq
 import math
 from collections import Counter, defaultdict
 from collections.abc import Sequence
@@ -183,7 +184,7 @@ class NearNetworks:
         for network in self.networks:
             common = sum((a & b).total() for a, b in zip(own, network.counts, strict=True)) / 2
             rated.append((network.score * common / max(len(hl.triples), len(network.triples)), network))
-        return sorted(rated, key=lambda pair: -pair[0])[:n]
+        return heapq.nlargest(n, rated, key=lambda pair: pair[0])
 
 
 def _numbered(triples: Sequence[HLTriple]) -> list[tuple[int, int]]:

@@ -24,7 +24,7 @@ from graphnas_lib.space import OPERATIONS, Cell
 from graphnas_lib.stages import labels
 from graphnas_lib.tasks import TASKS
 
-QUICK = {"smoke": (512, 256, 2), "lite": (2_000, 1_000, 3), "paper": (None, None, 12)}  # train, test images, epochs
+QUICK = {"smoke": (512, 256, 2), "lite": (1_000, 500, 2), "paper": (None, None, 12)}  # train, test images, epochs
 _SUFFIXES = ("csv", "json", "pdf", "png")
 
 

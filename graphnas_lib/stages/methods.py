@@ -48,7 +48,6 @@ class Methods:
         self.plain, self.generated = scale.table2_evaluations
         self.batch = data.batch(scale.tcet_batch, device=stage.device)
         self.trained = Trained.load(scale.name, device=stage.device)
-        self.sampler = self.trained.sampler
         self.costs = partial(network.count, input_shape=data.input_shape, classes=data.classes)
         self.feasible = evolution.budget(self.costs, **dict([self.budget]), resolution=scale.tcet_resolution)
         self.score = ProxyScore(*self.batch, data.classes, seed=stage.seed)

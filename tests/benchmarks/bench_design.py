@@ -16,15 +16,17 @@ import statistics
 import time
 import warnings
 
+from tqdm.auto import tqdm
+
 from graphnas_lib import artifacts
 from graphnas_lib.design import BudgetUnreachable, Trained, design
-from graphnas_lib.sequence import SequenceGenerator
 from graphnas_lib.stages import evolution
+from graphnas_lib.vocabulary import Vocabulary
 
 
-def budgets(scale: str, n: int, seed: int) -> list[dict[str, float]]:
+def budgets(scale: str, vocabulary: Vocabulary, n: int, seed: int) -> list[dict[str, float]]:
     """`n` requests."""
-    rng, vocabulary = random.Random(seed), SequenceGenerator.load(scale).vocabulary
+    rng = random.Random(seed)
     history = evolution.load(scale)
     ranges = {name: vocabulary.range(name) for name in ("params", "flops")}
     found = []
@@ -47,9 +49,9 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     trained = Trained.load(options.scale)
-    asked = budgets(options.scale, options.budgets, options.seed)
+    asked = budgets(options.scale, trained.generator.vocabulary, options.budgets, options.seed)
     seconds, worst, kept, refused, few, macros, taken = [], 0.0, 0, [], [], set(), set()
-    for i, budget in enumerate(asked):
+    for i, budget in enumerate(tqdm(asked, desc="budgets")):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             macros.add(trained.generator.generate(**budget))
