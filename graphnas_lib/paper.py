@@ -86,7 +86,7 @@ class Scale:
     tcet_resolution: int
     budgets: tuple[tuple[str, float], ...]  # (quantity, upper bound) of each evolution run at tcet_resolution
     compared_budget: tuple[str, float]  # one of `budgets`, under which methods are compared, Table 2's as well
-    comparison_iterations: int  # ours: HL-Evo, flat evolution, random search on the first budget, and how many seeds
+    comparison_iterations: int  # ours: of HL-Evo, flat evolution and random search under it, and for how many seeds
     comparison_seeds: int
     # sequence generator (Tab. 6)
     sequence_hidden: int

@@ -15,10 +15,10 @@ BLOCK = 16  # channels that oneDNN's widest kernels take at a time
 
 
 class PointwiseConv2d(nn.Conv2d):
-    """`nn.Conv2d` with a 1x1 kernel, without groups; narrow strided ones are differentiated without a stride."""
+    """`nn.Conv2d` with a 1x1 kernel and a stride, without groups; of a narrow input the gradients take no stride."""
 
     def _conv_forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        if self.stride == (1, 1) or self.in_channels >= BLOCK or x.is_cuda or not torch.is_grad_enabled():
+        if self.in_channels >= BLOCK or x.is_cuda or not torch.is_grad_enabled():
             return super()._conv_forward(x, weight, bias)
         rows, columns = self.stride
         return nn.functional.conv2d(x[:, :, ::rows, ::columns], weight, bias)

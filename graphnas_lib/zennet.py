@@ -233,8 +233,8 @@ class _SqueezeExcite(nn.Module):
 
 
 def _conv_norm(conv: Conv) -> list[nn.Module]:
-    kind = PointwiseConv2d if conv.kernel == 1 and conv.groups == 1 else nn.Conv2d
-    weights = kind(
+    pointwise = conv.kernel == 1 and conv.groups == 1 and conv.stride != 1
+    weights = (PointwiseConv2d if pointwise else nn.Conv2d)(
         *(conv.inputs, conv.outputs, conv.kernel, conv.stride), padding=conv.kernel // 2, groups=conv.groups, bias=False
     )
     return [weights, nn.BatchNorm2d(conv.outputs, eps=BN_EPS)]

@@ -51,7 +51,7 @@ def test_depthwise_gradients_are_those_of_pytorch(kernel, dilation, layout, monk
 
 @pytest.mark.parametrize("width", [4, 8, 16])
 def test_strided_pointwise_gradients_are_those_of_pytorch(width):
-    quick, plain = (PointwiseConv2d(width, 8, 1, stride=2, bias=False), nn.Conv2d(width, 8, 1, stride=2, bias=False))
+    quick, plain = (kind(width, 8, 1, stride=2, bias=False) for kind in (PointwiseConv2d, nn.Conv2d))
     plain.double().load_state_dict(quick.state_dict())
     x = images(5, width, 9, 8)
     (y, found), (z, expected) = gradients(quick, x), gradients(plain, x.double())
