@@ -85,7 +85,7 @@ class Scale:
     tcet_batch: int
     tcet_resolution: int
     budgets: tuple[tuple[str, float], ...]  # (quantity, upper bound) of each evolution run at tcet_resolution
-    compared_budget: tuple[str, float]  # one of `budgets`, under which methods are compared, Table 2's as well
+    compared_budget: tuple[str, float]  # one of `budgets`, under which searches are compared
     comparison_iterations: int  # ours: of HL-Evo, flat evolution and random search under it, and for how many seeds
     comparison_seeds: int
     # sequence generator (Tab. 6)
@@ -102,8 +102,12 @@ class Scale:
     train_images: int
     test_images: int
     train_epochs: int
+    table2_budget: tuple[str, float]  # one of `budgets`
     table2_evaluations: tuple[int, int]  # of plain evolution, and of the sequence generator; HL-Evo has `iterations`
     table2_top: int
+    table2_images: int
+    table2_epochs: int
+    reduced_training: tuple[int, int]  # models and epochs of App. E's proxy
     table3_budgets: tuple[float, ...]  # FLOPs of the paper (2 x MACs) at table3_resolution
     table3_resolution: int
     table4_epochs: int
@@ -154,8 +158,12 @@ SCALES = {
         train_images=256,
         test_images=256,
         train_epochs=1,
+        table2_budget=("params", 3e5),
         table2_evaluations=(12, 4),
         table2_top=2,
+        table2_images=256,
+        table2_epochs=1,
+        reduced_training=(2, 1),
         table3_budgets=(18e6, 24e6, 40e6),
         table3_resolution=16,
         table4_epochs=1,
@@ -204,8 +212,12 @@ SCALES = {
         train_images=8_000,
         test_images=4_000,
         train_epochs=6,
+        table2_budget=("flops", 100e6),  # its networks train at a fifth of the cost of 0.3M parameters
         table2_evaluations=(7_200, 100),
         table2_top=5,
+        table2_images=4_000,
+        table2_epochs=6,
+        reduced_training=(16, 3),
         table3_budgets=(18e6, 24e6, 40e6),
         table3_resolution=32,
         table4_epochs=5,
@@ -254,8 +266,12 @@ SCALES = {
         train_images=50_000,
         test_images=10_000,
         train_epochs=200,
+        table2_budget=("params", 1e6),
         table2_evaluations=(480_000, 100),
         table2_top=10,
+        table2_images=50_000,
+        table2_epochs=1_440,
+        reduced_training=(40, 50),
         table3_budgets=(450e6, 600e6, 1000e6),
         table3_resolution=224,
         table4_epochs=200,

@@ -69,6 +69,7 @@ class TrainedScore:
     dataset: Any
     recipe: str = "reduced50"
     epochs: int | None = None
+    batch_size: int | None = None
     seed: int = 0
     device: str = "auto"
 
@@ -76,7 +77,8 @@ class TrainedScore:
         """{"score": accuracy}; ScoreError when training diverged."""
         data = self.dataset
         model = build(individual, input_shape=data.input_shape, classes=data.classes, seed=self.seed)
-        result = train(model, data, self.recipe, seed=self.seed, device=self.device, epochs=self.epochs)
+        size = {"epochs": self.epochs, "batch_size": self.batch_size}
+        result = train(model, data, self.recipe, seed=self.seed, device=self.device, **size)
         if result.diverged or result.accuracy is None:
             raise ScoreError("Training of this individual diverged; it has no accuracy.")
         return {"score": result.accuracy}

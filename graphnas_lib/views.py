@@ -199,10 +199,29 @@ def compared_curves(compared: pd.DataFrame) -> dict[str, list[list[float]]]:
 
 
 def seed_table(compared: pd.DataFrame) -> pd.DataFrame:
-    """Best score of each method with each seed of comparison.parquet, and whether HL-Evo's is above the others."""
+    """Best score of each method with each seed of comparison.parquet, and what HL-Evo's is above."""
     table = compared.groupby(["seed", "method"])["score"].max().unstack("method")
-    others = table.drop(columns="HL-Evo").max(axis=1)
-    return table.assign(**{"HL-Evo above both": table["HL-Evo"] > others}).reset_index().rename_axis(columns=None)
+    above = {f"HL-Evo above {name}": table["HL-Evo"] > table[name] for name in table.columns.drop("HL-Evo")}
+    return table.assign(**above).reset_index().rename_axis(columns=None)
+
+
+def length_table(history: pd.DataFrame, flat: pd.DataFrame) -> pd.DataFrame:
+    """Best score of HL-Evo and of flat evolution under each budget, after a third of the evaluations and after all.
+
+    Args:
+        history: evolution.parquet.
+        flat: comparison_flat.parquet.
+    """
+    both = pd.concat([history.assign(method="HL-Evo"), flat], ignore_index=True)
+    lengths = both.groupby("budget")["evaluations"].max()
+    columns = {}
+    for name, run in both.groupby("method", sort=False):
+        third = run[run["evaluations"] <= run["budget"].map(lengths) / 3]
+        columns[f"{name}, a third"] = third.groupby("budget")["score"].max()
+        columns[f"{name}, all"] = run.groupby("budget")["score"].max()
+    table = pd.DataFrame({"evaluations": lengths, **columns})
+    table["HL-Evo / Evo (flat)"] = table["HL-Evo, all"] / table["Evo (flat), all"]
+    return table.loc[history["budget"].unique()].reset_index()
 
 
 def best_table(best: pd.DataFrame, flat: pd.DataFrame) -> pd.DataFrame:

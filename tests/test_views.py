@@ -33,10 +33,24 @@ def test_curves_count_failed_scores_as_evaluations(compared):
     assert set(curves) == {"HL-Evo", "Random", "Evo (flat)"}
 
 
-def test_seed_table_says_where_hl_evo_is_above_both(compared):
+def test_seed_table_says_what_hl_evo_is_above(compared):
     table = views.seed_table(compared).set_index("seed")
     assert table["HL-Evo"].tolist() == [9.0, 4.0] and table["Random"].tolist() == [8.0, 6.0]
-    assert table["HL-Evo above both"].tolist() == [True, False]
+    assert table["HL-Evo above Random"].tolist() == [True, False]
+    assert table["HL-Evo above Evo (flat)"].tolist() == [True, True]
+
+
+def test_length_table_has_the_best_after_a_third_and_after_all():
+    def run(scores, **columns):
+        return pd.DataFrame({"evaluations": range(1, 10), "score": scores}).assign(budget=BUDGET, **columns)
+
+    history = run([1.0, 2.0, 6.0, 4.0, 5.0, 6.0, 7.0, 8.0, 3.0])
+    flat = run([1.0, 3.0, 2.0, 9.0, 4.0, 4.0, 4.0, 4.0, 4.0], method="Evo (flat)")
+    (row,) = views.length_table(history, flat).to_dict("records")
+    assert (row["budget"], row["evaluations"]) == (BUDGET, 9)
+    assert (row["HL-Evo, a third"], row["HL-Evo, all"]) == (6.0, 8.0)
+    assert (row["Evo (flat), a third"], row["Evo (flat), all"]) == (3.0, 9.0)
+    assert row["HL-Evo / Evo (flat)"] == pytest.approx(8 / 9)
 
 
 def test_best_table_gives_shares_of_the_searches():

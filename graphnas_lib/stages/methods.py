@@ -11,10 +11,11 @@ from functools import partial
 import torch
 from torch import nn
 
-from graphnas_lib import artifacts, evolution, network, zennet
+from graphnas_lib import artifacts, datasets, evolution, network, zennet
 from graphnas_lib.datasets import Dataset
 from graphnas_lib.design import Trained, below, design
 from graphnas_lib.macro import Architecture
+from graphnas_lib.recipes import batch_for
 from graphnas_lib.scores import ProxyScore, TrainedScore
 from graphnas_lib.search import SearchError, SearchResult, best_so_far, evolve, random_search
 from graphnas_lib.stages import Stage
@@ -23,7 +24,6 @@ from graphnas_lib.workers import ON_CPU
 from graphnas_lib.zennet import ZenNet
 
 MAX_LAYERS = 18  # of ZenNet for about 1M parameters (ZenNAS's released search)
-TRAINED_MODELS = {"smoke": 2, "lite": 16, "paper": 40}  # paper: App. E.1
 TRAINED_POPULATION = 8  # paper: App. E.1
 MIXED = 5  # paper: App. E.1, generated networks whose cells are mixed
 
@@ -44,16 +44,19 @@ class Methods:
 
     def __init__(self, stage: Stage, data: Dataset):
         scale = stage.scale
-        self.stage, self.data, self.budget, self.top = stage, data, scale.compared_budget, scale.table2_top
+        self.stage, self.data, self.budget, self.top = stage, data, scale.table2_budget, scale.table2_top
         self.plain, self.generated = scale.table2_evaluations
         self.batch = data.batch(scale.tcet_batch, device=stage.device)
         self.trained = Trained.load(scale.name, device=stage.device)
         self.costs = partial(network.count, input_shape=data.input_shape, classes=data.classes)
         self.feasible = evolution.budget(self.costs, **dict([self.budget]), resolution=scale.tcet_resolution)
         self.score = ProxyScore(*self.batch, data.classes, seed=stage.seed)
+        shown = datasets.load("auto", resolution=scale.train_resolution, n_train=scale.table2_images)
+        self.models, epochs = scale.reduced_training
         self.accuracy = TrainedScore(
-            data.subset(scale.train_images).split_validation(0.25, seed=stage.seed),
-            epochs=1 if scale.name == "smoke" else None,
+            shown.split_validation(0.25, seed=stage.seed),
+            epochs=epochs,
+            batch_size=batch_for(TrainedScore.recipe, scale.table2_images),
             seed=stage.seed,
             device=stage.device.type,
         )
@@ -81,7 +84,7 @@ class Methods:
             "GraphNet: Evo(parameters)": partial(self._flat, _Size(self.costs), "size", self.plain, workers=1),
             "GraphNet: SG+CCNF, reduced training (App. E.1)": self._mixed,
             "GraphNet: Evo(reduced training) (App. E.2)": partial(
-                self._flat, self.accuracy, "e2", TRAINED_MODELS[self.stage.scale.name], population=TRAINED_POPULATION
+                self._flat, self.accuracy, "e2", self.models, population=TRAINED_POPULATION
             ),
         }
 
@@ -178,7 +181,6 @@ class Methods:
             triples[i] = networks[j].triples[i]
             return replace(parent, triples=tuple(triples))
 
-        models = TRAINED_MODELS[self.stage.scale.name]
         try:
             result = evolve(
                 base.architecture,
@@ -188,7 +190,7 @@ class Methods:
                 key=Architecture.key,
                 dump=Architecture.to_json,
                 parse=Architecture.from_json,
-                **self._options("e1", models, population=TRAINED_POPULATION),
+                **self._options("e1", self.models, population=TRAINED_POPULATION),
             )
         except SearchError:  # every mixture is above the budget: there is one network
             score = self.accuracy(base.architecture)["score"]

@@ -13,6 +13,7 @@ from graphnas_lib import artifacts, datasets, network, zennet
 from graphnas_lib.archives import MissingDataError
 from graphnas_lib.datasets import Dataset
 from graphnas_lib.macro import Architecture
+from graphnas_lib.recipes import batch_for
 from graphnas_lib.results import mean_difference
 from graphnas_lib.stages import Stage, rows
 from graphnas_lib.stages.evolution import budget_name
@@ -38,7 +39,7 @@ def make(stage: Stage) -> dict:
     scoring = stage.dataset(resolution=scale.tcet_resolution)
     found = Methods(stage, scoring).find()
     jobs, facts = {}, {}
-    options = {"epochs": scale.train_epochs, "recipe": RECIPE[scale.name], "seed": stage.seed}
+    options = {"epochs": scale.table2_epochs, "recipe": RECIPE[scale.name], "seed": stage.seed}
     for data in _data(stage):
         facts[data.name] = {"source": data.source, "n_train": data.size("train"), "n_test": data.size("test")}
         for name, result in found.items():
@@ -61,9 +62,9 @@ def make(stage: Stage) -> dict:
         for name, stages in PRETRAINED.items()
     }
     stage.config.update(
-        datasets=facts, budget=budget_name(*scale.compared_budget), top=scale.table2_top, recipe=RECIPE[scale.name]
+        datasets=facts, budget=budget_name(*scale.table2_budget), top=scale.table2_top, recipe=RECIPE[scale.name]
     )
-    stage.config.update(epochs=scale.train_epochs, scored_on=scoring.source, batch=scale.tcet_batch)
+    stage.config.update(epochs=scale.table2_epochs, scored_on=scoring.source, batch=scale.tcet_batch)
     stage.config.update(pretraining_seconds=pretraining)
     return {"table2_rows.csv": table, "table2_curves.csv": curves}
 
@@ -71,7 +72,7 @@ def make(stage: Stage) -> dict:
 def _data(stage: Stage) -> list[Dataset]:
     """CIFAR-10 or digits, and CIFAR-100 where it is there, cut to the scale."""
     scale = stage.scale
-    options = {"resolution": scale.train_resolution, "n_train": scale.train_images, "n_test": scale.test_images}
+    options = {"resolution": scale.train_resolution, "n_train": scale.table2_images, "n_test": scale.test_images}
     found = [datasets.load("auto", **options)]
     try:
         found.append(datasets.load("cifar100", **options))
@@ -86,7 +87,7 @@ def _data(stage: Stage) -> list[Dataset]:
 def measure(key: dict, text: str, data: Dataset, *, epochs: int, recipe: str, seed: int, device: str) -> dict:
     """One row: a network trained once; its accuracy on held-out training images, and on the test images."""
     held = data.split_validation(HELD_OUT, seed=seed)
-    size = min(256, data.size("train") // 8)
+    size = batch_for(recipe, data.size("train"))
     model = rebuild(text, held, seed)
     result = train(model, held, recipe, seed=seed, device=device, epochs=epochs, batch_size=size)
     accuracy, costs = None, costs_of(text, data)
