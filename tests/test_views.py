@@ -62,12 +62,18 @@ def test_best_table_gives_shares_of_the_searches():
             for method, (n, score) in scores.items()
         ]
     )
-    flat = [(budget, factor * score) for budget, factor in ((BUDGET, 1.0), ("flops <= 100M", 2.0)) for score in (50, 9)]
-    table = views.best_table(best, pd.DataFrame(flat, columns=["budget", "score"]))
+    flat = [
+        (budget, n, factor * score)
+        for budget, factor in ((BUDGET, 1.0), ("flops <= 100M", 2.0))
+        for n, score in ((1, 9), (10, 10), (11, 50))
+    ]
+    table = views.best_table(best, pd.DataFrame(flat, columns=["budget", "evaluations", "score"]))
     assert table["budget"].tolist() == [BUDGET, "flops <= 100M"]
     assert table["SG / HL-Evo"].tolist() == [0.97, 0.97] and table["SG / Evo (flat)"].tolist() == [1.94, 1.94]
     assert table["HL-Evo, 3,001 evaluations"].tolist() == [100.0, 200.0]
-    assert table["Evo (flat), 2 evaluations"].tolist() == [50.0, 100.0]
+    assert table["Evo (flat), 11 evaluations"].tolist() == [50.0, 100.0]
+    assert table["Evo (flat), as many, 10 evaluations"].tolist() == [10.0, 20.0]
+    assert table["SG / Evo (flat), as many"].tolist() == [9.7, 9.7]
 
 
 def test_request_table_measures_what_was_realised():
