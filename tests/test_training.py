@@ -92,16 +92,16 @@ def test_every_recipe_makes_a_step_at_its_learning_rate(name, digits):
     torch.testing.assert_close(step, -model[9].weight.grad, rtol=1e-3, atol=1e-5)
 
 
-def test_sizes_follow():
-    nb = RECIPES["nb360"].sized(epochs=20, batch_size=64)
-    assert nb.milestones == (6, 12, 16) and nb.lr == pytest.approx(0.05)
-    assert RECIPES["zennas_cifar"].sized(epochs=8).warmup == 2
-
-
 def test_a_cut_data_set_still_has_64_steps_an_epoch():
     assert recipes.batch_for("nats12", 4_000) == 62 and steps_per_epoch(4_000, 62) >= 64
     assert recipes.batch_for("nats12", 50_000) == 256 and recipes.batch_for("zennas_cifar", 50_000) == 64
     assert recipes.batch_for("nats12", 100) == 8
+
+
+def test_sizes_follow():
+    nb = RECIPES["nb360"].sized(epochs=20, batch_size=64)
+    assert nb.milestones == (6, 12, 16) and nb.lr == pytest.approx(0.05)
+    assert RECIPES["zennas_cifar"].sized(epochs=8).warmup == 2
     assert [steps_per_epoch(n, 4) for n in (8, 9, 10, 3, 1)] == [2, 2, 3, 1, 0]  # a last batch of one is left out
     assert steps_per_epoch(10, 4, world=2) == 2
     for change, message in (
