@@ -13,7 +13,7 @@ from graphnas_lib import metrics
 from graphnas_lib.archives import MissingDataError, UnsafePickleError
 from graphnas_lib.artifacts import CorruptArtifactError
 from graphnas_lib.nasbench360 import available, load_task
-from graphnas_lib.tasks import TASKS, DivergedError
+from graphnas_lib.tasks import TASKS, DivergedError, Split, Task
 
 RNG = np.random.default_rng(0)
 
@@ -347,6 +347,12 @@ def test_limit_is_a_random_subset_of_every_split(tmp_path):
     assert (len(task.train), len(task.valid), len(task.test)) == (12, 4, 12) and "at most 12" in task.source
     assert len(set(everything(task.test)[1].tolist())) > 5
     assert torch.equal(everything(task.test)[1], everything(load_task("satellite", tmp_path, limit=12, seed=3).test)[1])
+
+
+def test_chance_is_the_best_constant_answer_on_the_test_split():
+    x, labels = torch.zeros(10, 1, 46), torch.tensor([3] * 6 + [5] * 4)
+    train, test = Split(x, labels), Split(x, torch.tensor([3] + [5] * 4 + [7] * 5))  # 3 is common in training alone
+    assert Task("satellite", train, train, test, source="").chance() == pytest.approx(50.0)
 
 
 def test_every_task_of_table_4_is_there():

@@ -63,7 +63,7 @@ def measure(name: str, params: float, limit: int | None, epochs: int, seed: int,
         )[0]  # fmt: skip
     except BudgetUnreachable as error:
         return {"task": name, "value": None, "note": str(error)}
-    batch_size = min(task.facts.batch_size, max(8, len(task.train) // 16))  # a cut task still gets 16 steps an epoch
+    batch_size = min(task.facts.batch_size, max(8, len(task.train) // 64))  # a cut task still has 64 steps an epoch
     result = train_task(chosen.build(seed=seed), task, seed=seed, device=device, epochs=epochs, batch_size=batch_size)
     return {
         "task": name,
