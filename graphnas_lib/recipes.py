@@ -162,9 +162,9 @@ def get(recipe: Recipe | str) -> Recipe:
     return RECIPES[recipe]
 
 
-def batch_for(recipe: Recipe | str, n: int) -> int:
-    """Batch size of a recipe for n images: its own, or a smaller one where an epoch had fewer than 64 steps."""
-    return min(get(recipe).batch_size, max(8, n // 64))
+def cut_batch(batch_size: int, n: int) -> int:
+    """Batch size for n samples: the full protocol's, or a smaller one where an epoch had fewer than 64 steps."""
+    return min(batch_size, max(8, n // 64))
 
 
 def steps_per_epoch(n: int, batch_size: int, world: int = 1) -> int:

@@ -15,7 +15,7 @@ from graphnas_lib import artifacts, datasets, evolution, network, zennet
 from graphnas_lib.datasets import Dataset
 from graphnas_lib.design import Trained, below, design
 from graphnas_lib.macro import Architecture
-from graphnas_lib.recipes import batch_for
+from graphnas_lib.recipes import RECIPES, cut_batch
 from graphnas_lib.scores import ProxyScore, TrainedScore
 from graphnas_lib.search import SearchError, SearchResult, best_so_far, evolve, random_search
 from graphnas_lib.stages import Stage
@@ -56,7 +56,7 @@ class Methods:
         self.accuracy = TrainedScore(
             shown.split_validation(0.25, seed=stage.seed),
             epochs=epochs,
-            batch_size=batch_for(TrainedScore.recipe, scale.table2_images),
+            batch_size=cut_batch(RECIPES[TrainedScore.recipe].batch_size, scale.table2_images),
             seed=stage.seed,
             device=stage.device.type,
         )

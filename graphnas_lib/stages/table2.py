@@ -13,7 +13,7 @@ from graphnas_lib import artifacts, datasets, network, zennet
 from graphnas_lib.archives import MissingDataError
 from graphnas_lib.datasets import Dataset
 from graphnas_lib.macro import Architecture
-from graphnas_lib.recipes import batch_for
+from graphnas_lib.recipes import RECIPES, cut_batch
 from graphnas_lib.results import mean_difference
 from graphnas_lib.stages import Stage, rows
 from graphnas_lib.stages.evolution import budget_name
@@ -87,7 +87,7 @@ def _data(stage: Stage) -> list[Dataset]:
 def measure(key: dict, text: str, data: Dataset, *, epochs: int, recipe: str, seed: int, device: str) -> dict:
     """One row: a network trained once; its accuracy on held-out training images, and on the test images."""
     held = data.split_validation(HELD_OUT, seed=seed)
-    size = batch_for(recipe, data.size("train"))
+    size = cut_batch(RECIPES[recipe].batch_size, data.size("train"))
     model = rebuild(text, held, seed)
     result = train(model, held, recipe, seed=seed, device=device, epochs=epochs, batch_size=size)
     accuracy, costs = None, costs_of(text, data)

@@ -11,6 +11,7 @@ import torch
 from graphnas_lib import artifacts, nasbench360
 from graphnas_lib.design import Design, Trained, design
 from graphnas_lib.fitting import BudgetUnreachable
+from graphnas_lib.recipes import cut_batch
 from graphnas_lib.stages import Stage, rows
 from graphnas_lib.tasks import TASKS
 from graphnas_lib.training import train_task
@@ -63,7 +64,7 @@ def measure(name: str, params: float, limit: int | None, epochs: int, seed: int,
         )[0]  # fmt: skip
     except BudgetUnreachable as error:
         return {"task": name, "value": None, "note": str(error)}
-    batch_size = min(task.facts.batch_size, max(8, len(task.train) // 64))  # a cut task still has 64 steps an epoch
+    batch_size = cut_batch(task.facts.batch_size, len(task.train))
     result = train_task(chosen.build(seed=seed), task, seed=seed, device=device, epochs=epochs, batch_size=batch_size)
     return {
         "task": name,
