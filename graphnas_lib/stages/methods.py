@@ -11,7 +11,7 @@ from functools import partial
 import torch
 from torch import nn
 
-from graphnas_lib import artifacts, datasets, evolution, network, zennet
+from graphnas_lib import artifacts, evolution, network, zennet
 from graphnas_lib.datasets import Dataset
 from graphnas_lib.design import Trained, below, design
 from graphnas_lib.macro import Architecture
@@ -42,7 +42,8 @@ class Found:
 class Methods:
     """Table 2's six rows, two baselines that it lacks, and the two experiments of App. E, on one batch of images."""
 
-    def __init__(self, stage: Stage, data: Dataset):
+    def __init__(self, stage: Stage, data: Dataset, shown: Dataset):
+        """Proxies are taken on a batch of `data`; reduced trainings see `shown`, as the final ones do."""
         scale = stage.scale
         self.stage, self.data, self.budget, self.top = stage, data, scale.table2_budget, scale.table2_top
         self.plain, self.generated = scale.table2_evaluations
@@ -51,12 +52,11 @@ class Methods:
         self.costs = partial(network.count, input_shape=data.input_shape, classes=data.classes)
         self.feasible = evolution.budget(self.costs, **dict([self.budget]), resolution=scale.tcet_resolution)
         self.score = ProxyScore(*self.batch, data.classes, seed=stage.seed)
-        shown = datasets.load("auto", resolution=scale.train_resolution, n_train=scale.table2_images)
         self.models, epochs = scale.reduced_training
         self.accuracy = TrainedScore(
             shown.split_validation(0.25, seed=stage.seed),
             epochs=epochs,
-            batch_size=cut_batch(RECIPES[TrainedScore.recipe].batch_size, scale.table2_images),
+            batch_size=cut_batch(RECIPES[TrainedScore.recipe].batch_size, shown.size("train")),
             seed=stage.seed,
             device=stage.device.type,
         )

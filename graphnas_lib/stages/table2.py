@@ -37,10 +37,11 @@ def make(stage: Stage) -> dict:
     """Search once per method on the first data set's images; train the best networks on every data set at hand."""
     scale = stage.scale
     scoring = stage.dataset(resolution=scale.tcet_resolution)
-    found = Methods(stage, scoring).find()
+    every = _data(stage)
+    found = Methods(stage, scoring, every[0]).find()
     jobs, facts = {}, {}
     options = {"epochs": scale.table2_epochs, "recipe": RECIPE[scale.name], "seed": stage.seed}
-    for data in _data(stage):
+    for data in every:
         facts[data.name] = {"source": data.source, "n_train": data.size("train"), "n_test": data.size("test")}
         for name, result in found.items():
             for rank, text in enumerate(result.individuals):
