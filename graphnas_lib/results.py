@@ -191,6 +191,16 @@ def _line(key: str, quantity: str, printed, result: dict | None, scale: str, una
     return dict(zip(COLUMNS, line, strict=True))
 
 
+def mean_interval(values: np.ndarray) -> dict[str, float]:
+    """Student's 95% interval of the mean of `values`, (n,): "low" and "high", NaN below two values."""
+    from scipy.stats import t
+
+    if len(values) < 2:
+        return {"low": float("nan"), "high": float("nan")}
+    half = float(t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / np.sqrt(len(values)))
+    return {"low": float(np.mean(values)) - half, "high": float(np.mean(values)) + half}
+
+
 def mean_difference(a: np.ndarray, b: np.ndarray) -> dict[str, float]:
     """Mean of `a` minus mean of `b`, with Welch's 95% interval: samples are small, and their variances differ.
 

@@ -272,13 +272,14 @@ def request_table(requests: pd.DataFrame) -> pd.DataFrame:
 
 
 def search_curves(curves: pd.DataFrame, methods: Sequence[str]) -> dict[str, list[float]]:
-    """Best-so-far of GraphNet methods, by short name; methods without evaluations are left out."""
-    found = {}
-    for method in methods:
-        values = curves.loc[curves["method"] == f"GraphNet: {method}", "best"].tolist()
-        if values:
-            found[method] = values
-    return found
+    """Best-so-far of some methods of Table 2; those without evaluations are left out."""
+    found = {method: curves.loc[curves["method"] == method, "best"].tolist() for method in methods}
+    return {method: values for method, values in found.items() if values}
+
+
+def search_shares(curves: pd.DataFrame) -> dict[str, list[float]]:
+    """Best-so-far of every method of Table 2 as a share of the best that it found: proxies of all units on one axis."""
+    return {method: list(best / best.iloc[-1]) for method, best in curves.groupby("method", sort=False)["best"]}
 
 
 def table2_reasons(facts: Mapping) -> dict[str, str]:

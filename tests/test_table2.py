@@ -3,10 +3,10 @@
 import numpy as np
 import pandas as pd
 import pytest
-from scipy.stats import ttest_ind
+from scipy.stats import ttest_1samp, ttest_ind
 
 from graphnas_lib import paper
-from graphnas_lib.results import compare, mean_difference
+from graphnas_lib.results import compare, mean_difference, mean_interval
 from graphnas_lib.stages import table2
 from graphnas_lib.stages.table2 import FLAT, HL, QUESTIONS, SG, SIZE, ZEN
 
@@ -43,6 +43,13 @@ def test_difference_of_means_and_its_interval():
     assert single["difference"] == 0.0 and np.isnan([single["low"], single["high"]]).all()
 
 
+def test_interval_of_a_mean():
+    values = np.array([3.0, 4.0, 5.0, 4.0])
+    expected = ttest_1samp(values, 0.0).confidence_interval(0.95)
+    assert tuple(mean_interval(values).values()) == pytest.approx((expected.low, expected.high))
+    assert np.isnan(list(mean_interval(values[:1]).values())).all()
+
+
 def test_network_is_chosen_on_validation_and_never_on_test():
     table = rows({FLAT: [40.0, 90.0, 70.0]})
     table["validation"] = [30.0, 20.0, 35.0]
@@ -50,6 +57,7 @@ def test_network_is_chosen_on_validation_and_never_on_test():
     assert line["chosen"] == 70.0 and line["params"] == 1002
     assert line["mean"] == pytest.approx(200 / 3) and line["n"] == 3 and line["training_seconds"] == 15.0
     assert line["pretraining_seconds"] == 0.0
+    assert line["low"] < line["mean"] < line["high"] and line["low"] + line["high"] == pytest.approx(2 * line["mean"])
 
 
 def test_diverged_networks_are_left_out_and_counted_so():

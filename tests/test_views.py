@@ -76,6 +76,13 @@ def test_best_table_gives_shares_of_the_searches():
     assert table["SG / Evo (flat), as many"].tolist() == [9.7, 9.7]
 
 
+def test_search_curves_of_unlike_proxies_share_an_axis():
+    lines = [("ZenNet: Evo(Zen)", 2.0), ("ZenNet: Evo(Zen)", 8.0), ("GraphNet: SG+CCNF", 500.0)]
+    curves = pd.DataFrame(lines, columns=["method", "best"])
+    assert views.search_curves(curves, ["GraphNet: SG+CCNF", "none"]) == {"GraphNet: SG+CCNF": [500.0]}
+    assert views.search_shares(curves) == {"ZenNet: Evo(Zen)": [0.25, 1.0], "GraphNet: SG+CCNF": [1.0]}
+
+
 def test_request_table_measures_what_was_realised():
     requests = pd.DataFrame(
         {

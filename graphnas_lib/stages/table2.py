@@ -14,7 +14,7 @@ from graphnas_lib.archives import MissingDataError
 from graphnas_lib.datasets import Dataset
 from graphnas_lib.macro import Architecture
 from graphnas_lib.recipes import RECIPES, cut_batch
-from graphnas_lib.results import mean_difference
+from graphnas_lib.results import mean_difference, mean_interval
 from graphnas_lib.stages import Stage, rows
 from graphnas_lib.stages.evolution import budget_name
 from graphnas_lib.stages.methods import Methods
@@ -29,6 +29,7 @@ MARGIN = 1.0  # points within which two accuracies count as equal
 ZEN, FLAT, SIZE = "ZenNet: Evo(T-CET)", "GraphNet: Evo(T-CET)", "GraphNet: Evo(parameters)"
 HL, SG = "GraphNet: HL-Evo(T-CET)+CCNF", "GraphNet: SG+CCNF"
 E1, E2 = "GraphNet: SG+CCNF, reduced training (App. E.1)", "GraphNet: Evo(reduced training) (App. E.2)"
+BY_TCET = (ZEN, FLAT, HL, SG, "GraphNet: random in budget")  # whose curves share a unit
 CELL_STAGES = ("cells", "labels", "families", "gvae", "ccnf")
 PRETRAINED = {HL: CELL_STAGES, SG: (*CELL_STAGES, "evolution", "sequence"), E1: (*CELL_STAGES, "evolution", "sequence")}
 
@@ -138,8 +139,9 @@ def load(scale: str) -> tuple[pd.DataFrame, pd.DataFrame, dict]:
 def methods(table: pd.DataFrame, facts: dict) -> pd.DataFrame:
     """One line a method and data set: the network chosen on held-out images, and all that were trained.
 
-    Columns: method, dataset, chosen (test accuracy of the chosen network), mean, std, n, params, macs, flops (of the
-    chosen one), evaluations, and seconds of search, of pretraining and of all trainings.
+    Columns: method, dataset, chosen (test accuracy of the chosen network), mean, std and n of all, low and high (95%
+    interval of the mean, by Student's t), params, macs, flops (of the chosen one), evaluations, and seconds of search,
+    of pretraining and of all trainings.
     """
     lines = []
     for (method, dataset), group in table.groupby(["method", "dataset"], sort=False):
@@ -149,6 +151,7 @@ def methods(table: pd.DataFrame, facts: dict) -> pd.DataFrame:
             {
                 **{"method": method, "dataset": dataset, "chosen": chosen["accuracy"]},
                 **{"mean": good["accuracy"].mean(), "std": good["accuracy"].std(), "n": len(good)},
+                **mean_interval(good["accuracy"].to_numpy()),
                 **{name: int(chosen[name]) for name in ("params", "macs", "flops", "evaluations")},
                 "search_seconds": chosen["search_seconds"],
                 "pretraining_seconds": round(facts["pretraining_seconds"].get(method, 0.0), 1),
