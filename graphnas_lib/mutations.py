@@ -11,12 +11,14 @@ import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from itertools import count
 
 import torch
 
 from graphnas_lib.macro import CHANNELS, MAX_CELLS, STRIDES, Architecture, HLArchitecture, HLTriple, Triple
 from graphnas_lib.space import EDGES, OPERATIONS, Cell, random_cell
 
+EDGES_TRIED = 300  # one in 28 suffices for all but a few cells
 ALPHA_0 = ((5, 32, 1), (5, 64, 2), (5, 64, 1))  # paper: App. C, "the mean of the 5-th cluster"
 
 
@@ -166,9 +168,12 @@ def flat_mutate(
 def mutate_cell(cell: Cell, kind: str, generator: torch.Generator) -> Cell:
     """A valid neighbour of `cell` in canonical form: one "edge" flipped or one live "operation" exchanged.
 
-    Unused nodes first get random operations, so that a flipped edge can bring them in.
+    Unused nodes first get random operations, so that a flipped edge can bring them in. A few cells have no neighbour
+    by an edge (a skip beside an edge from input to output): after `EDGES_TRIED` flips these get another operation.
     """
-    while True:
+    for attempt in count():
+        if attempt == EDGES_TRIED:
+            kind = "operation"
         operations, matrix = list(cell.operations), cell.adjacency.copy()
         if kind == "edge":
             operations = [name or _choice(OPERATIONS, generator) for name in operations]

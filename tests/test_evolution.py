@@ -12,7 +12,7 @@ from graphnas_lib.artifacts import Checkpoint
 from graphnas_lib.evolution import HLIndividual, ScoreError, SearchError, best_so_far, evolve, history_table
 from graphnas_lib.macro import Architecture, Triple
 from graphnas_lib.network import count
-from graphnas_lib.space import sample_cells
+from graphnas_lib.space import Cell, sample_cells
 
 POOL = sample_cells(48, seed=0)
 K = 8
@@ -288,6 +288,12 @@ def test_cell_mutation_gives_a_different_valid_canonical_cell(kind):
     for cell in POOL:
         changed = mutations.mutate_cell(cell, kind, generator)
         assert changed.is_valid and changed.key() != cell.key() and changed == changed.canonical()
+
+
+def test_a_cell_without_a_neighbour_by_an_edge_gets_another_operation():
+    alone = Cell.from_edges([(0, 1), (0, 7), (1, 7)], ["skip", *[None] * 5])  # a search never ended
+    changed = mutations.mutate_cell(alone, "edge", torch.Generator().manual_seed(0))
+    assert changed.is_valid and changed.key() != alone.key() and changed.adjacency.tolist() == alone.adjacency.tolist()
 
 
 def test_flat_search_and_local_channels():
