@@ -3,11 +3,15 @@
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from scipy.stats import ttest_1samp, ttest_ind
 
 from graphnas_lib import paper
+from graphnas_lib.macro import Architecture, Triple
 from graphnas_lib.results import compare, mean_difference, mean_interval
+from graphnas_lib.space import sample_cells
 from graphnas_lib.stages import table2
+from graphnas_lib.stages.methods import Mixture
 from graphnas_lib.stages.table2 import FLAT, HL, QUESTIONS, SG, SIZE, ZEN
 
 
@@ -69,6 +73,18 @@ def test_diverged_networks_are_left_out_and_counted_so():
     assert lost["n"] == 0 and pd.isna(lost["chosen"])
 
 
+def test_mixtures_take_cells_of_the_same_place():
+    cells = sample_cells(12, seed=0)
+    networks = tuple(Architecture(tuple(Triple(c, 8, 1) for c in cells[i : i + 4])) for i in (0, 4, 8))
+    mix, generator, seen = Mixture(networks), torch.Generator().manual_seed(0), set()
+    child = networks[0]
+    for _ in range(60):
+        child = mix(child, True, generator)
+        assert all(t in {n.triples[i] for n in networks} for i, t in enumerate(child.triples))
+        seen.add(child.key())
+    assert len(seen) > 20
+
+
 def said(table: pd.DataFrame, question: str) -> list[str]:
     found = table2.verdicts(table)
     return found.loc[found["question"] == question, "verdict"].tolist()
@@ -93,6 +109,14 @@ def test_verdicts_follow_the_interval():
     assert said(wide, "space-is-not-enough") == ["open"]
     assert said(rows({ZEN: [90.0], FLAT: [10.0]}), "space-is-not-enough") == ["open"]  # one network has no spread
     assert said(rows({ZEN: [90.0, 91.0]}), "space-is-not-enough") == ["open"]  # nothing to compare with
+
+
+def test_low_accuracies_decide_little():
+    guessing = {SIZE: [15.0, 15.1], HL: [12.0, 12.1]}
+    assert said(rows(guessing), "parameters") == ["open (near chance)"]
+    assert said(rows(guessing, "cifar100"), "parameters") == ["confirmed"]
+    low = {SIZE: [2.6, 2.5, 2.6], HL: [3.0, 3.1, 3.0]}  # within a point, but not within a tenth of what HL has
+    assert said(rows(low, "cifar100"), "parameters") == ["contradicted"]
 
 
 def test_every_data_set_gets_its_own_verdict():

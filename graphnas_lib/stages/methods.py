@@ -20,6 +20,7 @@ from graphnas_lib.scores import ProxyScore, TrainedScore
 from graphnas_lib.search import SearchError, SearchResult, best_so_far, evolve, random_search
 from graphnas_lib.stages import Stage
 from graphnas_lib.stages import evolution as histories
+from graphnas_lib.synonyms import realise
 from graphnas_lib.workers import ON_CPU
 from graphnas_lib.zennet import ZenNet
 
@@ -169,18 +170,13 @@ class Methods:
         )
 
     def _mixed(self) -> Found:
-        """App. E.1: evolution with the reduced-training proxy over the cells of five networks of one macro design."""
+        """App. E.1: evolution with the reduced-training proxy over the cells of five networks of one macro design.
+
+        The first is the generator's best; the others have cells drawn anew, as those that the evolution kept are few.
+        """
         (base,) = self._designs(n=1)
-        near = self.trained.near(**dict([self.budget]))
-        others = (near.realise(base.hl, seed=self.stage.seed + i) for i in range(1, MIXED))
-        networks = [base.architecture, *others]
-
-        def mix(parent: Architecture, _exploration, source: torch.Generator) -> Architecture:
-            triples = list(parent.triples)
-            i, j = (torch.randint(n, (), generator=source).item() for n in (len(triples), MIXED))
-            triples[i] = networks[j].triples[i]
-            return replace(parent, triples=tuple(triples))
-
+        others = (realise(base.hl, self.trained.sampler, seed=self.stage.seed + i) for i in range(1, MIXED))
+        mix = Mixture((base.architecture, *others))
         try:
             result = evolve(
                 base.architecture,
@@ -209,6 +205,19 @@ class Methods:
         curve = best_so_far(history)
         texts = [dump(row["individual"]) for row in chosen]
         return Found(texts, [row["score"] for row in chosen], curve, len(curve), seconds)
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """A mutation for networks of one macro design: one cell becomes that of another network at the same place."""
+
+    networks: tuple[Architecture, ...]
+
+    def __call__(self, parent: Architecture, exploration: bool, generator: torch.Generator) -> Architecture:
+        triples = list(parent.triples)
+        i, j = (torch.randint(n, (), generator=generator).item() for n in (len(triples), len(self.networks)))
+        triples[i] = self.networks[j].triples[i]
+        return replace(parent, triples=tuple(triples))
 
 
 @dataclass(frozen=True)
