@@ -268,7 +268,7 @@ def _gpt_nas(scale: str) -> Finding:
 def _nb360(rival: str) -> Callable[[str], Finding]:
     def finding(scale: str) -> Finding:
         table, facts = table4.load(scale)
-        done = table.dropna(subset=["value"])
+        done = table4.tried(table)
         if done.empty:
             return Finding("not run (no task's files are there)")
         row = next(row for row in TABLE_4 if row.name.startswith(rival))
@@ -281,11 +281,11 @@ def _nb360(rival: str) -> Callable[[str], Finding]:
 
 def _failures(scale: str) -> Finding:
     table, _ = table4.load(scale)
-    done = table.dropna(subset=["value"])
-    weak = done[done["at_chance"].astype(bool)] if len(done) else done
+    done = table4.tried(table)
     if not {"deepsea", "satellite"} & set(done["task"]):
         return Finding("not run (neither task's files are there)")
-    return Finding("at chance: " + (", ".join(weak["task"]) or "none"), f"{len(done)} tasks", None)
+    weak = done[done["value"].isna() | done["at_chance"].eq(True)]
+    return Finding("at chance or diverged: " + (", ".join(weak["task"]) or "none"), f"{len(done)} tasks", None)
 
 
 def _nb360_cost(scale: str) -> Finding:

@@ -280,7 +280,8 @@ def plot_search(curves: Mapping[str, Sequence], ylabel: str = "best T-CET so far
     if longest and max(longest) > 12 * min(longest):
         ax.set_xscale("log")
     ax.set(xlabel="ZC evaluations", ylabel=ylabel)
-    ax.legend(title="method (evaluations)", title_fontsize=8.5, alignment="left", loc="best")
+    beside = {"loc": "center left", "bbox_to_anchor": (1.01, 0.5)} if len(curves) > 6 else {"loc": "best"}
+    ax.legend(title="method (evaluations)", title_fontsize=8.5, alignment="left", **beside)
     return fig
 
 

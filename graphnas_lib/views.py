@@ -273,13 +273,18 @@ def request_table(requests: pd.DataFrame) -> pd.DataFrame:
 
 def search_curves(curves: pd.DataFrame, methods: Sequence[str]) -> dict[str, list[float]]:
     """Best-so-far of some methods of Table 2; those without evaluations are left out."""
-    found = {method: curves.loc[curves["method"] == method, "best"].tolist() for method in methods}
-    return {method: values for method, values in found.items() if values}
+    found = {name: steps.set_index("evaluation")["best"] for name, steps in curves.groupby("method", sort=False)}
+    return {
+        name: list(found[name].reindex(range(1, found[name].index.max() + 1)).ffill())
+        for name in methods
+        if name in found
+    }
 
 
 def search_shares(curves: pd.DataFrame) -> dict[str, list[float]]:
     """Best-so-far of every method of Table 2 as a share of the best that it found: proxies of all units on one axis."""
-    return {method: list(best / best.iloc[-1]) for method, best in curves.groupby("method", sort=False)["best"]}
+    found = search_curves(curves, curves["method"].unique())
+    return {method: [value / best[-1] for value in best] for method, best in found.items()}
 
 
 def table2_reasons(facts: Mapping) -> dict[str, str]:

@@ -6,6 +6,7 @@ import pytest
 from graphnas_lib import views
 from graphnas_lib.clusters import ZC_NAMES
 from graphnas_lib.export import ExportError
+from graphnas_lib.stages import table2
 
 BUDGET = "params <= 1M"
 
@@ -77,10 +78,11 @@ def test_best_table_gives_shares_of_the_searches():
 
 
 def test_search_curves_of_unlike_proxies_share_an_axis():
-    lines = [("ZenNet: Evo(Zen)", 2.0), ("ZenNet: Evo(Zen)", 8.0), ("GraphNet: SG+CCNF", 500.0)]
-    curves = pd.DataFrame(lines, columns=["method", "best"])
-    assert views.search_curves(curves, ["GraphNet: SG+CCNF", "none"]) == {"GraphNet: SG+CCNF": [500.0]}
-    assert views.search_shares(curves) == {"ZenNet: Evo(Zen)": [0.25, 1.0], "GraphNet: SG+CCNF": [1.0]}
+    runs = {"ZenNet: Evo(Zen)": [2.0, 2.0, 4.0, 8.0, 8.0, 8.0], "GraphNet: SG+CCNF": [500.0, 500.0]}
+    curves = pd.concat([table2.improvements(best).assign(method=name) for name, best in runs.items()])
+    assert len(curves) == 6 and views.search_curves(curves, [*runs, "none"]) == runs
+    shares = {"ZenNet: Evo(Zen)": [0.25, 0.25, 0.5, 1.0, 1.0, 1.0], "GraphNet: SG+CCNF": [1.0, 1.0]}
+    assert views.search_shares(curves) == shares
 
 
 def test_request_table_measures_what_was_realised():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -55,13 +55,7 @@ def make(stage: Stage) -> dict:
                     measure, key, text, data, device=stage.device.type, **options
                 )
     table = pd.DataFrame(rows.collect(jobs, stage.checkpoint(), device=stage.device, progress=stage.progress))
-    curves = pd.DataFrame(
-        [
-            {"method": name, "evaluation": i, "best": value}
-            for name, result in found.items()
-            for i, value in enumerate(result.curve, start=1)
-        ]
-    )
+    curves = pd.concat([improvements(result.curve).assign(method=name) for name, result in found.items()])
     pretraining = {
         name: sum(artifacts.load_manifest(earlier, scale.name)["seconds"] for earlier in stages)
         for name, stages in PRETRAINED.items()
@@ -72,6 +66,12 @@ def make(stage: Stage) -> dict:
     stage.config.update(epochs=scale.table2_epochs, scored_on=scoring.source, batch=scale.tcet_batch)
     stage.config.update(pretraining_seconds=pretraining)
     return {"table2_rows.csv": table, "table2_curves.csv": curves}
+
+
+def improvements(curve: Sequence[float]) -> pd.DataFrame:
+    """A best-so-far curve by its steps: "evaluation" (from 1) and "best" where it rises, and at its end."""
+    table = pd.DataFrame({"evaluation": range(1, len(curve) + 1), "best": curve})
+    return table[(table["best"].diff() != 0) | (table["evaluation"] == len(curve))]
 
 
 def _data(stage: Stage) -> list[Dataset]:

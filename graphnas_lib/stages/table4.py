@@ -26,6 +26,7 @@ COLUMNS = {  # task -> the paper's column
     "satellite": "Satellite",
     "deepsea": "DeepSEA",
 }
+MISSING = "its files are not there"
 
 
 def make(stage: Stage) -> dict:
@@ -42,7 +43,7 @@ def make(stage: Stage) -> dict:
     }
     found = rows.collect(jobs, stage.checkpoint(), device=stage.device, progress=stage.progress, workers=1)
     done = {row["task"]: row for row in found}
-    table = [done.get(name) or {"task": name, "value": math.nan, "note": "its files are not there"} for name in TASKS]
+    table = [done.get(name) or {"task": name, "value": math.nan, "note": MISSING} for name in TASKS]
     stage.config.update(available=list(available), limit=limit, epochs=scale.table4_epochs)
     return {"table4_rows.csv": pd.DataFrame(table)}
 
@@ -88,6 +89,11 @@ def measure(name: str, params: float, limit: int | None, epochs: int, seed: int,
 def load(scale: str) -> tuple[pd.DataFrame, dict]:
     """One row a task, and the stage's facts."""
     return artifacts.load("table4", "table4_rows.csv", scale), artifacts.load_manifest("table4", scale)["config"]
+
+
+def tried(table: pd.DataFrame) -> pd.DataFrame:
+    """The rows of the tasks whose files are there, those without a value included."""
+    return table[table["note"] != MISSING]
 
 
 def summary(table: pd.DataFrame, facts: dict) -> dict[str, dict[str, dict]]:
