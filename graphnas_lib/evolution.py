@@ -42,6 +42,7 @@ __all__ = [  # the loop's and the individuals' names are reached through here as
 ]
 
 MIN_SIDE = 4  # feature maps smaller than this in a search are refused; the paper is silent
+POOL = 256  # cells of a family that random search chooses from when it discards nine draws of ten
 START = 4  # searches start at 1 / START of alpha_0's widths: within every budget, whatever the cell costs
 
 
@@ -57,6 +58,7 @@ def hl_evo(
     seed: int,
     costs: Callable[[Architecture], Any] | None = None,
     depth_mutation: bool = True,
+    repeats: bool = False,
     channel_step: str = "uniform",
     **options,
 ) -> SearchResult:
@@ -73,11 +75,11 @@ def hl_evo(
         seed: of the search.
         costs: `network.count`, for the history's columns params, macs and flops.
         depth_mutation: off gives the literal algorithm.
-        channel_step: see `hl_mutate`.
+        repeats, channel_step: see `hl_mutate`.
         **options: `workers`, `checkpoint`, `count_discards`, `failures`, `progress` of `evolve`.
     """
     supply = CellSupply(generate_cell, n_families)
-    kinds = {"depth_mutation": depth_mutation, "channel_step": channel_step}
+    kinds = {"depth_mutation": depth_mutation, "repeats": repeats, "channel_step": channel_step}
 
     def mutate(individual, exploration, generator):
         return hl_mutate(individual, exploration, generator, generate_cell=supply, n_families=n_families, **kinds)
@@ -108,12 +110,13 @@ def flat_evo(
     population: int,
     seed: int,
     costs: Callable[[Architecture], Any] | None = None,
+    repeats: bool = False,
     **options,
 ) -> SearchResult:
     """Evolution directly in the GraphNet space (Table 2, "Evo"), in the two phases of HL-Evo; arguments as for it."""
     return evolve(
         initial,
-        mutate=flat_mutate,
+        mutate=partial(flat_mutate, repeats=repeats),
         score=score,
         feasible=feasible,
         iterations=iterations,
@@ -133,17 +136,23 @@ def random_evo(
     generate_cell: Callable[..., Cell],
     n_families: int,
     costs: Callable[[Architecture], Any] | None = None,
+    fill: bool = True,
     **options,
 ) -> SearchResult:
-    """Random search in the HL space: depth, families, widths and strides at random, widths then scaled to the budget.
+    """Random search in the HL space: depth, families, widths and strides at random.
 
-    Arguments as for `hl_evo`; further ones go to `search.random_search`.
+    Arguments as for `hl_evo`; further ones go to `search.random_search`. With `fill` the widths of every draw are
+    scaled up to the budget, which costs no evaluation; without, a draw above it is discarded, as evolution does.
+    Most are, so that the cells of a draw then come from the first `POOL` of their family.
     """
     supply = CellSupply(generate_cell, n_families)
 
     def draw(generator: torch.Generator) -> Architecture:
-        individual = random_individual(generator, generate_cell=supply, n_families=n_families)
-        return filled(individual.architecture, feasible)
+        def pooled(family: int) -> Cell:
+            return generate_cell(family, index=torch.randint(POOL, (), generator=generator).item())
+
+        individual = random_individual(generator, generate_cell=supply if fill else pooled, n_families=n_families)
+        return filled(individual.architecture, feasible) if fill else individual.architecture
 
     return random_search(
         draw,

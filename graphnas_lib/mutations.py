@@ -93,6 +93,7 @@ def hl_mutate(
     generate_cell: Callable[[int], Cell],
     n_families: int,
     depth_mutation: bool = True,
+    repeats: bool = False,
     channel_step: str = "uniform",
 ) -> HLIndividual:
     """Mutate of Algorithm 1: one random cell, one random kind of change.
@@ -107,6 +108,7 @@ def hl_mutate(
         generate_cell: GenCell, family -> Cell (see `CellSupply`).
         n_families: K.
         depth_mutation: allow insertion (a neighbour's width, stride 1, a random family) and removal.
+        repeats: an inserted cell is its neighbour's once more, as in the authors' released code.
         channel_step: "uniform" over C as printed, or "local" (within 30%).
     """
     pairs = individual.pairs()
@@ -123,6 +125,8 @@ def hl_mutate(
         pairs[i] = (family, replace(triple, cell=generate_cell(family)))
     elif kind == "remove":
         del pairs[i]
+    elif kind == "insert" and repeats:
+        pairs.insert(i + 1, (family, replace(triple, stride=1)))
     else:
         family = _choice(range(n_families), generator)
         cell = generate_cell(family)
@@ -140,11 +144,12 @@ def flat_mutate(
     generator: torch.Generator,
     *,
     depth_mutation: bool = True,
+    repeats: bool = False,
     channel_step: str = "uniform",
 ) -> Architecture:
     """One mutation directly in S, for the evolution baselines: an edge, an operation, channels, stride, or depth.
 
-    Arguments as for `hl_mutate`; an inserted cell is a random one. Depth changes while exploring only.
+    Arguments as for `hl_mutate`; an inserted cell is a random one, or a repeat. Depth changes while exploring only.
     """
     triples = list(architecture.triples)
     i = _choice(range(len(triples)), generator)
@@ -158,6 +163,8 @@ def flat_mutate(
         triples[i] = replace(triple, stride=_choice(STRIDES, generator))
     elif kind == "remove":
         del triples[i]
+    elif kind == "insert" and repeats:
+        triples.insert(i + 1, replace(triple, stride=1))
     elif kind == "insert":
         triples.insert(i + _choice((0, 1), generator), Triple(_valid_cell(generator), triple.channels, 1))
     else:

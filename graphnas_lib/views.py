@@ -205,6 +205,18 @@ def seed_table(compared: pd.DataFrame) -> pd.DataFrame:
     return table.assign(**above).reset_index().rename_axis(columns=None)
 
 
+def win_table(*compared: pd.DataFrame) -> pd.DataFrame:
+    """Each method of comparison.parquet and variants.parquet: its best score by seed, and with how many HL-Evo wins.
+
+    Columns: method, median, min and max over seeds, seeds, and the number with which each form of HL-Evo is above it.
+    """
+    best = pd.concat(compared).groupby(["seed", "method"])["score"].max().unstack("method")
+    table = best.agg(["median", "min", "max"]).T.assign(seeds=len(best))
+    for own in (name for name in best if name.startswith("HL-Evo")):
+        table[f"{own} above it"] = best.lt(best[own], axis=0).sum()
+    return table.sort_values("median", ascending=False).reset_index().rename_axis(columns=None)
+
+
 def length_table(history: pd.DataFrame, flat: pd.DataFrame) -> pd.DataFrame:
     """Best score of HL-Evo and of flat evolution under each budget, after a third of the evaluations and after all.
 

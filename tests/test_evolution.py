@@ -263,6 +263,27 @@ def test_budget_bounds_costs_and_feature_maps():
     assert [evolution.max_strides(n) for n in (4, 7, 8, 16, 32, 33, 224)] == [0, 1, 1, 2, 3, 3, 6]
 
 
+@pytest.mark.parametrize("space", ["families", "flat"])
+def test_inserted_cells_repeat_their_neighbour_on_request(space):
+    generator, inserted = torch.Generator().manual_seed(0), 0
+    pairs = [(k, Triple(cell, 16 + 8 * k, 2)) for k, cell in enumerate(POOL[:4])]
+    parent = HLIndividual.from_pairs(pairs)
+    for _ in range(200):
+        if space == "flat":
+            child = mutations.flat_mutate(parent.architecture, True, generator, repeats=True).triples
+            before = parent.architecture.triples
+        else:
+            options = {"generate_cell": lambda family: POOL[9], "n_families": K, "repeats": True}
+            child, before = mutations.hl_mutate(parent, True, generator, **options).pairs(), parent.pairs()
+        if len(child) > len(before):
+            inserted += 1
+            i = next(i for i, (a, b) in enumerate(zip(child, [*before, None])) if a != b)
+            new, left = (child[i], child[i - 1]) if space == "flat" else (child[i][1], child[i - 1][1])
+            assert (new.cell, new.channels, new.stride) == (left.cell, left.channels, 1)
+            assert space == "flat" or child[i][0] == child[i - 1][0]
+    assert inserted > 10
+
+
 def test_flat_mutation_stays_in_the_space_and_reaches_every_kind():
     generator = torch.Generator().manual_seed(0)
     architecture = Architecture(tuple(Triple(cell, 32, 1) for cell in POOL[:4]))
@@ -334,6 +355,9 @@ def test_random_evolution_fills_the_budget_at_every_depth():
     assert sum(row["params"] > 4e5 for row in result.history) > 30  # width steps of 8 leave something over
     again = evolution.random_evo(feasible=feasible, iterations=40, costs=count, **options)
     assert history_table(again.history).equals(history_table(result.history))
+    drawn = evolution.random_evo(feasible=feasible, iterations=40, costs=count, fill=False, **options)
+    assert all(feasible(row["individual"]) for row in drawn.history) and drawn.counts["discarded"] > 40
+    assert sum(row["params"] > 4e5 for row in drawn.history) < 10
 
 
 def test_filled_takes_the_largest_widths_that_are_feasible():

@@ -41,6 +41,16 @@ def test_seed_table_says_what_hl_evo_is_above(compared):
     assert table["HL-Evo above Evo (flat)"].tolist() == [True, True]
 
 
+def test_win_table_counts_seeds(compared):
+    own = {"method": "HL-Evo, repeats", "evaluations": 1}
+    other = pd.DataFrame([{**own, "seed": 1, "score": 8.5}, {**own, "seed": 2, "score": 7.0}])
+    table = views.win_table(compared, other).set_index("method")
+    assert table.index.tolist() == ["HL-Evo, repeats", "Random", "HL-Evo", "Evo (flat)"]
+    assert table.loc["Random", ["median", "min", "max", "seeds"]].tolist() == [7.0, 6.0, 8.0, 2]
+    assert table["HL-Evo above it"].tolist() == [1, 1, 0, 2]
+    assert table["HL-Evo, repeats above it"].tolist() == [0, 2, 1, 2]
+
+
 def test_length_table_has_the_best_after_a_third_and_after_all():
     def run(scores, **columns):
         return pd.DataFrame({"evaluations": range(1, 10), "score": scores}).assign(budget=BUDGET, **columns)

@@ -36,6 +36,7 @@ NEEDS = {  # stage -> stages whose artifacts it reads
     "table1": ("families", "gvae", "ccnf"),
     "evolution": ("families", "gvae", "ccnf"),
     "comparison": ("families", "gvae", "ccnf"),
+    "variants": ("families", "gvae", "ccnf"),
     "sequence": ("families", "gvae", "ccnf", "evolution"),
     "designed": ("families", "gvae", "ccnf", "evolution", "sequence"),
     "table2": ("cells", "labels", "families", "gvae", "ccnf", "evolution", "sequence"),

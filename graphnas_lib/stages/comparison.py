@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pandas as pd
 
 from graphnas_lib import artifacts
@@ -17,19 +19,23 @@ def make(stage: Stage) -> dict:
     A score that failed is an evaluation too: what a search recorded beyond its evaluations is left out.
     """
     searches, scale = evolution.Searches(stage), stage.scale
-    seeds = range(stage.seed + SEEDS_FROM, stage.seed + SEEDS_FROM + scale.comparison_seeds)
-    size = scale.comparison_iterations
-    compared = [
-        searches.run(method, scale.compared_budget, seed=seed, iterations=size) for seed in seeds for method in METHODS
-    ]
     flat = [
         searches.run("Evo (flat)", budget, seed=stage.seed + i, iterations=scale.iterations)
         for i, budget in enumerate(scale.budgets)
     ]
     return {
-        "comparison.parquet": _shared(compared, size),
+        "comparison.parquet": compared(searches, METHODS),
         "comparison_flat.parquet": _shared(flat, scale.iterations),
     }
+
+
+def compared(searches: evolution.Searches, methods: Sequence[str]) -> pd.DataFrame:
+    """The searches of some methods under `compared_budget`, with each seed."""
+    stage, scale = searches.stage, searches.stage.scale
+    seeds = range(stage.seed + SEEDS_FROM, stage.seed + SEEDS_FROM + scale.comparison_seeds)
+    size = scale.comparison_iterations
+    runs = [searches.run(name, scale.compared_budget, seed=seed, iterations=size) for seed in seeds for name in methods]
+    return _shared(runs, size)
 
 
 def _shared(tables: list[pd.DataFrame], iterations: int) -> pd.DataFrame:

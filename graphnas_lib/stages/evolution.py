@@ -39,7 +39,7 @@ class Searches:
         """The history of one search, with columns "method", "budget" and "seed".
 
         Args:
-            method: "HL-Evo", "Evo (flat)" or "Random".
+            method: "HL-Evo", "Evo (flat)" or "Random"; the first two also with ", repeats", the last ", as drawn".
             budget: quantity and upper bound.
             seed: of the search and of its cells.
             iterations: T; the population is the scale's share of it.
@@ -58,14 +58,16 @@ class Searches:
         return history_table(found.history).assign(method=method, budget=name, seed=seed)
 
     def _found(self, method: str, options: dict, *, population: int) -> SearchResult:
+        method, _, form = method.partition(", ")
+        repeats = form == "repeats"
         if method == "Evo (flat)":
-            return evolution.flat_evo(evolution.flat_start(), population=population, **options)
+            return evolution.flat_evo(evolution.flat_start(), population=population, repeats=repeats, **options)
         families = self.sampler.families.n_clusters
         options |= {"generate_cell": partial(self.sampler.generate_cell, seed=options["seed"]), "n_families": families}
         if method == "Random":
-            return evolution.random_evo(**options)
+            return evolution.random_evo(fill=form != "as drawn", **options)
         start = evolution.hl_start(options["generate_cell"], families)
-        return evolution.hl_evo(start, population=population, **options)
+        return evolution.hl_evo(start, population=population, repeats=repeats, **options)
 
 
 _FILE_NAME = str.maketrans({" ": "_", "<": "", "=": "", ",": "", "(": "", ")": ""})

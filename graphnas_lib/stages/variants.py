@@ -1,0 +1,24 @@
+"""Stage "variants": other forms of the searches of "comparison", under the same budget, with the same seeds and score.
+
+Evolution whose inserted cells repeat their neighbour, as in the authors' released code; and random search that
+discards draws above the budget, as evolution does, in place of scaling their widths to it.
+"""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from graphnas_lib import artifacts
+from graphnas_lib.stages import Stage, comparison, evolution
+
+METHODS = ("HL-Evo, repeats", "Evo (flat), repeats", "Random, as drawn")
+
+
+def make(stage: Stage) -> dict:
+    """All variants under `compared_budget` with each seed."""
+    return {"variants.parquet": comparison.compared(evolution.Searches(stage), METHODS)}
+
+
+def load(scale: str) -> pd.DataFrame:
+    """Columns as of `comparison.load`."""
+    return artifacts.load("variants", "variants.parquet", scale)
