@@ -169,8 +169,6 @@ DEVIATIONS = (
         "Algorithm 1 as printed (worst removed), with insertion and removal of cells added during exploration; "
         "depth_mutation=False gives the literal form.",
         "alpha_0 has 3 cells and the space 20; the released code varies stages and repeats.",
-        "best T-CET of 1,001, five seeds at lite: inserted families at random, as here, 50.0k to 54.9k, median 53.2k; "
-        "a repeat of the neighbour 41.2k to 62.0k, median 54.4k",
     ),
     Deviation(
         "D22-loss-sign",
