@@ -108,7 +108,7 @@ def hl_mutate(
         generate_cell: GenCell, family -> Cell (see `CellSupply`).
         n_families: K.
         depth_mutation: allow insertion (a neighbour's width, stride 1, a random family) and removal.
-        repeats: an inserted cell is its neighbour's once more, as in the authors' released code.
+        repeats: an inserted cell is its neighbour's once more, as the released code's stages repeat theirs.
         channel_step: "uniform" over C as printed, or "local" (within 30%).
     """
     pairs = individual.pairs()

@@ -200,7 +200,7 @@ def compared_curves(compared: pd.DataFrame) -> dict[str, list[list[float]]]:
 
 def seed_table(compared: pd.DataFrame) -> pd.DataFrame:
     """Best score of each method with each seed of comparison.parquet, and what HL-Evo's is above."""
-    table = compared.groupby(["seed", "method"])["score"].max().unstack("method")
+    table = _best_by_seed(compared)
     above = {f"HL-Evo above {name}": table["HL-Evo"] > table[name] for name in table.columns.drop("HL-Evo")}
     return table.assign(**above).reset_index().rename_axis(columns=None)
 
@@ -210,11 +210,15 @@ def win_table(*compared: pd.DataFrame) -> pd.DataFrame:
 
     Columns: method, median, min and max over seeds, seeds, and the number with which each form of HL-Evo is above it.
     """
-    best = pd.concat(compared).groupby(["seed", "method"])["score"].max().unstack("method")
+    best = _best_by_seed(pd.concat(compared))
     table = best.agg(["median", "min", "max"]).T.assign(seeds=len(best))
     for own in (name for name in best if name.startswith("HL-Evo")):
         table[f"{own} above it"] = best.lt(best[own], axis=0).sum()
     return table.sort_values("median", ascending=False).reset_index().rename_axis(columns=None)
+
+
+def _best_by_seed(compared: pd.DataFrame) -> pd.DataFrame:
+    return compared.groupby(["seed", "method"])["score"].max().unstack("method")
 
 
 def length_table(history: pd.DataFrame, flat: pd.DataFrame) -> pd.DataFrame:

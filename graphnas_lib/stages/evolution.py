@@ -59,17 +59,18 @@ class Searches:
 
     def _found(self, method: str, options: dict, *, population: int) -> SearchResult:
         method, _, form = method.partition(", ")
-        repeats = form == "repeats"
+        options |= _FORMS[form]
         if method == "Evo (flat)":
-            return evolution.flat_evo(evolution.flat_start(), population=population, repeats=repeats, **options)
+            return evolution.flat_evo(evolution.flat_start(), population=population, **options)
         families = self.sampler.families.n_clusters
         options |= {"generate_cell": partial(self.sampler.generate_cell, seed=options["seed"]), "n_families": families}
         if method == "Random":
-            return evolution.random_evo(fill=form != "as drawn", **options)
+            return evolution.random_evo(**options)
         start = evolution.hl_start(options["generate_cell"], families)
-        return evolution.hl_evo(start, population=population, repeats=repeats, **options)
+        return evolution.hl_evo(start, population=population, **options)
 
 
+_FORMS = {"": {}, "repeats": {"repeats": True}, "as drawn": {"fill": False}}  # what follows a method's name -> options
 _FILE_NAME = str.maketrans({" ": "_", "<": "", "=": "", ",": "", "(": "", ")": ""})
 
 

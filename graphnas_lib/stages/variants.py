@@ -1,6 +1,6 @@
 """Stage "variants": other forms of the searches of "comparison", under the same budget, with the same seeds and score.
 
-Evolution whose inserted cells repeat their neighbour, as in the authors' released code; and random search that
+Evolution whose inserted cells repeat their neighbour, as the released code's stages do; and random search that
 discards draws above the budget, as evolution does, in place of scaling their widths to it.
 """
 
