@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from graphnas_lib import artifacts
+from graphnas_lib import store
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -219,7 +219,7 @@ class Families:
     @classmethod
     def load(cls, scale: str | None = None) -> Families:
         """Families of a scale's artifacts; MissingArtifactError says how to make them."""
-        return cls.from_dict(artifacts.load("families", "families.json", scale or artifacts.default_scale("families")))
+        return cls.from_dict(store.load("families", "families.json", scale or store.default_scale("families")))
 
 
 def criterion_curve(

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass
-from importlib import import_module
 
 from graphnas_lib.space import Cell
 
@@ -78,12 +77,6 @@ class Architecture:
         """Hash of the sequence of canonical cells, widths and strides."""
         parts = [(t.cell.key(), t.channels, t.stride) for t in self.triples]
         return hashlib.sha256(repr((parts, self.head_channels, self.stem_stride)).encode()).hexdigest()[:16]
-
-    def _repr_svg_(self) -> str:
-        """Its picture in a notebook: the macro strip over its distinct cells."""
-        diagrams = import_module("graphnas_lib.diagrams")  # by name, as in `space.Cell`
-        fig = diagrams.plot_architecture(self, resolution=None, cells=True)
-        return import_module("graphnas_lib.draw").svg(fig)
 
 
 @dataclass(frozen=True)

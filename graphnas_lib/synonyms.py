@@ -19,7 +19,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from graphnas_lib import artifacts
+from graphnas_lib import store
 from graphnas_lib.ccnf import CCNF
 from graphnas_lib.clusters import Families, zc_distance
 from graphnas_lib.gvae import GVAE
@@ -92,7 +92,7 @@ class CellSampler:
         cls, scale: str | None = None, *, device: str | torch.device = "cpu", temperature: float = 1.0
     ) -> CellSampler:
         """The sampler of a scale's artifacts; MissingArtifactError names the stage that is not there."""
-        scale = scale or artifacts.default_scale("families", "gvae", "ccnf")
+        scale = scale or store.default_scale("families", "gvae", "ccnf")
         gvae, ccnf = GVAE.load(scale).to(device), CCNF.load(scale, device=device)
         return cls(gvae, ccnf, Families.load(scale), temperature=temperature, costs=label_costs(scale))
 
@@ -188,9 +188,9 @@ class CellSampler:
 
 def label_costs(scale: str) -> Callable[[Cell], Costs] | None:
     """Params and FLOPs of a cell's network as the labels of this scale have them; None where they are not at hand."""
-    if not artifacts.manifest_path("labels", scale).exists():
+    if not store.manifest_path("labels", scale).exists():
         return None
-    facts = artifacts.load_manifest("labels", scale)["config"]
+    facts = store.load_manifest("labels", scale)["config"]
     return partial(_label_costs, facts["resolution"], facts["classes"])
 
 

@@ -6,9 +6,8 @@ import pandas as pd
 import pytest
 import torch
 
-from graphnas_lib import artifacts
-from graphnas_lib.artifacts import Checkpoint, CorruptArtifactError, MissingArtifactError
-from graphnas_lib.manifest import Project
+from graphnas_lib.runner import Project
+from graphnas_lib.store import Checkpoint, CorruptArtifactError, MissingArtifactError, artifacts
 
 
 @pytest.fixture

@@ -9,11 +9,10 @@ import pytest
 import torch
 from torch import nn
 
-from graphnas_lib import artifacts
-from graphnas_lib.artifacts import Checkpoint
-from graphnas_lib.ccnf import CCNF, CCNFConfig, train
-from graphnas_lib.dynamics import SolverError, VectorField, exact_trace, hutchinson_trace, rademacher
-from graphnas_lib.latents import PosteriorBatches, Whitening, gaussian_baselines
+from graphnas_lib.ccnf import CCNF, CCNFConfig, PosteriorBatches, gaussian_baselines, train
+from graphnas_lib.ccnf.dynamics import SolverError, VectorField, exact_trace, hutchinson_trace, rademacher
+from graphnas_lib.ccnf.latents import Whitening
+from graphnas_lib.store import Checkpoint, artifacts
 
 TINY = CCNFConfig(latent_dim=4, condition_dim=2, hidden=16, layers=3, condition_names=("a", "b"))
 TOY = CCNFConfig(latent_dim=2, condition_dim=2, hidden=32, layers=3, condition_names=("a", "b"))

@@ -8,9 +8,9 @@ import pandas as pd
 import pytest
 import torch
 
-from graphnas_lib import artifacts
 from graphnas_lib.clusters import PARAMS, Families, ZCTransform, choose_k, criterion_curve, stability, zc_distance
 from graphnas_lib.space import sample_cells
+from graphnas_lib.store import artifacts
 
 OPTIONS = {"n_clusters": 3, "seed": 0, "n_init": 2}
 

@@ -14,12 +14,13 @@ import pandas as pd
 import pytest
 import torch
 
-from graphnas_lib import artifacts, corpus, datacard, proxies
+from graphnas_lib import proxies
 from graphnas_lib.clusters import ZC_NAMES
-from graphnas_lib.codes import CellCodes
-from graphnas_lib.draw import svg
-from graphnas_lib.space import Cell, sample_cells
-from graphnas_lib.workers import single_threaded
+from graphnas_lib.plots import svg
+from graphnas_lib.proxies import corpus
+from graphnas_lib.space import Cell, CellCodes, sample_cells
+from graphnas_lib.stages import datacard
+from graphnas_lib.store import artifacts, single_threaded
 
 OPS = ("conv_3", "conv_1", "sep_conv_3", "mbconv2_1", "bconv0.5_1", "dil_conv_3", "mbconv2_3")
 CELLS = [Cell.from_edges([(0, 1), (1, 7)], [op, *[None] * 5]) for op in OPS]

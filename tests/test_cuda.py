@@ -3,10 +3,11 @@
 import pytest
 import torch
 
-from graphnas_lib import artifacts, gvae, proxies, sequence
+from graphnas_lib import gvae, proxies, sequence
 from graphnas_lib.macro import HLArchitecture, HLTriple, stack_cell
 from graphnas_lib.network import build
 from graphnas_lib.space import REFERENCE_CELL, sample_cells
+from graphnas_lib.store import artifacts
 
 pytestmark = pytest.mark.cuda
 

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 import torch
 
-from graphnas_lib import archives, datasets
-from graphnas_lib.archives import MissingDataError, UnsafePickleError, load_npy, unpickle_restricted
-from graphnas_lib.artifacts import CorruptArtifactError
+from graphnas_lib.datasets import MissingDataError, archives
+from graphnas_lib.datasets import images as datasets
+from graphnas_lib.datasets.archives import UnsafePickleError, load_npy, unpickle_restricted
+from graphnas_lib.store import CorruptArtifactError
 
 RNG = np.random.default_rng(0)
 IMAGES = RNG.integers(0, 256, (30, 3072), dtype=np.uint8)

@@ -6,21 +6,20 @@ from dataclasses import replace
 import pytest
 import torch
 
-from graphnas_lib import design as module
-from graphnas_lib import evolution, fitting, proxies
+from graphnas_lib import evolution, proxies
 from graphnas_lib.ccnf import CCNF, CCNFConfig
 from graphnas_lib.clusters import Families
-from graphnas_lib.design import BudgetUnreachable, Design, Trained, design
+from graphnas_lib.design import BudgetUnreachable, Design, KeptNetworks, Trained, design, fitting
+from graphnas_lib.design import budget as module
+from graphnas_lib.design.fitting import Target, fit
 from graphnas_lib.evolution import HLIndividual
-from graphnas_lib.fitting import Target, fit
 from graphnas_lib.gvae import GVAE, GVAEConfig
-from graphnas_lib.kept import KeptNetworks
 from graphnas_lib.macro import HLArchitecture, HLTriple, Triple, stack_cell
 from graphnas_lib.network import Costs, count
 from graphnas_lib.sequence import SequenceConfig, SequenceGenerator
+from graphnas_lib.sequence.vocabulary import Vocabulary
 from graphnas_lib.space import sample_cells
 from graphnas_lib.synonyms import CellSampler, realise
-from graphnas_lib.vocabulary import Vocabulary
 
 SHAPE = (3, 16, 16)
 CELLS = sample_cells(60, seed=0)

@@ -7,9 +7,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from graphnas_lib import augment, datasets, recipes, sgd, training, zennet
-from graphnas_lib.distillation import NEAR_ZERO, Distilled, load_teacher
-from graphnas_lib.recipes import RECIPES, Recipe
+from graphnas_lib import datasets, training, zennet
+from graphnas_lib.training import RECIPES, augment, load_teacher, recipes, sgd
+from graphnas_lib.training.distillation import NEAR_ZERO, Distilled
+from graphnas_lib.training.recipes import Recipe
 from graphnas_lib.zennet import ZenNet
 
 RATIOS = (2, 4)

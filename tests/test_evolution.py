@@ -7,12 +7,12 @@ from functools import partial
 import pytest
 import torch
 
-from graphnas_lib import evolution, mutations
-from graphnas_lib.artifacts import Checkpoint
-from graphnas_lib.evolution import HLIndividual, ScoreError, SearchError, best_so_far, evolve, history_table
+from graphnas_lib import evolution
+from graphnas_lib.evolution import HLIndividual, ScoreError, SearchError, best_so_far, evolve, history_table, mutations
 from graphnas_lib.macro import Architecture, Triple
 from graphnas_lib.network import count
 from graphnas_lib.space import Cell, sample_cells
+from graphnas_lib.store import Checkpoint
 
 POOL = sample_cells(48, seed=0)
 K = 8

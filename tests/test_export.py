@@ -10,11 +10,10 @@ import sys
 import pytest
 import torch
 
-from graphnas_lib import export
-from graphnas_lib.__main__ import main
+from graphnas_lib.cli import main
 from graphnas_lib.design import Design
 from graphnas_lib.macro import CHANNELS, Architecture, HLArchitecture, HLTriple, Triple
-from graphnas_lib.network import build, count
+from graphnas_lib.network import build, count, export
 from graphnas_lib.space import OPERATIONS, Cell, sample_cells
 
 CELLS = sample_cells(60, seed=3)

@@ -8,12 +8,12 @@ import pytest
 import torch
 from torch import nn
 
-from graphnas_lib import bottleneck, depthwise, operations, probe
-from graphnas_lib.bottleneck import InvertedBottleneck
-from graphnas_lib.depthwise import DepthwiseConv2d
 from graphnas_lib.macro import stack_cell
-from graphnas_lib.network import build
-from graphnas_lib.pointwise import PointwiseConv2d
+from graphnas_lib.network import PointwiseConv2d, build, operations
+from graphnas_lib.network.fast import bottleneck, depthwise
+from graphnas_lib.network.fast.bottleneck import InvertedBottleneck
+from graphnas_lib.network.fast.depthwise import DepthwiseConv2d
+from graphnas_lib.proxies import probe
 from graphnas_lib.space import Cell
 
 

@@ -13,22 +13,17 @@ import torch
 import torch.nn.functional as F
 from sklearn.metrics import r2_score
 
-from graphnas_lib import artifacts
-from graphnas_lib.artifacts import Checkpoint
-from graphnas_lib.codes import (
-    KERNEL_OF,
-    TYPE_OF,
-    UNUSED,
-    CellCodes,
-    Logits,
-    connect_loose_ends,
-    decoded,
-    graph_view,
-    hard_decode,
-    soft_decodes,
+from graphnas_lib.gvae import (
+    GVAE,
+    GVAEConfig,
+    element_accuracy,
+    r_squared,
+    reconstruction_rate,
+    train,
+    valid_draws,
+    validity,
 )
-from graphnas_lib.gvae import GVAE, GVAEConfig, featurise, propagation, train
-from graphnas_lib.losses import (
+from graphnas_lib.gvae.losses import (
     choose_triplets,
     cycle_loss,
     decorrelation_loss,
@@ -39,8 +34,25 @@ from graphnas_lib.losses import (
     reconstruction_loss,
     triplet_margin_loss,
 )
-from graphnas_lib.roundtrip import element_accuracy, r_squared, reconstruction_rate, valid_draws, validity
-from graphnas_lib.space import EDGES, OPERATIONS, REFERENCE_CELL, Cell, sample_cells
+from graphnas_lib.gvae.model import featurise, propagation
+from graphnas_lib.space import (
+    EDGES,
+    KERNEL_OF,
+    OPERATIONS,
+    REFERENCE_CELL,
+    TYPE_OF,
+    UNUSED,
+    Cell,
+    CellCodes,
+    Logits,
+    connect_loose_ends,
+    decoded,
+    graph_view,
+    hard_decode,
+    sample_cells,
+    soft_decodes,
+)
+from graphnas_lib.store import Checkpoint, artifacts
 
 TINY = GVAEConfig(hidden=8, latent_dim=4, decoder_hidden=8, layers=2, learning_rate=1e-2)
 UNFOLDED = Cell.from_edges([(0, 1), (1, 7), (0, 7), (0, 2), (2, 7)], ["skip", "conv_3", None, None, None, None])

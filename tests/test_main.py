@@ -7,12 +7,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from graphnas_lib.cli.main import number
 
-from graphnas_lib import artifacts, foreign, proxies, runner
-from graphnas_lib.__main__ import main, number
+from graphnas_lib.cli import foreign, main
 from graphnas_lib.macro import stack_cell
 from graphnas_lib.network import count
+from graphnas_lib.proxies import measures as proxies
+from graphnas_lib.runner import notebook as runner
 from graphnas_lib.space import Cell
+from graphnas_lib.store import artifacts
 
 
 @pytest.fixture

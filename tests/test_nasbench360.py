@@ -9,11 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-from graphnas_lib import metrics
-from graphnas_lib.archives import MissingDataError, UnsafePickleError
-from graphnas_lib.artifacts import CorruptArtifactError
-from graphnas_lib.nasbench360 import available, load_task
-from graphnas_lib.tasks import TASKS, DivergedError, Split, Task
+from graphnas_lib.datasets import TASKS, DivergedError, MissingDataError, Task, available, load_task, metrics
+from graphnas_lib.datasets.archives import UnsafePickleError
+from graphnas_lib.datasets.tasks import Split
+from graphnas_lib.store import CorruptArtifactError
 
 RNG = np.random.default_rng(0)
 

@@ -9,11 +9,17 @@ import torch
 from scipy.stats import kendalltau
 from torch.nn import functional as F
 
-from graphnas_lib import artifacts, nats, paper, proxies, report, stages, validation, views
-from graphnas_lib.archives import MissingDataError
-from graphnas_lib.manifest import Notebook, Project, freshness
-from graphnas_lib.published import NATS_TAU
+from graphnas_lib import paper, stages
+from graphnas_lib.benchmarks import nats, validation
+from graphnas_lib.datasets import MissingDataError
+from graphnas_lib.paper import NATS_TAU
+from graphnas_lib.plots import figures as report
+from graphnas_lib.proxies import measures as proxies
+from graphnas_lib.runner import Project
+from graphnas_lib.runner.manifest import Notebook, freshness
 from graphnas_lib.space import NATS_REFERENCE, Cell, InvalidCellError, nats_operations
+from graphnas_lib.stages import views
+from graphnas_lib.store import artifacts
 
 ALL_3X3 = nats.string(("nor_conv_3x3",) * 6)
 SKIP_ONLY = "|none~0|+|none~0|none~1|+|skip_connect~0|none~1|none~2|"

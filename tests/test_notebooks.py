@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from graphnas_lib import runner
-from graphnas_lib.manifest import read_manifest
-from graphnas_lib.readme import with_outputs
+from graphnas_lib.runner import notebook as runner
+from graphnas_lib.runner.manifest import read_manifest
+from graphnas_lib.runner.readme import with_outputs
 
 FOLDER = Path(__file__).resolve().parents[1] / "notebooks"
 NOTEBOOKS = sorted(FOLDER.glob("[0-9]*.ipynb"))

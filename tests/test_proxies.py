@@ -10,9 +10,10 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from graphnas_lib import network, probe, proxies
+from graphnas_lib import network
 from graphnas_lib.macro import Architecture, Triple, stack_cell
-from graphnas_lib.proxies import ProxyError
+from graphnas_lib.proxies import ProxyError, probe
+from graphnas_lib.proxies import measures as proxies
 from graphnas_lib.space import REFERENCE_CELL, Cell
 
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)

@@ -11,9 +11,12 @@ import pytest
 
 matplotlib.use("Agg")
 
-from graphnas_lib import artifacts, draw, paper, report  # noqa: E402
+from graphnas_lib import paper
 from graphnas_lib.macro import Architecture, HLArchitecture, HLTriple, Triple, stack_cell  # noqa: E402
-from graphnas_lib.space import Cell, sample_cells  # noqa: E402
+from graphnas_lib.plots import draw  # noqa: E402
+from graphnas_lib.plots import figures as report
+from graphnas_lib.space import Cell, sample_cells
+from graphnas_lib.store import artifacts  # noqa: E402
 
 OPS = ("mbconv6_5", "bconv0.25_3", "avg_pool_3", "dil_conv_5", "conv_1", "skip")
 FULL = Cell.from_edges(list(itertools.combinations(range(8), 2)), OPS)

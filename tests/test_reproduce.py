@@ -11,8 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from graphnas_lib import manifest, reproduce, runner
-from graphnas_lib.manifest import ManifestError, Notebook, Project
+from graphnas_lib.runner import Project, manifest
+from graphnas_lib.runner import headless as reproduce
+from graphnas_lib.runner import notebook as runner
+from graphnas_lib.runner.manifest import ManifestError, Notebook
 
 pytestmark = pytest.mark.timeout(120)
 

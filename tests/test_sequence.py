@@ -6,15 +6,12 @@ import warnings
 import pytest
 import torch
 
-from graphnas_lib import artifacts, sequence
-from graphnas_lib.artifacts import Checkpoint
 from graphnas_lib.macro import CHANNELS, HLArchitecture, HLTriple
 from graphnas_lib.paper import SCALES
-from graphnas_lib.sequence import SequenceConfig, SequenceGenerator
-from graphnas_lib.stages.sequence import settings
-from graphnas_lib.vocabulary import (
+from graphnas_lib.sequence import CONDITIONS, SequenceConfig, SequenceGenerator
+from graphnas_lib.sequence import generator as sequence
+from graphnas_lib.sequence.vocabulary import (
     BOS,
-    CONDITIONS,
     DROP,
     EOS,
     MAX_NEW,
@@ -25,6 +22,8 @@ from graphnas_lib.vocabulary import (
     Vocabulary,
     drop_conditions,
 )
+from graphnas_lib.stages.sequence import settings
+from graphnas_lib.store import Checkpoint, artifacts
 
 CONFIG = SequenceConfig(n_families=6, bins=16, hidden=32, layers=2, heads=4, batch_size=8, lr=3e-3, dropout=0.1)
 

@@ -10,15 +10,15 @@ import numpy as np
 import pytest
 import torch
 
-from graphnas_lib import corpus
-from graphnas_lib.codes import CellCodes
-from graphnas_lib.network import CellModule
+from graphnas_lib.network.modules import CellModule
+from graphnas_lib.proxies import corpus
 from graphnas_lib.space import (
     EDGES,
     NATS_REFERENCE,
     OPERATIONS,
     REFERENCE_CELL,
     Cell,
+    CellCodes,
     InvalidCellError,
     random_cell,
     sample_cells,

@@ -6,12 +6,12 @@ from dataclasses import asdict, replace
 import pytest
 import torch
 
-from graphnas_lib import artifacts, ledger, paper, stages
-from graphnas_lib.archives import MissingDataError
-from graphnas_lib.artifacts import MissingArtifactError
-from graphnas_lib.claims import CLAIMS
+from graphnas_lib import paper, stages
+from graphnas_lib.datasets import MissingDataError
+from graphnas_lib.paper import CLAIMS
 from graphnas_lib.space import sample_cells
-from graphnas_lib.stages import STAGES, labels, rows
+from graphnas_lib.stages import STAGES, labels, ledger, rows
+from graphnas_lib.store import MissingArtifactError, artifacts
 
 
 @pytest.fixture

@@ -14,8 +14,8 @@ import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from graphnas_lib import readme
-from graphnas_lib.manifest import Project, read_manifest
+from graphnas_lib.runner import Project, readme
+from graphnas_lib.runner.manifest import read_manifest
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "graphnas_lib"

@@ -7,13 +7,14 @@ import warnings
 import pytest
 import torch
 
-from graphnas_lib import artifacts, ccnf, gvae
+from graphnas_lib import ccnf, gvae
 from graphnas_lib.ccnf import CCNF, CCNFConfig
 from graphnas_lib.clusters import Families
 from graphnas_lib.gvae import GVAE, GVAEConfig
 from graphnas_lib.macro import HLArchitecture, HLTriple
 from graphnas_lib.network import Costs
 from graphnas_lib.space import REFERENCE_CELL, Cell, InvalidCellError, sample_cells
+from graphnas_lib.store import artifacts
 from graphnas_lib.synonyms import (
     BLOCK,
     HALVINGS,

@@ -8,7 +8,7 @@ from scipy.stats import ttest_1samp, ttest_ind
 
 from graphnas_lib import paper
 from graphnas_lib.macro import Architecture, Triple
-from graphnas_lib.results import compare, mean_difference, mean_interval
+from graphnas_lib.plots import compare, mean_difference, mean_interval
 from graphnas_lib.space import sample_cells
 from graphnas_lib.stages import table2
 from graphnas_lib.stages.methods import Mixture

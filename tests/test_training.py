@@ -13,11 +13,13 @@ import torch
 from PIL import Image, ImageEnhance, ImageOps
 from torch import nn
 
-from graphnas_lib import augment, datasets, recipes, sgd, training
-from graphnas_lib.artifacts import Checkpoint
-from graphnas_lib.recipes import RECIPES, Recipe, learning_rate, steps_per_epoch
-from graphnas_lib.tasks import DivergedError, Normaliser, Split, Task
-from graphnas_lib.training import evaluate, train, train_task
+from graphnas_lib import datasets
+from graphnas_lib.datasets import DivergedError, Task
+from graphnas_lib.datasets.tasks import Normaliser, Split
+from graphnas_lib.store import Checkpoint
+from graphnas_lib.training import RECIPES, augment, evaluate, recipes, sgd, train, train_task
+from graphnas_lib.training import supervised as training
+from graphnas_lib.training.recipes import Recipe, learning_rate, steps_per_epoch
 
 
 def small_net(classes=10, dropout=0.0):

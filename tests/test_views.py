@@ -3,10 +3,9 @@
 import pandas as pd
 import pytest
 
-from graphnas_lib import views
 from graphnas_lib.clusters import ZC_NAMES
-from graphnas_lib.export import ExportError
-from graphnas_lib.stages import table2
+from graphnas_lib.network import ExportError
+from graphnas_lib.stages import table2, views
 
 BUDGET = "params <= 1M"
 

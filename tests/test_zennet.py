@@ -5,9 +5,11 @@ from collections import Counter
 import pytest
 import torch
 
-from graphnas_lib import proxies, zennet
-from graphnas_lib.zenblocks import BASIC_KINDS, BOTTLENECK_KINDS
-from graphnas_lib.zennet import PUBLISHED, ZenNet, ZenNetError
+from graphnas_lib import proxies
+from graphnas_lib.zennet import ZenNet
+from graphnas_lib.zennet import space as zennet
+from graphnas_lib.zennet.blocks import BASIC_KINDS, BOTTLENECK_KINDS
+from graphnas_lib.zennet.space import PUBLISHED, ZenNetError
 
 # name: layers, params and MACs by the ZenNAS counter (re-counted from its published structures)
 COUNTS = {

@@ -8,12 +8,11 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from graphnas_lib import ccnf
-from graphnas_lib.ccnf import CCNF, CCNFConfig
-from graphnas_lib.codes import CellCodes
+from graphnas_lib.ccnf import CCNF, CCNFConfig, PosteriorBatches, gaussian_baselines
 from graphnas_lib.gvae import GVAE
-from graphnas_lib.latents import PosteriorBatches, gaussian_baselines
-from graphnas_lib.stages import Stage
+from graphnas_lib.space import CellCodes
 from graphnas_lib.stages.gvae import Data
+from graphnas_lib.stages.road import Stage
 
 TOGETHER = 50  # latents an exact trace takes at once
 STEPS = 5  # of rk4; a latent's density differs from that of ten by less than 1e-4 nats a dimension

@@ -5,10 +5,9 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from graphnas_lib import artifacts
-from graphnas_lib.codes import CellCodes
-from graphnas_lib.space import EDGES, random_cell, sample_cells
-from graphnas_lib.stages import Stage
+from graphnas_lib import store
+from graphnas_lib.space import EDGES, CellCodes, random_cell, sample_cells
+from graphnas_lib.stages.road import Stage
 
 HELD_OUT = 0.1  # last tenth of the corpus: no model sees it in training
 LAW_DRAWS = 2_000  # draws that measure the sampling law itself
@@ -32,7 +31,7 @@ def make(stage: Stage) -> dict:
 
 def load(scale: str) -> CellCodes:
     """The whole corpus, training cells first."""
-    found = artifacts.load("cells", "cells.safetensors", scale)
+    found = store.load("cells", "cells.safetensors", scale)
     edges = np.unpackbits(found["edges"].numpy(), axis=1, count=len(EDGES))
     return CellCodes(torch.from_numpy(edges), found["operations"])
 

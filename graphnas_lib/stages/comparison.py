@@ -6,8 +6,9 @@ from collections.abc import Sequence
 
 import pandas as pd
 
-from graphnas_lib import artifacts
-from graphnas_lib.stages import Stage, evolution
+from graphnas_lib import store
+from graphnas_lib.stages import evolution
+from graphnas_lib.stages.road import Stage
 
 METHODS = ("HL-Evo", "Evo (flat)", "Random")
 SEEDS_FROM = 100  # other draws than those of the histories
@@ -45,9 +46,9 @@ def _shared(tables: list[pd.DataFrame], iterations: int) -> pd.DataFrame:
 
 def load(scale: str) -> pd.DataFrame:
     """Methods at equal evaluations under one budget, for each seed: method, seed, evaluations, phase, score, ..."""
-    return artifacts.load("comparison", "comparison.parquet", scale)
+    return store.load("comparison", "comparison.parquet", scale)
 
 
 def flat(scale: str) -> pd.DataFrame:
     """Flat evolution with as many evaluations as the histories of HL-Evo, under each budget; columns as of `load`."""
-    return artifacts.load("comparison", "comparison_flat.parquet", scale)
+    return store.load("comparison", "comparison_flat.parquet", scale)

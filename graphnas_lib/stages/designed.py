@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from graphnas_lib.design import Trained, below, design
-from graphnas_lib.stages import Stage, evolution
-from graphnas_lib.vocabulary import CONDITIONS
+from graphnas_lib.sequence import CONDITIONS
+from graphnas_lib.stages import evolution
+from graphnas_lib.stages.road import Stage
 
 REQUESTS = 100
 BEST_OF = 10

@@ -6,13 +6,13 @@ from functools import partial
 
 import pandas as pd
 
-from graphnas_lib import artifacts, evolution
+from graphnas_lib import evolution, store
+from graphnas_lib.evolution import SearchResult, history_table
 from graphnas_lib.network import count
-from graphnas_lib.scores import ProxyScore
-from graphnas_lib.search import SearchResult, history_table
-from graphnas_lib.stages import Stage
+from graphnas_lib.stages.road import Stage
+from graphnas_lib.stages.scores import ProxyScore
+from graphnas_lib.store import ON_CPU
 from graphnas_lib.synonyms import CellSampler
-from graphnas_lib.workers import ON_CPU
 
 
 class Searches:
@@ -86,7 +86,7 @@ def make(stage: Stage) -> dict:
 
 def load(scale: str) -> pd.DataFrame:
     """Every recorded network of HL-Evo: budget, iteration, phase, score, naswot, params, flops, individual (JSON)."""
-    return artifacts.load("evolution", "evolution.parquet", scale)
+    return store.load("evolution", "evolution.parquet", scale)
 
 
 def budget_name(quantity: str, bound: float) -> str:

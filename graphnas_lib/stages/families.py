@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from graphnas_lib.clusters import Families, criterion_curve, stability
-from graphnas_lib.stages import Stage, cells, labels
+from graphnas_lib.stages import cells, labels
+from graphnas_lib.stages.road import Stage
 
 
 def make(stage: Stage) -> dict:

@@ -13,15 +13,15 @@ from typing import NamedTuple
 import pandas as pd
 import torch
 
-from graphnas_lib import artifacts, synonyms
+from graphnas_lib import store, synonyms
 from graphnas_lib.ccnf import CCNF
 from graphnas_lib.clusters import ZC_NAMES
-from graphnas_lib.codes import CellCodes
-from graphnas_lib.corpus import zc_matrix
 from graphnas_lib.gvae import GVAE
-from graphnas_lib.space import REFERENCE_CELL, Cell
-from graphnas_lib.stages import Stage, labels
+from graphnas_lib.proxies import zc_matrix
+from graphnas_lib.space import REFERENCE_CELL, Cell, CellCodes
+from graphnas_lib.stages import labels
 from graphnas_lib.stages.gvae import Data
+from graphnas_lib.stages.road import Stage
 from graphnas_lib.synonyms import CellSampler
 
 
@@ -87,7 +87,7 @@ def conditional(stage: Stage, sampler: CellSampler, references: CellCodes, zc: t
 
 def around_reference(stage: Stage, sampler: CellSampler) -> pd.DataFrame:
     """As `conditional` for the NATS reference cell, whose raw z is in the labels' manifest; raw z besides, by name."""
-    raw = artifacts.load_manifest("labels", stage.scale.name)["config"]["reference"]
+    raw = store.load_manifest("labels", stage.scale.name)["config"]["reference"]
     zc = sampler.families.transform(torch.tensor([[raw[name] for name in ZC_NAMES]]))[0]
     rows, cells = _rivals(sampler, zc, REFERENCE_CELL, SIZES[stage.scale.name].reference, stage.seed)
     table = _scored(stage, sampler, rows, cells, "reference")

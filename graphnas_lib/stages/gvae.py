@@ -9,14 +9,14 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from graphnas_lib import gvae, roundtrip
+from graphnas_lib import gvae
 from graphnas_lib.clusters import ZC_NAMES, Families
-from graphnas_lib.codes import CellCodes
-from graphnas_lib.corpus import zc_matrix
-from graphnas_lib.embedding import cluster_metrics, embed
-from graphnas_lib.gvae import GVAE, GVAEConfig
-from graphnas_lib.stages import Stage, cells, labels
-from graphnas_lib.workers import processes, single_threaded
+from graphnas_lib.gvae import GVAE, GVAEConfig, cluster_metrics, embed
+from graphnas_lib.proxies import zc_matrix
+from graphnas_lib.space import CellCodes
+from graphnas_lib.stages import cells, labels
+from graphnas_lib.stages.road import Stage
+from graphnas_lib.store import processes, single_threaded
 
 MEASURED = 10_000  # held-out cells, and random latents, at most
 # z in two wide dimensions, all of them uncorrelated: so random latents lie where cells' do, and decode to what q says;
@@ -160,23 +160,23 @@ def _train(stage: Stage, data: Data, name: str, *, config: GVAEConfig, seed: int
 
 def _measures(model: GVAE, data: Data, seed: int) -> dict:
     """Recovery of held-out cells, what random latents decode to, R^2 of q on labelled cells held out."""
-    draws = roundtrip.random_latents(model, len(data.held_out), seed=seed)
+    draws = gvae.random_latents(model, len(data.held_out), seed=seed)
     shares = ("valid", "unique", "new", "raw_strict", "no_path", "identity")
     found = {
-        "exact_mean": roundtrip.reconstruction_rate(model, data.held_out),
-        "exact_sampled": roundtrip.reconstruction_rate(model, data.held_out, sample_seed=seed),
-        **{f"{name}_accuracy": v for name, v in roundtrip.element_accuracy(model, data.held_out).items()},
+        "exact_mean": gvae.reconstruction_rate(model, data.held_out),
+        "exact_sampled": gvae.reconstruction_rate(model, data.held_out, sample_seed=seed),
+        **{f"{name}_accuracy": v for name, v in gvae.element_accuracy(model, data.held_out).items()},
     }
     for name, latent in draws.items():
-        validity = roundtrip.validity(model, latent, data.known)
+        validity = gvae.validity(model, latent, data.known)
         found |= {f"{name}_{share}": validity[share] for share in shares}
-        found[f"{name}_valid_repaired"] = roundtrip.validity(model, latent, repair="loose_ends")["valid"]
+        found[f"{name}_valid_repaired"] = gvae.validity(model, latent, repair="loose_ends")["valid"]
     return found | (_predictor(model, data.unseen, data.unseen_zc) if model.regularised else {})
 
 
 def _predictor(model: GVAE, held_out: CellCodes, zc: Tensor) -> dict:
     """R^2 of q on labelled cells that training did not see."""
-    found = roundtrip.r_squared(model.predict_zc(model.encode(held_out)), zc)
+    found = gvae.r_squared(model.predict_zc(model.encode(held_out)), zc)
     return {f"r2_{name}": value for name, value in zip(ZC_NAMES, found, strict=True)}
 
 
@@ -188,7 +188,7 @@ def _cycle(stage: Stage, model: GVAE, families: Families) -> pd.DataFrame:
     """
     tables, failed = [], 0
     for kind in ("scaled", "normal"):
-        latent, drawn = roundtrip.valid_draws(model, stage.scale.cycle_cells, seed=stage.seed, kind=kind)
+        latent, drawn = gvae.valid_draws(model, stage.scale.cycle_cells, seed=stage.seed, kind=kind)
         table, _ = labels.score(stage, drawn, f"gvae-{stage.identity}-{kind}")
         good = torch.tensor((table["error"] == "").to_numpy())
         failed += int((~good).sum())

@@ -11,19 +11,19 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from graphnas_lib import artifacts, corpus, datacard
-from graphnas_lib.archives import MissingDataError
-from graphnas_lib.codes import CellCodes
-from graphnas_lib.draw import svg
-from graphnas_lib.space import REFERENCE_CELL, Cell
-from graphnas_lib.stages import Stage, cells
-from graphnas_lib.workers import processes
+from graphnas_lib import proxies, store
+from graphnas_lib.datasets import MissingDataError
+from graphnas_lib.plots import svg
+from graphnas_lib.space import REFERENCE_CELL, Cell, CellCodes
+from graphnas_lib.stages import cells, datacard
+from graphnas_lib.stages.road import Stage
+from graphnas_lib.store import processes
 
 
 def make(stage: Stage) -> dict:
     """Label in processes, shard by shard; the NATS reference cell is labelled beside them."""
     scale = stage.scale
-    codes, sampling = cells.load(scale.name), artifacts.load_manifest("cells", scale.name)["config"]
+    codes, sampling = cells.load(scale.name), store.load_manifest("cells", scale.name)["config"]
     table, reference = score(stage, codes[: scale.labelled].cells(), "labels")
     stage.config.update(n=len(table), failed=int((table["error"] != "").sum()), reference=reference)
     facts = {**stage.config, "scale": scale.name, "seed": stage.seed, "held_out": sampling["held_out"]}
@@ -49,7 +49,7 @@ def score(stage: Stage, chosen: Sequence[Cell], prefix: str) -> tuple[pd.DataFra
     data = stage.dataset(resolution=scale.label_resolution)
     images, targets = data.batch(scale.label_batch, device=stage.device)
     if stage.name != "labels":
-        source = artifacts.load_manifest("labels", scale.name)["config"]["data"]
+        source = store.load_manifest("labels", scale.name)["config"]["data"]
         if source != data.source:
             raise MissingDataError(
                 f"Cells must be scored on the images of this scale's labels, {source}; found are {data.source}. Point "
@@ -59,25 +59,25 @@ def score(stage: Stage, chosen: Sequence[Cell], prefix: str) -> tuple[pd.DataFra
     decides = [stage.seed, scale.label_batch, scale.label_resolution, data.source, data.classes, stage.device.type]
     name = hashlib.sha256(json.dumps(decides).encode()).hexdigest()[:16]
     name = stage.identity if scale.name == "smoke" else name
-    folder = artifacts.data_dir(scale.name) / "checkpoints" / f"{prefix}-{name}"
+    folder = store.data_dir(scale.name) / "checkpoints" / f"{prefix}-{name}"
     if stage.fresh:
         shutil.rmtree(folder, ignore_errors=True)
     options, workers = {"seed": stage.seed, "classes": data.classes}, processes(stage.device)
-    table = corpus.label(chosen, images, targets, out=folder, workers=workers, progress=stage.progress, **options)
+    table = proxies.label(chosen, images, targets, out=folder, workers=workers, progress=stage.progress, **options)
     stage.config.update(batch=scale.label_batch, resolution=scale.label_resolution, classes=data.classes)
-    return table, corpus.label_cell(REFERENCE_CELL, images, targets, options)
+    return table, proxies.label_cell(REFERENCE_CELL, images, targets, options)
 
 
 def load(scale: str) -> pd.DataFrame:
     """Labelled rows alone; `position` is the row's place in the corpus."""
-    table = artifacts.load("labels", "labels.parquet", scale)
+    table = store.load("labels", "labels.parquet", scale)
     table["position"] = range(len(table))
-    return corpus.labelled_only(table)
+    return proxies.labelled_only(table)
 
 
 def vectors(table: pd.DataFrame) -> Tensor:
     """Raw ZC vectors, float64 (n, 4)."""
-    return corpus.zc_matrix(table)
+    return proxies.zc_matrix(table)
 
 
 def codes_of(table: pd.DataFrame, codes: CellCodes) -> CellCodes:

@@ -11,17 +11,17 @@ from functools import partial
 import torch
 from torch import nn
 
-from graphnas_lib import artifacts, evolution, network, zennet
+from graphnas_lib import evolution, network, store, zennet
 from graphnas_lib.datasets import Dataset
 from graphnas_lib.design import Trained, below, design
+from graphnas_lib.evolution import SearchError, SearchResult, best_so_far, evolve, random_search
 from graphnas_lib.macro import Architecture
-from graphnas_lib.recipes import RECIPES, cut_batch
-from graphnas_lib.scores import ProxyScore, TrainedScore
-from graphnas_lib.search import SearchError, SearchResult, best_so_far, evolve, random_search
-from graphnas_lib.stages import Stage
 from graphnas_lib.stages import evolution as histories
+from graphnas_lib.stages.road import Stage
+from graphnas_lib.stages.scores import ProxyScore, TrainedScore
+from graphnas_lib.store import ON_CPU
 from graphnas_lib.synonyms import realise
-from graphnas_lib.workers import ON_CPU
+from graphnas_lib.training import RECIPES, cut_batch
 from graphnas_lib.zennet import ZenNet
 
 MAX_LAYERS = 18  # of ZenNet for about 1M parameters (ZenNAS's released search)
@@ -110,7 +110,7 @@ class Methods:
         every = histories.load(self.stage.scale.name)
         history = every[every["budget"] == histories.budget_name(*self.budget)]
         share = len(history) / len(every)
-        seconds = artifacts.load_manifest("evolution", self.stage.scale.name)["seconds"] * share
+        seconds = store.load_manifest("evolution", self.stage.scale.name)["seconds"] * share
         rows = history.to_dict("records")
         return self._best(rows, lambda text: evolution.HLIndividual.from_json(text).architecture.to_json(), seconds)
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import torch
 from tqdm.auto import tqdm
 
-from graphnas_lib.artifacts import Checkpoint
+from graphnas_lib.store import Checkpoint
 
 
 def collect(

@@ -10,13 +10,14 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from graphnas_lib import artifacts, sequence
+from graphnas_lib import sequence, store
 from graphnas_lib.clusters import Families
+from graphnas_lib.design import FILE, KeptNetworks
 from graphnas_lib.evolution import HLIndividual
-from graphnas_lib.kept import FILE, KeptNetworks
 from graphnas_lib.paper import Scale
 from graphnas_lib.sequence import SequenceConfig
-from graphnas_lib.stages import Stage, evolution
+from graphnas_lib.stages import evolution
+from graphnas_lib.stages.road import Stage
 
 PRETRAINED = "GRAPHNAS_GPT_NEO"  # names a folder with the weights of GPT-Neo 125M, from which paper scale starts
 ALIKE = 0.25  # sizes so near, in ln, are ranked together
@@ -31,7 +32,7 @@ def make(stage: Stage) -> dict:
     conditions = torch.tensor(
         [[row.params, row.flops, row.naswot, math.nan] for row in table.itertuples()], dtype=torch.float64
     )
-    shape = artifacts.load_manifest("evolution", scale.name)["config"]["input_shape"]
+    shape = store.load_manifest("evolution", scale.name)["config"]["input_shape"]
     families = Families.load(scale.name).n_clusters
     config, pretrained = settings(scale, n_families=families, input_shape=tuple(shape))
     generator, log = sequence.train(

@@ -8,14 +8,15 @@ from functools import partial
 import pandas as pd
 from torch import Tensor
 
-from graphnas_lib import artifacts, proxies, synonyms
+from graphnas_lib import proxies, store, synonyms
 from graphnas_lib.clusters import ZC_NAMES
 from graphnas_lib.datasets import Dataset
 from graphnas_lib.macro import stack_cell
 from graphnas_lib.network import build
-from graphnas_lib.results import mean_difference
+from graphnas_lib.plots import mean_difference
 from graphnas_lib.space import REFERENCE_CELL, Cell
-from graphnas_lib.stages import Stage, rows
+from graphnas_lib.stages import rows
+from graphnas_lib.stages.road import Stage
 from graphnas_lib.synonyms import CellSampler, Generated
 from graphnas_lib.training import train
 
@@ -107,7 +108,7 @@ def measure(strategy, cell, seed, *, batch, data, classes, width, repeats, epoch
 
 def load(scale: str) -> tuple[pd.DataFrame, dict]:
     """Rows of trained cells, and the stage's facts (success, sigma, recipe)."""
-    return artifacts.load("table1", "table1_rows.csv", scale), artifacts.load_manifest("table1", scale)["config"]
+    return store.load("table1", "table1_rows.csv", scale), store.load_manifest("table1", scale)["config"]
 
 
 def summary(table: pd.DataFrame, facts: dict) -> dict[str, dict[str, dict]]:

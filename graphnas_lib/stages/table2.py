@@ -10,16 +10,15 @@ import numpy as np
 import pandas as pd
 from torch import nn
 
-from graphnas_lib import artifacts, datasets, network, zennet
-from graphnas_lib.archives import MissingDataError
-from graphnas_lib.datasets import Dataset
+from graphnas_lib import datasets, network, store, zennet
+from graphnas_lib.datasets import Dataset, MissingDataError
 from graphnas_lib.macro import Architecture
-from graphnas_lib.recipes import RECIPES, cut_batch
-from graphnas_lib.results import mean_difference, mean_interval
-from graphnas_lib.stages import Stage, rows
+from graphnas_lib.plots import mean_difference, mean_interval
+from graphnas_lib.stages import rows
 from graphnas_lib.stages.evolution import budget_name
 from graphnas_lib.stages.methods import Methods
-from graphnas_lib.training import evaluate, train
+from graphnas_lib.stages.road import Stage
+from graphnas_lib.training import RECIPES, cut_batch, evaluate, train
 from graphnas_lib.zennet import ZenNet
 
 RECIPE = {"smoke": "nats12", "lite": "nats12", "paper": "zennas_cifar"}
@@ -57,7 +56,7 @@ def make(stage: Stage) -> dict:
     table = pd.DataFrame(rows.collect(jobs, stage.checkpoint(), device=stage.device, progress=stage.progress))
     curves = pd.concat([improvements(result.curve).assign(method=name) for name, result in found.items()])
     pretraining = {
-        name: sum(artifacts.load_manifest(earlier, scale.name)["seconds"] for earlier in stages)
+        name: sum(store.load_manifest(earlier, scale.name)["seconds"] for earlier in stages)
         for name, stages in PRETRAINED.items()
     }
     stage.config.update(
@@ -135,8 +134,8 @@ def costs_of(text: str, data: Dataset) -> network.Costs:
 
 def load(scale: str) -> tuple[pd.DataFrame, pd.DataFrame, dict]:
     """(trained rows, best-so-far curves, the stage's facts)."""
-    files = (artifacts.load("table2", name, scale) for name in ("table2_rows.csv", "table2_curves.csv"))
-    return *files, artifacts.load_manifest("table2", scale)["config"]
+    files = (store.load("table2", name, scale) for name in ("table2_rows.csv", "table2_curves.csv"))
+    return *files, store.load_manifest("table2", scale)["config"]
 
 
 def methods(table: pd.DataFrame, facts: dict) -> pd.DataFrame:

@@ -6,13 +6,13 @@ from functools import partial
 
 import pandas as pd
 
-from graphnas_lib import artifacts, datasets
+from graphnas_lib import datasets, store
 from graphnas_lib.datasets import ImageFolderDataset
 from graphnas_lib.design import Design, Trained, design
-from graphnas_lib.distillation import TEACHER, load_teacher
 from graphnas_lib.network import build
-from graphnas_lib.stages import Stage, rows
-from graphnas_lib.training import train
+from graphnas_lib.stages import rows
+from graphnas_lib.stages.road import Stage
+from graphnas_lib.training import TEACHER, load_teacher, train
 
 SEARCHES = 3  # paper: mean and deviation of three searches, one training each
 BUDGETS = ("450M", "600M", "1000M")  # the paper's names, in the order of `Scale.table3_budgets`
@@ -85,7 +85,7 @@ def _trained(text: str, data: ImageFolderDataset, seed: int, device: str) -> dic
 
 def load(scale: str) -> tuple[pd.DataFrame, dict]:
     """Rows of searched networks, and the stage's facts."""
-    return artifacts.load("table3", "table3_rows.csv", scale), artifacts.load_manifest("table3", scale)["config"]
+    return store.load("table3", "table3_rows.csv", scale), store.load_manifest("table3", scale)["config"]
 
 
 def summary(table: pd.DataFrame, facts: dict) -> dict[str, dict[str, dict]]:

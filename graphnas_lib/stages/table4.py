@@ -8,13 +8,12 @@ from functools import partial
 import pandas as pd
 import torch
 
-from graphnas_lib import artifacts, nasbench360
-from graphnas_lib.design import Design, Trained, design
-from graphnas_lib.fitting import BudgetUnreachable
-from graphnas_lib.recipes import cut_batch
-from graphnas_lib.stages import Stage, rows
-from graphnas_lib.tasks import TASKS
-from graphnas_lib.training import train_task
+from graphnas_lib import datasets, store
+from graphnas_lib.datasets import TASKS
+from graphnas_lib.design import BudgetUnreachable, Design, Trained, design
+from graphnas_lib.stages import rows
+from graphnas_lib.stages.road import Stage
+from graphnas_lib.training import cut_batch, train_task
 
 COLUMNS = {  # task -> the paper's column
     "spherical": "Spherical",
@@ -32,7 +31,7 @@ MISSING = "its files are not there"
 def make(stage: Stage) -> dict:
     """Ask for the Wide-ResNet's parameters (Sec. 4.3; scaled down at smoke), best of ten by T-CET, then train."""
     scale = stage.scale
-    available = nasbench360.available()
+    available = datasets.available()
     trained = Trained.load(scale.name) if available else None
     limit = None if scale.name == "paper" else scale.table4_samples
     jobs = {
@@ -55,7 +54,7 @@ def _budget(name: str, scale: str) -> float:
 
 def measure(name: str, params: float, limit: int | None, epochs: int, seed: int, device: str, trained: Trained) -> dict:
     """One row: the design chosen on real samples of the task, and its metric after training."""
-    task = nasbench360.load_task(name, limit=limit, seed=seed)
+    task = datasets.load_task(name, limit=limit, seed=seed)
     inputs, targets, _ = task.train.fetch(torch.arange(min(16, len(task.train))))
     given = {} if task.facts.kind != "points" else {"images": inputs, "labels": targets}
     try:
@@ -88,7 +87,7 @@ def measure(name: str, params: float, limit: int | None, epochs: int, seed: int,
 
 def load(scale: str) -> tuple[pd.DataFrame, dict]:
     """One row a task, and the stage's facts."""
-    return artifacts.load("table4", "table4_rows.csv", scale), artifacts.load_manifest("table4", scale)["config"]
+    return store.load("table4", "table4_rows.csv", scale), store.load_manifest("table4", scale)["config"]
 
 
 def tried(table: pd.DataFrame) -> pd.DataFrame:

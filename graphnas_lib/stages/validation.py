@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import shutil
 
-from graphnas_lib import artifacts, nats, validation
-from graphnas_lib.stages import Stage
-from graphnas_lib.workers import processes
+from graphnas_lib import benchmarks, store
+from graphnas_lib.stages.road import Stage
+from graphnas_lib.store import processes
 
 
 def make(stage: Stage) -> dict:
@@ -16,16 +16,16 @@ def make(stage: Stage) -> dict:
         MissingDataError: the benchmark's accuracies are not at hand.
     """
     scale = stage.scale
-    accuracies = nats.accuracies("cifar10")  # first of all: without it nothing is worth scoring
+    accuracies = benchmarks.accuracies("cifar10")  # first of all: without it nothing is worth scoring
     data = stage.dataset(resolution=scale.label_resolution)
     images, targets = data.batch(2 * scale.label_batch, device=stage.device)
     # The shards are named after what decides a score; at smoke, after the library's code too.
     name = stage.identity if scale.name == "smoke" else "scores"
-    folder = artifacts.data_dir(scale.name) / "checkpoints" / f"validation-{name}"
+    folder = store.data_dir(scale.name) / "checkpoints" / f"validation-{name}"
     if stage.fresh:
         shutil.rmtree(folder, ignore_errors=True)
-    scores = validation.score_all(
-        nats.sample(scale.validation_networks, seed=stage.seed),
+    scores = benchmarks.score_all(
+        benchmarks.sample(scale.validation_networks, seed=stage.seed),
         images,
         targets,
         seed=stage.seed,
@@ -36,12 +36,12 @@ def make(stage: Stage) -> dict:
     )
     stage.config.update(
         networks=scale.validation_networks,
-        failed=int((~scores["error"].isin(["", validation.DISCONNECTED])).sum()),
+        failed=int((~scores["error"].isin(["", benchmarks.DISCONNECTED])).sum()),
         batch=scale.label_batch,
         resolution=scale.label_resolution,
-        resamples=validation.RESAMPLES,
+        resamples=benchmarks.RESAMPLES,
     )
     return {
         "validation_scores.parquet": scores,
-        "validation.csv": validation.tau_table(scores, accuracies, seed=stage.seed),
+        "validation.csv": benchmarks.tau_table(scores, accuracies, seed=stage.seed),
     }

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import pandas as pd
 
-from graphnas_lib import artifacts
-from graphnas_lib.stages import Stage, comparison, evolution
+from graphnas_lib import store
+from graphnas_lib.stages import comparison, evolution
+from graphnas_lib.stages.road import Stage
 
 METHODS = ("HL-Evo, repeats", "Evo (flat), repeats", "Random, as drawn")
 
@@ -21,4 +22,4 @@ def make(stage: Stage) -> dict:
 
 def load(scale: str) -> pd.DataFrame:
     """Columns as of `comparison.load`."""
-    return artifacts.load("variants", "variants.parquet", scale)
+    return store.load("variants", "variants.parquet", scale)

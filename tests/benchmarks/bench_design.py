@@ -18,10 +18,10 @@ import warnings
 
 from tqdm.auto import tqdm
 
-from graphnas_lib import artifacts
 from graphnas_lib.design import BudgetUnreachable, Trained, design
+from graphnas_lib.sequence.vocabulary import Vocabulary
 from graphnas_lib.stages import evolution
-from graphnas_lib.vocabulary import Vocabulary
+from graphnas_lib.store import artifacts
 
 
 def budgets(scale: str, vocabulary: Vocabulary, n: int, seed: int) -> list[dict[str, float]]:

@@ -17,9 +17,9 @@ import torch
 from graphnas_lib import evolution
 from graphnas_lib.macro import Architecture
 from graphnas_lib.network import count
-from graphnas_lib.scores import ProxyScore
 from graphnas_lib.space import sample_cells
-from graphnas_lib.workers import single_threaded
+from graphnas_lib.stages.scores import ProxyScore
+from graphnas_lib.store import single_threaded
 
 FAMILIES, POOL = 32, 64
 

@@ -15,7 +15,7 @@ import time
 
 import torch
 
-from graphnas_lib import artifacts
+from graphnas_lib.store import artifacts
 from graphnas_lib.synonyms import CellSampler
 
 

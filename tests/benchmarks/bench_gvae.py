@@ -16,11 +16,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from graphnas_lib.codes import KERNEL_OF, TYPE_OF, CellCodes, MixedBatches, graph_view
-from graphnas_lib.gvae import GVAE, GVAEConfig, propagation
-from graphnas_lib.losses import choose_triplets, gvae_loss
+from graphnas_lib.gvae import GVAE, GVAEConfig
+from graphnas_lib.gvae.losses import choose_triplets, gvae_loss
+from graphnas_lib.gvae.model import propagation
 from graphnas_lib.paper import SCALES
-from graphnas_lib.space import sample_cells
+from graphnas_lib.space import KERNEL_OF, TYPE_OF, CellCodes, MixedBatches, graph_view, sample_cells
 
 TURN = 4  # steps one way makes before the other
 

@@ -21,9 +21,9 @@ from torch.nn import functional as F
 
 from graphnas_lib import datasets, proxies
 from graphnas_lib.clusters import ZC_NAMES
-from graphnas_lib.depthwise import DepthwiseConv2d
 from graphnas_lib.macro import Architecture, Triple, stack_cell
 from graphnas_lib.network import build, count
+from graphnas_lib.network.fast.depthwise import DepthwiseConv2d
 from graphnas_lib.space import sample_cells
 
 TURN = 10  # networks one way scores before the other; few would leave a process idle at the end of each turn

@@ -1,0 +1,187 @@
+"""NATS-Bench's topology space (NAS-Bench-201): its 15,625 cells, its own skeleton, its trained accuracies.
+
+A cell is a graph of four nodes; each of its six edges carries one of five operations, and a node is the sum of what
+arrives. `NatsNetwork` is the network that the benchmark trained (Dong & Yang 2020; Dong et al. 2021), so that proxies
+can be held against accuracies; `on_alpha_x` writes the same cell in the paper's space and skeleton (Eq. 1-2).
+A cell whose output no path of other operations than `none` joins to its input is disconnected: it computes a constant.
+"""
+
+from __future__ import annotations
+
+from itertools import product
+from pathlib import Path
+
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from graphnas_lib.datasets import MissingDataError, roots
+from graphnas_lib.macro import stack_cell
+from graphnas_lib.network import Network, build
+from graphnas_lib.space import Cell, nats_operations
+
+OPERATIONS = ("none", "skip_connect", "nor_conv_1x1", "nor_conv_3x3", "avg_pool_3x3")
+EDGES = ((0, 1), (0, 2), (1, 2), (0, 3), (1, 3), (2, 3))  # source, target; in the order of an architecture string
+STAGES = (16, 32, 64)  # channels
+REPEATS = 5  # cells a stage
+SKELETONS = ("nats", "alpha_x")
+ACCURACY_FILE = "nb201_accuracy.csv.xz"
+DATA_SETS = ("cifar10", "cifar100", "ImageNet16-120")
+
+
+# ---- architecture strings
+
+
+def string(operations: tuple[str, ...]) -> str:
+    """Inverse of `space.nats_operations`."""
+    a, b, c, d, e, f = operations
+    return f"|{a}~0|+|{b}~0|{c}~1|+|{d}~0|{e}~1|{f}~2|"
+
+
+def is_connected(text: str) -> bool:
+    """True when a path of operations other than `none` joins the input (node 0) to the output (node 3)."""
+    reached = {0}
+    for name, (source, target) in sorted(zip(nats_operations(text), EDGES), key=lambda edge: edge[1][1]):
+        if name != "none" and source in reached:
+            reached.add(target)
+    return 3 in reached
+
+
+def sample(n: int, *, seed: int) -> list[str]:
+    """n distinct architectures, uniform over all 15,625; a larger n begins with the same ones."""
+    total = len(OPERATIONS) ** len(EDGES)
+    if not 1 <= n <= total:
+        raise ValueError(f"n must lie in 1..{total}, the size of the space; got {n}.")
+    every = list(product(OPERATIONS, repeat=len(EDGES)))
+    order = torch.randperm(total, generator=torch.Generator().manual_seed(seed))
+    return [string(every[i]) for i in order[:n].tolist()]
+
+
+# ---- the benchmark's skeleton
+
+
+def _relu_conv_norm(inputs: int, outputs: int, kernel: int, stride: int = 1) -> nn.Sequential:
+    conv = nn.Conv2d(inputs, outputs, kernel, stride, padding=kernel // 2, bias=False)
+    return nn.Sequential(nn.ReLU(), conv, nn.BatchNorm2d(outputs))
+
+
+def _operation(name: str, channels: int) -> nn.Module:
+    if name == "skip_connect":
+        return nn.Identity()
+    if name == "avg_pool_3x3":
+        return nn.AvgPool2d(3, stride=1, padding=1, count_include_pad=False)
+    return _relu_conv_norm(channels, channels, int(name[-1]))
+
+
+class NatsCell(nn.Module):
+    """A cell at a width: (B, channels, H, W) -> the same; a node is the sum over its edges, zero without any."""
+
+    def __init__(self, operations: tuple[str, ...], channels: int):
+        super().__init__()
+        kept = [(name, source, target) for name, (source, target) in zip(operations, EDGES) if name != "none"]
+        self.edges = nn.ModuleDict({f"{a}_{b}": _operation(name, channels) for name, a, b in kept})
+
+    def forward(self, x: Tensor) -> Tensor:
+        nodes = [x]
+        for target in (1, 2, 3):
+            keys = [(source, f"{source}_{target}") for source in range(target)]
+            arriving = [self.edges[key](nodes[source]) for source, key in keys if key in self.edges]
+            nodes.append(sum(arriving[1:], arriving[0]) if arriving else torch.zeros_like(x))
+        return nodes[3]
+
+
+class Reduction(nn.Module):
+    """Residual block of stride 2 between stages: (B, inputs, H, W) -> (B, outputs, H / 2, W / 2)."""
+
+    def __init__(self, inputs: int, outputs: int):
+        super().__init__()
+        self.body = nn.Sequential(_relu_conv_norm(inputs, outputs, 3, 2), _relu_conv_norm(outputs, outputs, 3))
+        self.shortcut = nn.Sequential(nn.AvgPool2d(2, 2), nn.Conv2d(inputs, outputs, 1, bias=False))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.shortcut(x) + self.body(x)
+
+
+class NatsNetwork(nn.Module):
+    """The network that NATS-Bench trained for an architecture; PyTorch's default initialisation.
+
+    Stem conv3x3-BN at 16 channels; five cells each at 16, 32 and 64 channels with a `Reduction` between; BN-ReLU,
+    global average pooling, linear classifier. An input's sides must be divisible by four.
+
+    Args:
+        text: architecture string; a disconnected one is built as well.
+        classes: outputs.
+
+    Raises:
+        InvalidCellError: `text` is no architecture.
+    """
+
+    def __init__(self, text: str, *, classes: int = 10):
+        super().__init__()
+        operations, width = nats_operations(text), STAGES[0]
+        self.stem = nn.Sequential(nn.Conv2d(3, width, 3, padding=1, bias=False), nn.BatchNorm2d(width))
+        blocks: list[nn.Module] = []
+        for channels in STAGES:
+            if channels != width:
+                blocks.append(Reduction(width, channels))
+            blocks += [NatsCell(operations, channels) for _ in range(REPEATS)]
+            width = channels
+        self.blocks = nn.Sequential(*blocks)
+        self.head = nn.Sequential(nn.BatchNorm2d(width), nn.ReLU())
+        self.pool = nn.AdaptiveAvgPool2d(1)
+        self.classifier = nn.Linear(width, classes)
+
+    def features(self, x: Tensor) -> Tensor:
+        """(B, 3, H, W) -> (B, 64, H / 4, W / 4), the maps that global pooling reads."""
+        return self.head(self.blocks(self.stem(x)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, 3, H, W) -> (B, classes)."""
+        return self.classifier(self.pool(self.features(x)).flatten(1))
+
+
+def on_alpha_x(text: str, *, classes: int = 10, seed: int | None = None) -> Network:
+    """The same cell in the paper's space, stacked by Eq. 1-2.
+
+    Raises:
+        InvalidCellError: `text` is no architecture, or a disconnected one.
+    """
+    return build(stack_cell(Cell.from_nats(text).canonical()), classes=classes, seed=seed)
+
+
+def skeleton(text: str, name: str, *, classes: int = 10, seed: int = 0) -> nn.Module:
+    """An architecture on one of `SKELETONS`, initialised reproducibly; the global generator stays as it is."""
+    if name not in SKELETONS:
+        raise ValueError(f"skeleton must be one of {SKELETONS}; got {name!r}.")
+    if name == "alpha_x":
+        return on_alpha_x(text, classes=classes, seed=seed)
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        return NatsNetwork(text, classes=classes)
+
+
+# ---- trained accuracies
+
+
+def accuracies(data_set: str = "cifar10", *, root: Path | str | None = None) -> pd.Series:
+    """Test accuracy after 200 epochs, in percent, averaged over the benchmark's seeds; index: architecture strings.
+
+    Args:
+        data_set: one of `DATA_SETS`.
+        root: where to look, instead of `$GRAPHNAS_DATA` and `data/`.
+
+    Raises:
+        MissingDataError: the file of accuracies is not there.
+        ValueError: unknown data set, or the file lacks its column.
+    """
+    if data_set not in DATA_SETS:
+        raise ValueError(f"data set must be one of {DATA_SETS}; got {data_set!r}.")
+    path = next((p / ACCURACY_FILE for p in roots(root) if (p / ACCURACY_FILE).is_file()), None)
+    if path is None:
+        place = "the given root" if root is not None else "$GRAPHNAS_DATA or data/"
+        raise MissingDataError(f"NATS-Bench accuracies need the file {ACCURACY_FILE} in {place}; put it there.")
+    column = f"nats_tss_test_acc_{data_set}"
+    table = pd.read_csv(path)
+    if not {"arch_str", column} <= set(table.columns):
+        raise ValueError(f"{ACCURACY_FILE} must have the columns arch_str and {column}; got {list(table.columns)}.")
+    return table.set_index("arch_str")[column].dropna().rename(data_set)

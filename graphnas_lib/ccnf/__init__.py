@@ -1,0 +1,9 @@
+"""The conditional continuous normalizing flow over the latent space (Eq. 6-7): field, traces, objectives, sampling.
+
+`CCNF.sample(zc)` draws latent cells that should have the zero-cost vector `zc`; `CCNF.log_prob` is Eq. 6.
+"""
+
+from graphnas_lib.ccnf.flow import CCNF, CCNFConfig, train
+from graphnas_lib.ccnf.latents import PosteriorBatches, gaussian_baselines
+
+__all__ = ["CCNF", "CCNFConfig", "PosteriorBatches", "gaussian_baselines", "train"]

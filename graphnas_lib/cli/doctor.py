@@ -1,0 +1,79 @@
+"""What this installation has: versions, device, data sets, trained artifacts (each checked against its SHA-256)."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from importlib import metadata
+
+from graphnas_lib import store
+
+PACKAGES = ("torch", "numpy", "scikit-learn", "torchdiffeq", "transformers", "papermill", "doit")
+
+
+def lines() -> tuple[list[str], bool]:
+    """Lines to print, and whether nothing is damaged."""
+    told = [f"graphnas_lib {_version('graphnas-lib')}, Python {platform.python_version()}, {platform.platform()}"]
+    told += [", ".join(f"{name} {_version(name)}" for name in PACKAGES)]
+    told += [_device(), *_data()]
+    healthy = True
+    for scale in store.SCALE_NAMES:
+        found, damaged = _artifacts(scale)
+        told += found
+        healthy &= not damaged
+    return told, healthy
+
+
+def _version(name: str) -> str:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def _device() -> str:
+    import torch
+
+    picked = store.pick_device("auto")
+    if picked.type == "cuda":
+        properties = torch.cuda.get_device_properties(picked)
+        return f"device: {properties.name}, {properties.total_memory / 2**30:.0f} GiB, CUDA {torch.version.cuda}"
+    return f"device: CPU, {os.cpu_count()} cores, {torch.get_num_threads()} threads; no CUDA device is visible"
+
+
+def _data() -> list[str]:
+    from graphnas_lib import datasets
+
+    places = ", ".join(
+        "$GRAPHNAS_DATA" if os.environ.get("GRAPHNAS_DATA") == str(p) else p.name for p in datasets.roots()
+    )
+    told = [f"data sets, looked for in {places}:"]
+    for name in datasets.NAMES[1:]:
+        try:
+            dataset = datasets.load(name)
+        except store.CorruptArtifactError as error:
+            told.append(f"  {name}: DAMAGED. {error}")
+        except FileNotFoundError:
+            told.append(f"  {name}: not found")
+        else:
+            told.append(f"  {name}: {dataset.size('train'):,} + {dataset.size('test'):,} images")
+    return told
+
+
+def _artifacts(scale: str) -> tuple[list[str], list[str]]:
+    """Lines about a scale's artifacts, and the damaged files among them."""
+    stages, damaged, size = [], [], 0
+    for path in sorted(store.data_dir(scale).glob("*.manifest.json")):
+        manifest = json.loads(path.read_text())
+        stages.append(manifest["stage"])
+        for name, entry in manifest["files"].items():
+            file = store.data_dir(scale) / name
+            if not file.is_file() or store.sha256(file) != entry["sha256"]:
+                damaged.append(f"{name} of stage {manifest['stage']}")
+            size += entry["bytes"]
+    if not stages:
+        return [f"artifacts at {scale}: none (python -m graphnas_lib reproduce --scale {scale} makes them)"], []
+    told = [f"artifacts at {scale}: {', '.join(stages)}; {size / 2**20:.1f} MiB"]
+    told += [f"  DAMAGED: {item}. Restore it, or run the stage again with --fresh." for item in damaged]
+    return told if damaged else [f"{told[0]}, all as their SHA-256 says"], damaged

@@ -1,0 +1,209 @@
+"""Files that others made, read without running anything in them: official archives, pickles, .npy objects.
+
+`unpickle_restricted` admits NumPy arrays and plain values alone; every reader says what it expected and what came.
+Arrays come back as NumPy, labels as int64 from 0.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import pickle
+import tarfile
+import urllib.request
+from io import BytesIO
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from graphnas_lib.store import CorruptArtifactError
+
+Arrays = tuple[np.ndarray, np.ndarray]
+
+
+class MissingDataError(FileNotFoundError):
+    """A data set's files are not there; the message says where they were looked for and how to get them."""
+
+
+class UnsafePickleError(ValueError):
+    """A data file asks for more than NumPy arrays while being unpickled; nothing of it was run."""
+
+
+# ---- pickles and .npy objects
+
+
+def _latin1(text: str, encoding: str = "latin1") -> bytes:
+    """`_codecs.encode` as Python 2 style pickles of byte strings need it, and nothing else."""
+    if encoding not in ("latin1", "latin-1", "iso-8859-1"):
+        raise UnsafePickleError(f"A data pickle may encode text as latin1 alone; it asks for {encoding!r}.")
+    return text.encode("latin1")
+
+
+_RECONSTRUCT = np.zeros(1).__reduce__()[0]
+_FROMBUFFER = np.zeros(1).__reduce_ex__(5)[0]
+_SCALAR = np.float64(0).__reduce__()[0]
+_ADMITTED = {
+    ("numpy", "ndarray"): np.ndarray,
+    ("numpy", "dtype"): np.dtype,
+    ("_codecs", "encode"): _latin1,
+    **{(f"numpy.{core}.multiarray", "_reconstruct"): _RECONSTRUCT for core in ("core", "_core")},
+    **{(f"numpy.{core}.multiarray", "scalar"): _SCALAR for core in ("core", "_core")},
+    **{(f"numpy.{core}.numeric", "_frombuffer"): _FROMBUFFER for core in ("core", "_core")},
+}
+
+
+# what a truncated or altered pickle can raise while it is read
+_BROKEN = (pickle.UnpicklingError, EOFError, ValueError, TypeError, LookupError, AttributeError, OverflowError)
+
+
+class _Restricted(pickle.Unpickler):
+    name = "the file"
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) not in _ADMITTED:
+            raise UnsafePickleError(
+                f"A data pickle may hold NumPy arrays and plain values alone; {self.name} asks for {module}.{name}. "
+                "Nothing of it was run: do not trust this file, fetch it again from its source."
+            )
+        return _ADMITTED[module, name]
+
+
+def unpickle_restricted(source: bytes | Path | BinaryIO, *, name: str = "") -> Any:
+    """Read a pickle that may hold NumPy arrays, dicts, lists, tuples, numbers, strings and bytes, nothing else.
+
+    Args:
+        source: the bytes, a path, or an open binary file.
+        name: what to call it in messages; a path names itself.
+
+    Raises:
+        UnsafePickleError: it asks for any other class or function; nothing was called.
+        CorruptArtifactError: it is truncated or no pickle.
+    """
+    if isinstance(source, Path):
+        with open(source, "rb") as file:
+            return unpickle_restricted(file, name=name or source.name)
+    reader = _Restricted(BytesIO(source) if isinstance(source, bytes) else source, encoding="latin1")
+    reader.name = name or "the file"
+    try:
+        return reader.load()
+    except UnsafePickleError:
+        raise
+    except _BROKEN as error:
+        raise CorruptArtifactError(
+            f"{reader.name} must be a whole pickle of NumPy arrays; it is truncated or altered ({error}). "
+            "Fetch it again."
+        ) from error
+
+
+def load_npy(path: Path) -> np.ndarray:
+    """An .npy file; object arrays (pickles inside) go through `unpickle_restricted`."""
+    with open(path, "rb") as file:
+        try:
+            version = np.lib.format.read_magic(file)
+            read_header = {1: np.lib.format.read_array_header_1_0, 2: np.lib.format.read_array_header_2_0}[version[0]]
+            shape, _, dtype = read_header(file)
+        except (ValueError, KeyError) as error:
+            raise CorruptArtifactError(f"{path.name} must be an .npy file; it is not ({error}).") from error
+        if dtype.hasobject:
+            return np.asarray(unpickle_restricted(file, name=path.name), dtype=object).reshape(shape)
+    try:
+        return np.load(path, allow_pickle=False)
+    except ValueError as error:
+        raise CorruptArtifactError(f"{path.name} is truncated or altered ({error}). Fetch it again.") from error
+
+
+# ---- CIFAR and ImageNet16 archives
+
+
+def cifar10(folder: Path, layout: str) -> tuple[Arrays, Arrays]:
+    """CIFAR-10, train and test: images uint8 (N, 3, 32, 32) and labels; layout "python" or "binary"."""
+    if layout == "binary":
+        train = sorted(folder.glob("data_batch_*.bin"))
+        return _records(train, folder, 1, 0), _records([folder / "test_batch.bin"], folder, 1, 0)
+    train = sorted(path for path in folder.glob("data_batch_*") if not path.suffix)
+    return _pickled(train, folder, "labels", 32), _pickled([folder / "test_batch"], folder, "labels", 32)
+
+
+def cifar100(folder: Path, layout: str) -> tuple[Arrays, Arrays]:
+    """CIFAR-100 with its fine labels; see `cifar10`."""
+    if layout == "binary":  # a record is coarse label, fine label, 3072 bytes
+        return _records([folder / "train.bin"], folder, 2, 1), _records([folder / "test.bin"], folder, 2, 1)
+    return tuple(_pickled([folder / name], folder, "fine_labels", 32) for name in ("train", "test"))
+
+
+def imagenet16_120(folder: Path, layout: str = "python") -> tuple[Arrays, Arrays]:
+    """ImageNet16-120: images uint8 (N, 3, 16, 16), the first 120 of the 1,000 classes."""
+    train = sorted(folder.glob("train_data_batch_*"))
+    splits = _pickled(train, folder, "labels", 16), _pickled([folder / "val_data"], folder, "labels", 16)
+    return tuple((x[y <= 120], y[y <= 120] - 1) for x, y in splits)  # labels on file are 1..1000
+
+
+def _records(files: list[Path], folder: Path, heads: int, head: int) -> Arrays:
+    """Binary CIFAR: records of `heads` label bytes and 3,072 pixel bytes; the label is byte number `head`."""
+    _present(files, folder)
+    parts = []
+    for path in files:
+        data = np.fromfile(path, dtype=np.uint8)
+        if len(data) == 0 or len(data) % (heads + 3072):
+            raise CorruptArtifactError(
+                f"{path.name} must hold whole records of {heads + 3072} bytes; it has {len(data)} bytes. "
+                "Fetch it again."
+            )
+        parts.append(data.reshape(-1, heads + 3072))
+    data = np.concatenate(parts)
+    return np.ascontiguousarray(data[:, heads:]).reshape(-1, 3, 32, 32), data[:, head].astype(np.int64)
+
+
+def _pickled(files: list[Path], folder: Path, key: str, side: int) -> Arrays:
+    """Pickled CIFAR or ImageNet16: dicts with `data` (N, 3 side^2) uint8, channels first, and labels under `key`."""
+    _present(files, folder)
+    parts = [unpickle_restricted(path) for path in files]
+    for path, part in zip(files, parts):
+        shape = np.shape(part.get("data")) if isinstance(part, dict) else None
+        if shape is None or len(shape) != 2 or shape[1] != 3 * side * side or len(part.get(key, ())) != shape[0]:
+            raise CorruptArtifactError(
+                f"{path.name} must be a dict with 'data' (N, {3 * side * side}) and '{key}' (N,); "
+                f"its data has shape {shape}. Fetch it again."
+            )
+    data = np.concatenate([part["data"] for part in parts]).astype(np.uint8, copy=False)
+    return data.reshape(-1, 3, side, side), np.concatenate([np.asarray(part[key], np.int64) for part in parts])
+
+
+def _present(files: list[Path], folder: Path) -> None:
+    missing = [path.name for path in files if not path.is_file()]
+    if missing or not files:
+        raise MissingDataError(
+            f"{folder.name} must hold the official files; {missing or 'all training files'} are not there. "
+            "Unpack the archive again."
+        )
+
+
+def download(url: str, sha256: str, folder: Path) -> None:
+    """Fetch a .tar.gz, check its SHA-256, unpack it into `folder`; nothing is left behind when that fails."""
+    from tqdm.auto import tqdm
+
+    folder.mkdir(parents=True, exist_ok=True)
+    archive = folder / f".{url.rsplit('/', 1)[-1]}.part"
+    try:
+        digest = hashlib.sha256()
+        with urllib.request.urlopen(url, timeout=60) as response, open(archive, "wb") as file:
+            total = int(response.headers.get("Content-Length") or 0) or None
+            with tqdm(total=total, unit="B", unit_scale=True, desc=url.rsplit("/", 1)[-1]) as bar:
+                for block in iter(lambda: response.read(1 << 20), b""):
+                    digest.update(block)
+                    file.write(block)
+                    bar.update(len(block))
+        if digest.hexdigest() != sha256:
+            raise CorruptArtifactError(
+                f"{url} must have the SHA-256 {sha256}; what came has {digest.hexdigest()}. "
+                "Try again, or fetch it by hand."
+            )
+        unpacked = folder / f".{archive.stem}.unpacked"
+        with tarfile.open(archive) as tar:
+            tar.extractall(unpacked, filter="data")
+        for entry in unpacked.iterdir():
+            os.replace(entry, folder / entry.name)
+        unpacked.rmdir()
+    finally:
+        archive.unlink(missing_ok=True)

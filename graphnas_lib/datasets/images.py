@@ -1,0 +1,383 @@
+"""Image data of Sec. 4: real files in, uint8 tensors out (CIFAR-10/100, ImageNet16-120, an ImageNet folder, digits).
+
+Files are looked for in `$GRAPHNAS_DATA`, then in `data/`, in the official python or binary layout; how many images
+there are is read from the files, so a subset in the official format works and says that it is one. Without any file
+there is `digits`: 1,797 real images that scikit-learn bundles. Pickled archives go through
+`archives.unpickle_restricted`, which admits NumPy arrays alone.
+"""
+
+from __future__ import annotations
+
+import os
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from graphnas_lib.datasets import archives
+from graphnas_lib.datasets.archives import MissingDataError
+from graphnas_lib.store import CorruptArtifactError
+from graphnas_lib.store import root as repository_root
+
+NAMES = ("auto", "cifar10", "cifar100", "digits", "imagenet16-120")
+
+
+@dataclass(frozen=True)
+class _Source:
+    """Official layout of one data set; mean and std of NATS-Bench's protocol, in units of 0..1."""
+
+    title: str
+    classes: int
+    python_folder: str
+    binary_folder: str
+    official: tuple[int, int]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    url: str = ""
+    sha256: str = ""
+
+
+_SOURCES = {
+    "cifar10": _Source(
+        "CIFAR-10", 10, "cifar-10-batches-py", "cifar-10-batches-bin", (50_000, 10_000),
+        (125.3 / 255, 123.0 / 255, 113.9 / 255), (63.0 / 255, 62.1 / 255, 66.7 / 255),
+        "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz",
+        "6d958be074577803d12ecdefd02955f39262c83c16fe9348329d7fe0b5c001ce",
+    ),
+    "cifar100": _Source(
+        "CIFAR-100", 100, "cifar-100-python", "cifar-100-binary", (50_000, 10_000),
+        (129.3 / 255, 124.1 / 255, 112.4 / 255), (68.2 / 255, 65.4 / 255, 70.4 / 255),
+        "https://www.cs.toronto.edu/~kriz/cifar-100-python.tar.gz",
+        "85cd44d02ba6437773c5bbd22e183051d648de2e7d6b014e1ef29b855ba677a7",
+    ),
+    "imagenet16-120": _Source(
+        "ImageNet16-120", 120, "ImageNet16", "", (151_700, 6_000),
+        (122.68 / 255, 116.66 / 255, 104.01 / 255), (63.22 / 255, 61.26 / 255, 65.09 / 255),
+    ),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Images and labels of one classification data set.
+
+    Attributes:
+        train_images, test_images: uint8, (N, C, H, W).
+        train_labels, test_labels: int64, (N,), in 0 .. classes - 1.
+        mean, std: one number a channel, in units of 0..1.
+        source: which files, and how many of the official images they hold.
+        mirror: whether a mirrored image keeps its label (not so for digits).
+    """
+
+    name: str
+    train_images: Tensor
+    train_labels: Tensor
+    test_images: Tensor
+    test_labels: Tensor
+    classes: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    source: str
+    mirror: bool = True
+
+    @property
+    def input_shape(self) -> tuple[int, int, int]:
+        """(C, H, W)."""
+        return tuple(self.train_images.shape[1:])
+
+    def size(self, split: str) -> int:
+        """Number of images of "train" or "test"."""
+        return len(self._split(split)[0])
+
+    def _split(self, split: str) -> tuple[Tensor, Tensor]:
+        if split not in ("train", "test"):
+            raise ValueError(f"split must be 'train' or 'test'; got {split!r}.")
+        return getattr(self, f"{split}_images"), getattr(self, f"{split}_labels")
+
+    def fetch(self, split: str, index: Tensor, *, seed: int | None = None) -> tuple[Tensor, Tensor]:
+        """Images (B, C, H, W) uint8 and labels (B,) at `index`; `seed` is for data sets that crop while reading."""
+        images, labels = self._split(split)
+        index = index.to(images.device, non_blocking=True)
+        return images[index], labels[index]
+
+    def batch(self, n: int = 64, *, split: str = "train", device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
+        """The first n images, normalised float32 (n, C, H, W), and labels (n,): the batch that proxies are taken on."""
+        images, labels = self._split(split)
+        return normalise(images[:n].to(device), self.mean, self.std), labels[:n].to(device)
+
+    def subset(self, n_train: int | None = None, n_test: int | None = None) -> Dataset:
+        """At most the first n images of each split, in file order."""
+        return replace(
+            self,
+            train_images=self.train_images[:n_train],
+            train_labels=self.train_labels[:n_train],
+            test_images=self.test_images[:n_test],
+            test_labels=self.test_labels[:n_test],
+        )
+
+    def resized(self, resolution: int) -> Dataset:
+        """Every image at resolution x resolution (antialiased bilinear)."""
+        if resolution == self.train_images.shape[-1] == self.train_images.shape[-2]:
+            return self
+        return replace(
+            self,
+            train_images=_resize(self.train_images, resolution),
+            test_images=_resize(self.test_images, resolution),
+            source=f"{self.source}, resized to {resolution}x{resolution}",
+        )
+
+    def split_validation(self, fraction: float = 0.1, *, seed: int = 0) -> Dataset:
+        """Training images only: a class-balanced `fraction` of them becomes the test split, the rest stays.
+
+        Selection happens on this; the real test split is read once, at the end.
+        """
+        if not 0 < fraction < 1:
+            raise ValueError(f"fraction of held-out training images must lie between 0 and 1; got {fraction}.")
+        held = stratified(self.train_labels, fraction, seed=seed)
+        return replace(
+            self,
+            train_images=self.train_images[~held],
+            train_labels=self.train_labels[~held],
+            test_images=self.train_images[held],
+            test_labels=self.train_labels[held],
+            source=f"{self.source}; tested on {int(held.sum())} held-out training images",
+        )
+
+    def to(self, device: torch.device | str) -> Dataset:
+        """All tensors on `device`, so that a batch is one index operation there."""
+        fields = ("train_images", "train_labels", "test_images", "test_labels")
+        return replace(self, **{name: getattr(self, name).to(device) for name in fields})
+
+
+def load(
+    name: str = "auto",
+    *,
+    resolution: int | None = None,
+    n_train: int | None = None,
+    n_test: int | None = None,
+    download: bool = False,
+    root: Path | str | None = None,
+) -> Dataset:
+    """A data set by name.
+
+    Args:
+        name: one of `NAMES`; "auto" is CIFAR-10 when its files are there, else digits.
+        resolution: side of the images, in pixels; None leaves them as they are (digits: 32).
+        n_train: at most so many training images, the first ones in file order.
+        n_test: likewise for the test split.
+        download: fetch the official archive when the files are not there (CIFAR only; SHA-256 checked).
+        root: where to look, instead of `$GRAPHNAS_DATA` and `data/`.
+
+    Raises:
+        ValueError: unknown name.
+        MissingDataError: the files are not there.
+        CorruptArtifactError: a file is truncated or altered.
+    """
+    if name not in NAMES:
+        raise ValueError(f"data set must be one of {NAMES}; got {name!r}.")
+    if name == "auto":
+        found = _folder(_SOURCES["cifar10"], root) is not None
+        name = "cifar10" if found or download else "digits"
+    dataset = _digits() if name == "digits" else _official(name, root, download)
+    dataset = dataset.subset(n_train, n_test)
+    return dataset if resolution is None else dataset.resized(resolution)
+
+
+def normalise(images: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
+    """uint8 (B, C, H, W) in 0..255 to float32 with the given mean and std, which are in units of 0..1."""
+    shape = (1, -1, 1, 1)
+    centre = torch.tensor(mean, device=images.device).view(shape) * 255
+    return (images.float() - centre) / (torch.tensor(std, device=images.device).view(shape) * 255)
+
+
+def stratified(labels: Tensor, fraction: float, *, seed: int) -> Tensor:
+    """Random mask (N,) of about `fraction` of the positions, the same fraction of every class."""
+    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
+    order = order[torch.argsort(labels[order], stable=True)]
+    steps = torch.floor(torch.arange(len(labels) + 1, dtype=torch.float64) * fraction)
+    held = torch.zeros(len(labels), dtype=torch.bool)
+    held[order] = steps[1:] > steps[:-1]
+    return held
+
+
+def roots(given: Path | str | None = None) -> list[Path]:
+    """Folders that data is looked for in, first one first."""
+    if given is not None:
+        return [Path(given)]
+    set_by_user = os.environ.get("GRAPHNAS_DATA")
+    return [*([Path(set_by_user)] if set_by_user else []), repository_root() / "data"]
+
+
+# ---- official archives
+
+
+def _folder(source: _Source, given: Path | str | None) -> tuple[Path, str] | None:
+    """First folder that holds the data set, and its layout."""
+    for place in roots(given):
+        for layout, folder in (("python", source.python_folder), ("binary", source.binary_folder)):
+            if folder and (place / folder).is_dir():
+                return place / folder, layout
+    return None
+
+
+def _official(name: str, given: Path | str | None, download: bool) -> Dataset:
+    source = _SOURCES[name]
+    found = _folder(source, given)
+    if found is None and download and source.url:
+        archives.download(source.url, source.sha256, roots(given)[0])
+        found = _folder(source, given)
+    if found is None:
+        raise MissingDataError(_how_to_get(source, given))
+    folder, layout = found
+    read = {"cifar10": archives.cifar10, "cifar100": archives.cifar100, "imagenet16-120": archives.imagenet16_120}[name]
+    (x, y), (x_test, y_test) = read(folder, layout)
+    for labels in (y, y_test):
+        if len(labels) == 0 or labels.min() < 0 or labels.max() >= source.classes:
+            raise CorruptArtifactError(
+                f"{source.title} labels must lie in 0..{source.classes - 1} and be at least one; {folder.name} holds "
+                f"{len(labels)} from {labels.min(initial=0)} to {labels.max(initial=0)}. Fetch the archive again."
+            )
+    whole = (len(y), len(y_test)) == source.official
+    counts = f"{len(y):,} train + {len(y_test):,} test images"
+    note = counts if whole else f"a subset: {counts} of the official {source.official[0]:,} + {source.official[1]:,}"
+    images = [torch.from_numpy(array) for array in (x, x_test)]
+    targets = [torch.from_numpy(array.astype(np.int64)) for array in (y, y_test)]
+    return Dataset(
+        name, images[0], targets[0], images[1], targets[1], source.classes, source.mean, source.std,
+        f"{source.title} ({folder.name}; {note})",
+    )  # fmt: skip
+
+
+def _how_to_get(source: _Source, given: Path | str | None) -> str:
+    wanted = " or ".join(f"'{name}'" for name in (source.python_folder, source.binary_folder) if name)
+    places = "the given root" if given is not None else "$GRAPHNAS_DATA and data/"
+    remedy = "pass download=True" if source.url else "see the NATS-Bench documentation for the files"
+    return (
+        f"{source.title} needs the folder {wanted}; none in {places}. Put it there, {remedy}, or use 'digits', which "
+        "scikit-learn bundles."
+    )
+
+
+# ---- digits
+
+
+def _digits() -> Dataset:
+    """scikit-learn's 1,797 images of 8x8, enlarged to 3x32x32; the last 360 (other writers) are the test split."""
+    from sklearn.datasets import load_digits
+
+    bundle = load_digits()
+    images = torch.from_numpy(bundle.images).float().mul(255 / 16).unsqueeze(1)  # (1797, 1, 8, 8)
+    images = F.interpolate(images, size=32, mode="bilinear", align_corners=False)
+    images = images.round().to(torch.uint8).expand(-1, 3, -1, -1).contiguous()
+    labels = torch.from_numpy(bundle.target.astype(np.int64))
+    train = images[:1437].float() / 255
+    mean, std = (round(train.mean().item(), 4),) * 3, (round(train.std().item(), 4),) * 3
+    return Dataset(
+        "digits", images[:1437], labels[:1437], images[1437:], labels[1437:], 10, mean, std,
+        "scikit-learn digits (1,437 train + 360 test images of 8x8, enlarged to 32x32)", mirror=False,
+    )  # fmt: skip
+
+
+def _resize(images: Tensor, resolution: int) -> Tensor:
+    parts = [
+        F.interpolate(part.float(), size=resolution, mode="bilinear", align_corners=False, antialias=True)
+        .round_()
+        .clamp_(0, 255)
+        .to(torch.uint8)
+        for part in images.split(2048)
+    ]
+    return torch.cat(parts) if parts else images
+
+
+# ---- ImageNet folder
+
+
+class ImageFolderDataset:
+    """ImageNet-1k as it unpacks: `train/<wnid>/*.JPEG` and `val/<wnid>/*.JPEG`, decoded when asked for.
+
+    Training images are random-resized crops (area 8-100%, aspect 3/4-4/3) with random flips; test images are resized
+    to 256/224 of the resolution and cropped in the centre, bicubic in both cases (ZenNAS recipe).
+    """
+
+    name = "imagenet"
+    mean = (0.485, 0.456, 0.406)
+    std = (0.229, 0.224, 0.225)
+    mirror = False  # the flip is part of the training crop
+
+    def __init__(self, path: Path | str, *, resolution: int = 224, threads: int | None = None):
+        folder = Path(path)
+        names = sorted(entry.name for entry in folder.glob("train/*") if entry.is_dir())
+        if not names or not (folder / "val").is_dir():
+            raise MissingDataError(
+                f"An ImageNet folder must hold train/<class>/ and val/<class>/; {folder} has {len(names)} training "
+                "classes. Unpack the licensed archives so."
+            )
+        self.classes, self.class_names, self.resolution = len(names), names, resolution
+        self._files = {split: self._list(folder, split, names) for split in ("train", "val")}
+        self._files["test"] = self._files["val"]
+        self._pool = ThreadPoolExecutor(threads or min(32, os.cpu_count() or 1))
+        self.source = f"ImageNet folder ({self.size('train'):,} train + {self.size('test'):,} val images)"
+
+    @staticmethod
+    def _list(folder: Path, split: str, names: list[str]) -> list[tuple[Path, int]]:
+        extensions = {".jpeg", ".jpg", ".png"}
+        files = ((path, i) for i, name in enumerate(names) for path in sorted((folder / split / name).glob("*")))
+        return [(path, label) for path, label in files if path.suffix.lower() in extensions]
+
+    @property
+    def input_shape(self) -> tuple[int, int, int]:
+        """(C, H, W)."""
+        return 3, self.resolution, self.resolution
+
+    def size(self, split: str) -> int:
+        """Number of images of "train" or "test"."""
+        return len(self._files[split])
+
+    def to(self, device: torch.device | str) -> ImageFolderDataset:
+        """Itself: images are decoded batch by batch."""
+        return self
+
+    def fetch(self, split: str, index: Tensor, *, seed: int | None = None) -> tuple[Tensor, Tensor]:
+        """uint8 (B, 3, R, R) and labels (B,); a training split with a seed is cropped at random by it."""
+        files = [self._files[split][i] for i in index.tolist()]
+        seeds = [None] * len(files) if split != "train" or seed is None else [(seed, i) for i in index.tolist()]
+        images = list(self._pool.map(self._decode, [path for path, _ in files], seeds))
+        return torch.stack(images), torch.tensor([label for _, label in files])
+
+    def batch(self, n: int = 64, *, split: str = "train", device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
+        """n images spread evenly over the classes, centre-cropped and normalised, and their labels."""
+        index = torch.linspace(0, self.size(split) - 1, min(n, self.size(split))).long()
+        images, labels = self.fetch(split, index)
+        return normalise(images.to(device), self.mean, self.std), labels.to(device)
+
+    def _decode(self, path: Path, seed: tuple[int, int] | None) -> Tensor:
+        from PIL import Image
+
+        with Image.open(path) as file:
+            image = file.convert("RGB")
+        rng = None if seed is None else np.random.default_rng(seed)
+        box = _centre_box(*image.size) if rng is None else _random_box(*image.size, rng)
+        image = image.resize((self.resolution, self.resolution), Image.Resampling.BICUBIC, box=box)
+        pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)  # (3, R, R)
+        return pixels.flip(-1) if rng is not None and rng.random() < 0.5 else pixels
+
+
+def _centre_box(width: int, height: int) -> tuple[float, float, float, float]:
+    side = min(width, height) * 224 / 256
+    left, top = (width - side) / 2, (height - side) / 2
+    return left, top, left + side, top + side
+
+
+def _random_box(width: int, height: int, rng: np.random.Generator) -> tuple[float, float, float, float]:
+    for _ in range(10):
+        area = width * height * rng.uniform(0.08, 1.0)
+        ratio = np.exp(rng.uniform(np.log(3 / 4), np.log(4 / 3)))
+        w, h = round(np.sqrt(area * ratio)), round(np.sqrt(area / ratio))
+        if 0 < w <= width and 0 < h <= height:
+            left, top = rng.integers(width - w + 1), rng.integers(height - h + 1)
+            return float(left), float(top), float(left + w), float(top + h)
+    return _centre_box(width, height)

@@ -1,0 +1,276 @@
+"""The eight tasks of Table 4 (NAS-Bench-360; metrics as Shen et al. 2022): real files in, tensors out.
+
+`load_task(name)` reads the formats that the benchmark ships (gzip pickle, MATLAB v5 and v7.3, pickled dicts, object
+arrays, npz); pickles go through the restricted reader. Every task has a validation split for the choice of the epoch;
+the test split is read once. Where released loaders have defects, ours does without them: no sky noise while testing,
+validation never overlaps training, test series that repeat a training series are dropped and counted.
+"""
+
+from __future__ import annotations
+
+import gzip
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from graphnas_lib.datasets.archives import MissingDataError, load_npy, unpickle_restricted
+from graphnas_lib.datasets.images import roots
+from graphnas_lib.datasets.proteins import ProteinSplit, read_list
+from graphnas_lib.datasets.tasks import TASKS, Normaliser, Split, Task
+from graphnas_lib.store import CorruptArtifactError
+
+# ---- finding and loading
+
+_FILES = {  # each: alternatives, first one that exists wins
+    "spherical": ("spherical/s2_cifar100.gz", "s2_cifar100.gz"),
+    "darcy": ("darcy/piececonst_r421_N1024_smooth1.mat", "piececonst_r421_N1024_smooth1.mat", "darcy_flow_16.npz"),
+    "psicov": ("protein/deepcov.lst", "psicov/protein/deepcov.lst"),
+    "cosmic": ("cosmic/npy_train", "cosmic/deepCR.ACS-WFC.train/npy_train"),
+    "ninapro": ("ninapro/ninapro_train.npy", "ninaPro/ninapro_train.npy"),
+    "ecg": ("ECG/challenge2017.pkl",),
+    "satellite": ("satellite/satellite_train.npy",),
+    "deepsea": ("deepsea/deepsea_filtered.npz",),
+}
+
+
+def _find(name: str, root: Path | str | None) -> Path | None:
+    places = [folder / sub for folder in roots(root) for sub in ("nb360", ".")]
+    found = (place / file for place in places for file in _FILES[name])
+    return next((path for path in found if path.exists()), None)
+
+
+def available(root: Path | str | None = None) -> tuple[str, ...]:
+    """Names of the tasks whose files are there, in Table 4's order."""
+    return tuple(name for name in TASKS if _find(name, root) is not None)
+
+
+def load_task(name: str, root: Path | str | None = None, *, limit: int | None = None, seed: int = 0) -> Task:
+    """One task of Table 4.
+
+    Args:
+        name: one of `TASKS`.
+        root: folder that holds the task's files as the benchmark lays them out, or holds `nb360/` with them; None looks
+            in `$GRAPHNAS_DATA` and `data/`.
+        limit: at most so many samples a split, drawn at random.
+        seed: of the validation split where the benchmark does not fix one, and of `limit`.
+
+    Raises:
+        ValueError: unknown task.
+        MissingDataError: its files are not there.
+        CorruptArtifactError, UnsafePickleError: a file is not what it must be.
+    """
+    if name not in TASKS:
+        raise ValueError(f"task must be one of {tuple(TASKS)}; got {name!r}.")
+    path = _find(name, root)
+    if path is None:
+        place = "the given root" if root is not None else "$GRAPHNAS_DATA and data/"
+        raise MissingDataError(
+            f"NAS-Bench-360's task '{name}' needs {_FILES[name][0]}; it is neither in {place} nor in nb360/ there. "
+            "Fetch it from the benchmark's authors (see README, Data)."
+        )
+    task = _LOADERS[name](path, seed)
+    return task if limit is None else task.limited(limit, seed=seed)
+
+
+def _divide(n: int, held: int, seed: int) -> tuple[Tensor, Tensor]:
+    """n positions into kept and held-out ones at random, each sorted."""
+    order = torch.randperm(n, generator=torch.Generator().manual_seed(seed))
+    return order[held:].sort().values, order[:held].sort().values
+
+
+def _task(name: str, train: Split, valid: Split, test: Split, note: str, output: Normaliser | None = None) -> Task:
+    counts = f"{len(train):,} train, {len(valid):,} validation, {len(test):,} test"
+    return Task(name, train, valid, test, f"NAS-Bench-360 {name} ({note}; {counts})", output)
+
+
+def _tensors(x: np.ndarray, y: np.ndarray) -> Split:
+    return Split(torch.from_numpy(np.ascontiguousarray(x)), torch.from_numpy(np.asarray(y).astype(np.int64)))
+
+
+def _spherical(path: Path, seed: int) -> Task:
+    with gzip.open(path) as file:
+        data = unpickle_restricted(file, name=path.name)
+    train, test = (_tensors(data[split]["images"], data[split]["labels"]) for split in ("train", "test"))
+    kept, held = _divide(len(train), len(train) // 5, seed)
+    return _task("spherical", train.take(kept), train.take(held), test, "CIFAR-100 on the sphere, 0..255 as they are")
+
+
+def _darcy(path: Path, seed: int) -> Task:
+    if path.suffix == ".npz":
+        with np.load(path, allow_pickle=False) as data:
+            names = [f"darcy_{split}_16_{variable}" for split in ("train", "test") for variable in "xy"]
+            x, y, x_test, y_test = (torch.from_numpy(data[name].astype(np.float32)) for name in names)
+        note = "Darcy flow at 16x16, not the task's 85x85"
+    else:
+        x, y = (torch.from_numpy(_mat_field(path, field, 1000)) for field in ("coeff", "sol"))
+        other = path.with_name(path.name.replace("smooth1", "smooth2"))
+        if not other.exists():
+            raise MissingDataError(f"Darcy flow's test fields need {other.name} beside {path.name}; it is not there.")
+        x_test, y_test = (torch.from_numpy(_mat_field(other, field, 100)) for field in ("coeff", "sol"))
+        note = f"every 5th point, {x.shape[-1]}x{x.shape[-1]}"
+    held = max(1, len(x) // 10)
+    inputs, output = Normaliser.fit(x[:-held]), Normaliser.fit(y[:-held])
+    encode = lambda a: _with_grid(inputs.encode(a))  # noqa: E731
+    splits = ((x[:-held], y[:-held]), (x[-held:], y[-held:]), (x_test, y_test))
+    return _task("darcy", *(Split(encode(a), b) for a, b in splits), note, output)
+
+
+def _with_grid(fields: Tensor) -> Tensor:
+    """(N, H, W) -> (N, 3, H, W): the field, then each pixel's x and y on [0, 1]."""
+    n, height, width = fields.shape
+    y, x = torch.meshgrid(torch.linspace(0, 1, height), torch.linspace(0, 1, width), indexing="ij")
+    return torch.stack([fields, x.expand(n, -1, -1), y.expand(n, -1, -1)], 1)
+
+
+def _mat_field(path: Path, field: str, n: int, every: int = 5) -> np.ndarray:
+    """First n samples of `field` (N, H, W), every 5th point; MATLAB v5 by SciPy, v7.3 by h5py (axes reversed there)."""
+    with open(path, "rb") as file:
+        head = file.read(520)
+    if b"\x89HDF\r\n\x1a\n" in (head[:8], head[512:520]):
+        try:
+            import h5py
+        except ImportError as error:
+            raise ImportError(
+                f"{path.name} is a MATLAB v7.3 file, which needs the package h5py; it is not installed. "
+                "Run `pip install h5py` (or `pip install graphnas-lib[nb360]`)."
+            ) from error
+        with h5py.File(path, "r") as file:
+            return np.ascontiguousarray(file[field][::every, ::every, :n].transpose(2, 1, 0), dtype=np.float32)
+    from scipy.io import loadmat
+
+    try:
+        data = loadmat(path, variable_names=[field])[field]
+    except (ValueError, KeyError, TypeError, EOFError) as error:
+        raise CorruptArtifactError(f"{path.name} must be a MATLAB file with '{field}'; it is not ({error}).") from error
+    return np.ascontiguousarray(data[:n, ::every, ::every], dtype=np.float32)
+
+
+def _psicov(path: Path, seed: int) -> Task:
+    folder = path.parent
+    train, test = read_list(path), read_list(folder / "psicov.lst")
+    held = min(100, max(1, len(train) // 10))  # the first 100 of the training list, as the benchmark does
+    splits = (
+        ProteinSplit(folder, train[held:], 128),
+        ProteinSplit(folder, train[:held], 512),
+        ProteinSplit(folder, test, 512),
+    )
+    return _task("psicov", *splits, "crops of 128 for training, canvas of 512 for testing")
+
+
+# visits of field type GAL (resolved galaxies) in filter F435W, the ones that the benchmark keeps
+_GALAXIES = frozenset(
+    {
+        "10760_2", "10760_4", "13737_2", "13737_3", "9490_a3", "12513_2", "12513_3", "10182_pb", "10182_pd",
+        "10584_13", "10342_3", "14343_1", "13057_1", "10260_7", "10260_5", "10407_3", "13364_95", "10190_28",
+        "10190_13", "9490_a2", "13691_11", "12058_12", "12058_16", "12058_1", "12058_6", "14704_1", "13804_6",
+    }
+)  # fmt: skip
+
+
+def _cosmic(path: Path, seed: int) -> Task:
+    test = path.parent / "npy_test"
+    if not test.is_dir():
+        test = path.parent.parent / "deepCR.ACS-WFC.test" / "npy_test"
+    train, test = _cosmic_split(path), _cosmic_split(test)
+    kept, held = _divide(len(train), max(1, len(train) // 10), seed)
+    return _task("cosmic", train.take(kept), train.take(held), test, "F435W, resolved galaxies, fixed crop of 128")
+
+
+def _cosmic_split(folder: Path) -> Split:
+    files = sorted(f for f in folder.glob("f435w/*/*/*.npy") if f.name != "sky.npy")
+    files = [f for f in files if f"{f.parts[-3]}_{f.parts[-2]}" in _GALAXIES]
+    if not files:
+        raise MissingDataError(f"Cosmic needs f435w/<proposal>/<visit>/*.npy under {folder.name}; none is there.")
+    crops, sky = [], []
+    for file in files:
+        data = load_npy(file)[:, 64:192, 64:192]  # image, cosmic-ray mask, pixels to ignore
+        crops.append(data if len(data) == 3 else np.concatenate([data, np.zeros_like(data[:1])]))
+        levels = file.with_name("sky.npy")
+        sky.append(load_npy(levels)[int(file.name.split("_")[0]) - 1] if levels.exists() else 0.0)
+    stack = torch.from_numpy(np.stack(crops).astype(np.float32))  # (N, 3, 128, 128)
+    return Split(stack[:, :1], stack[:, 1], stack[:, 2] < 0.5, torch.tensor(np.array(sky, dtype=np.float32)))
+
+
+def _ninapro(path: Path, seed: int) -> Task:
+    splits = []
+    for split in ("train", "val", "test"):
+        x = load_npy(path.with_name(f"ninapro_{split}.npy")).astype(np.float32)
+        labels = load_npy(path.with_name(f"label_{split}.npy"))
+        splits.append(_tensors(x.transpose(0, 2, 1)[:, None], labels))  # (N, 52, 16) -> (N, 1, 16, 52)
+    return _task("ninapro", *splits, "electromyography of 18 gestures")
+
+
+ECG_LABELS, ECG_WINDOW, ECG_STRIDES = ("N", "A", "O", "~"), 1000, (500, 83, 250, 25)
+
+
+def _ecg(path: Path, seed: int) -> Task:
+    """Recordings split 80/10/10 by scikit-learn with random_state 0, as the benchmark does, then cut into windows."""
+    from sklearn.model_selection import train_test_split
+
+    data = unpickle_restricted(path)
+    unknown = sorted(set(data["label"]) - set(ECG_LABELS))
+    if unknown:
+        raise CorruptArtifactError(f"ECG labels must be among {ECG_LABELS}; {path.name} holds {unknown}.")
+    records = np.arange(len(data["label"]))
+    train, rest = train_test_split(records, test_size=0.2, random_state=0)
+    valid, test = train_test_split(rest, test_size=0.5, random_state=0)
+    splits = (_ecg_windows([(data["data"][i], data["label"][i]) for i in part]) for part in (train, valid, test))
+    return _task("ecg", *splits, f"{len(records):,} recordings in windows of {ECG_WINDOW}")
+
+
+def _ecg_windows(records: list[tuple[np.ndarray, str]]) -> Split:
+    """z-scored recordings to windows (N, 1, 1000), rarer classes with a shorter stride; starts below length - 1000."""
+    windows, labels = [torch.empty(0, ECG_WINDOW)], [torch.empty(0, dtype=torch.long)]
+    for series, label in records:
+        kind = ECG_LABELS.index(label)
+        series = np.asarray(series, dtype=np.float64)
+        if len(series) <= ECG_WINDOW:
+            continue
+        series = torch.from_numpy((series - series.mean()) / max(series.std(), 1e-12)).float()
+        cut = series[:-1].unfold(0, ECG_WINDOW, ECG_STRIDES[kind])
+        windows.append(cut)
+        labels.append(torch.full((len(cut),), kind))
+    return Split(torch.cat(windows)[:, None], torch.cat(labels))
+
+
+def _satellite(path: Path, seed: int) -> Task:
+    """Series of 46 observations, z-scored one by one; labels 1..24 on file."""
+    (x, y), (x_test, y_test) = (_series(path.with_name(f"satellite_{split}.npy")) for split in ("train", "test"))
+    known = {row.tobytes() for row in x}
+    fresh = np.array([row.tobytes() not in known for row in x_test], dtype=bool)
+    train, test = _tensors(_zscore(x), y), _tensors(_zscore(x_test[fresh]), y_test[fresh])
+    kept, held = _divide(len(train), len(train) // 10, seed)
+    note = f"{int((~fresh).sum()):,} test series that repeat a training series dropped"
+    return _task("satellite", train.take(kept), train.take(held), test, note)
+
+
+def _series(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    box = load_npy(path)
+    data = box.item() if box.dtype == object and box.shape == () else None
+    if not isinstance(data, dict) or not {"data", "label"} <= set(data):
+        found = type(data).__name__
+        raise CorruptArtifactError(f"{path.name} must hold a dict with 'data' and 'label'; it holds {found}.")
+    return np.ascontiguousarray(data["data"], dtype=np.float32), np.asarray(data["label"]).astype(np.int64) - 1
+
+
+def _zscore(x: np.ndarray) -> np.ndarray:
+    scale = np.maximum(x.std(axis=1, keepdims=True), 1e-8)
+    return ((x - x.mean(axis=1, keepdims=True)) / scale)[:, None]
+
+
+def _deepsea(path: Path, seed: int) -> Task:
+    splits = []
+    with np.load(path, allow_pickle=False) as data:
+        for split in ("train", "val", "test"):
+            x = np.ascontiguousarray(data[f"x_{split}"].transpose(0, 2, 1).astype(np.uint8))  # one-hot (N, 4, 1000)
+            splits.append(Split(torch.from_numpy(x), torch.from_numpy(data[f"y_{split}"].astype(np.float32))))
+    return _task("deepsea", *splits, "36 chromatin labels of 1,000 base pairs")
+
+
+_LOADERS: dict[str, Callable[[Path, int], Task]] = {
+    "spherical": _spherical, "darcy": _darcy, "psicov": _psicov, "cosmic": _cosmic,
+    "ninapro": _ninapro, "ecg": _ecg, "satellite": _satellite, "deepsea": _deepsea,
+}  # fmt: skip

@@ -1,0 +1,123 @@
+"""PSICOV's protein maps (Table 4, task of NAS-Bench-360): 57 input channels and a distance map, read one by one.
+
+A protein of L residues is a pickle of features and an .npy object of distances. It is framed by 5 zero pixels (distance
+100), then cropped at random to 128 for training or set into the corner of a 512 canvas for testing.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from graphnas_lib.datasets.archives import MissingDataError, load_npy, unpickle_restricted
+from graphnas_lib.store import CorruptArtifactError
+
+FRAME, FAR, TRAIN_CLIP = 5, 100.0, 16.0
+_FOLDERS = ("deepcov", "psicov", "cameo")
+
+
+def read_list(path: Path) -> list[str]:
+    """First token of each line."""
+    if not path.exists():
+        raise MissingDataError(
+            f"PSICOV needs {path.name} in its folder 'protein'; it is not there. Unpack the archive."
+        )
+    return [line.split()[0] for line in path.read_text().splitlines() if line.strip()]
+
+
+class ProteinSplit:
+    """Proteins of one split, read when asked for.
+
+    Args:
+        folder: `protein/`, which holds `<set>/features/<id>.pkl` and `<set>/distance/<id>-cb.npy`.
+        names: protein ids.
+        side: canvas in residues; a generator given to `fetch` crops at random, otherwise the corner is taken.
+    """
+
+    lazy = True
+    device = torch.device("cpu")
+
+    def __init__(self, folder: Path, names: list[str], side: int):
+        self.folder, self.names, self.side = folder, names, side
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def take(self, index: Tensor) -> ProteinSplit:
+        """The proteins at `index`."""
+        return ProteinSplit(self.folder, [self.names[i] for i in index.tolist()], self.side)
+
+    def to(self, device: torch.device | str) -> ProteinSplit:
+        """Itself: proteins are read batch by batch."""
+        return self
+
+    def fetch(self, index: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """inputs (B, 57, S, S), distances (B, S, S) in Angstrom, True inside the protein (B, S, S).
+
+        With a generator (training) distances are clipped at 16, as the benchmark does.
+        """
+        canvases = [self._canvas(self.names[i], generator) for i in index.tolist()]
+        inputs, targets, mask = (torch.from_numpy(np.stack(part)) for part in zip(*canvases))
+        return inputs, targets if generator is None else targets.clamp_max(TRAIN_CLIP), mask
+
+    def _canvas(self, name: str, generator: torch.Generator | None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        features, distances = self.features(name), self.distances(name)
+        size = features.shape[-1]
+        if len(distances) != size:
+            raise CorruptArtifactError(
+                f"Features and distances of protein {name} must have the same length; got {size} and {len(distances)}."
+            )
+        framed, side = size + 2 * FRAME, self.side
+        top, left = 0, 0
+        if framed > side and generator is not None:
+            top, left = torch.randint(framed - side + 1, (2,), generator=generator).tolist()
+        inputs = np.zeros((57, side, side), np.float32)
+        targets = np.full((side, side), FAR, np.float32)
+        mask = np.zeros((side, side), bool)
+        # where residue r falls on the canvas: FRAME + r - top
+        rows, columns = (slice(max(0, FRAME - start), min(side, FRAME + size - start)) for start in (top, left))
+        from_rows, from_columns = (
+            slice(there.start + start - FRAME, there.stop + start - FRAME)
+            for there, start in ((rows, top), (columns, left))
+        )
+        inputs[:, rows, columns] = features[:, from_rows, from_columns]
+        known = ~np.isnan(distances[from_rows, from_columns])
+        targets[rows, columns] = np.where(known, distances[from_rows, from_columns], 0.0)
+        mask[rows, columns] = known
+        return inputs, targets, mask
+
+    def _file(self, kind: str, file: str) -> Path:
+        for source in _FOLDERS:
+            path = self.folder / source / kind / file
+            if path.exists():
+                return path
+        raise MissingDataError(f"PSICOV needs <set>/{kind}/{file} for a set among {_FOLDERS}; none is there.")
+
+    def features(self, name: str) -> np.ndarray:
+        """57 channels (57, L, L): each of 27 one-dimensional features along columns and along rows, then 3 maps."""
+        path = self._file("features", f"{name}.pkl")
+        data = unpickle_restricted(path)
+        size = len(data["seq"])
+        lines = np.concatenate([data["ss"], data["pssm"].T, data["sa"][None], data["entropy"][None]])  # (27, L)
+        if lines.shape != (27, size):
+            raise CorruptArtifactError(f"{path.name} must hold 27 features of {size} residues; got {lines.shape}.")
+        along = np.broadcast_to(lines[:, None, :], (27, size, size))
+        tiled = np.stack([along, along.transpose(0, 2, 1)], 1).reshape(54, size, size)
+        maps = np.stack([data["ccmpred"], data["freecon"], data["potential"]])
+        return np.nan_to_num(np.concatenate([tiled, maps]).astype(np.float32))
+
+    def distances(self, name: str) -> np.ndarray:
+        """Distance map (L, L) in Angstrom, at least 1; the diagonal is the mean of its neighbours; NaN: unknown."""
+        path = self._file("distance", f"{name}-cb.npy")
+        length, _, stored = load_npy(path)
+        y = np.maximum(np.array(stored, dtype=np.float32), 1.0)[:length, :length]  # NaN stays NaN
+        i = np.arange(1, length - 1)
+        sides = np.stack([y[i, i - 1], y[i, i + 1]])
+        unknown = np.isnan(sides)
+        mean = np.where(unknown, 0, sides).sum(0) / np.maximum((~unknown).sum(0), 1)
+        y[i, i] = np.where(np.isnan(y[i, i]), np.nan, np.where(unknown.all(0), 1.0, mean))
+        y[0, 0], y[-1, -1] = y[0, 1], y[-1, -2]
+        return y

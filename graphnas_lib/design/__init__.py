@@ -1,0 +1,11 @@
+"""Budget in, networks out: draw sequences, realise and fit them to the budget, select by T-CET, write (Sec. 3.3).
+
+`design(params=1e6)` returns `Designs`; each `Design` has its architecture, costs and score, builds and saves itself.
+"""
+
+from graphnas_lib.design.budget import Trained, below, design
+from graphnas_lib.design.designs import Design
+from graphnas_lib.design.fitting import BudgetUnreachable
+from graphnas_lib.design.kept import FILE, KeptNetworks
+
+__all__ = ["BudgetUnreachable", "Design", "FILE", "KeptNetworks", "Trained", "below", "design"]

@@ -1,0 +1,172 @@
+"""A network for a budget as data: its sizes and score, and the files that it is written to and read from."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from torch import nn
+
+from graphnas_lib import __version__, network, store
+from graphnas_lib.macro import Architecture, HLArchitecture
+from graphnas_lib.network import build, count
+from graphnas_lib.plots import plot_architecture, render
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+@dataclass(frozen=True, kw_only=True)
+class Design:
+    """One network for a budget.
+
+    Attributes:
+        architecture: cells, widths, strides.
+        hl: the macro design it was drawn from, after its widths were fitted.
+        params: trainable parameters.
+        flops: the paper's unit (2 x MACs) at `input_shape`.
+        macs: multiply-accumulates of convolutions and linear layers at `input_shape`.
+        tcet: T-CET on `batch`; compare it within one call only.
+        batch: what T-CET was taken on, in words.
+        input_shape: (C, H, W) or (C, L).
+        classes: outputs.
+        dense: one prediction a position.
+    """
+
+    architecture: Architecture
+    hl: HLArchitecture
+    params: int
+    flops: int
+    macs: int
+    tcet: float
+    batch: str
+    input_shape: tuple[int, ...] = (3, 32, 32)
+    classes: int = 10
+    dense: bool = False
+
+    def build(self, *, seed: int | None = None) -> nn.Module:
+        """The trainable network; `seed` as in `network.build`."""
+        return build(self.architecture, input_shape=self.input_shape, classes=self.classes, dense=self.dense, seed=seed)
+
+    def to_dict(self) -> dict:
+        """JSON-ready form."""
+        fields = {
+            name: getattr(self, name) for name in ("params", "flops", "macs", "tcet", "batch", "classes", "dense")
+        }
+        nested = {"architecture": self.architecture.to_dict(), "hl": self.hl.to_dict()}
+        return {**nested, **fields, "input_shape": list(self.input_shape)}
+
+    @classmethod
+    def from_dict(cls, data: dict) -> Design:
+        """Inverse of `to_dict`.
+
+        Raises:
+            ValueError: a field is missing, damaged, or does not fit the architecture; names it and the reason.
+        """
+        wanted = set(cls.__dataclass_fields__)
+        if not isinstance(data, dict) or set(data) != wanted:
+            came = sorted(data) if isinstance(data, dict) else data
+            raise ValueError(f"A design must have exactly the fields {sorted(wanted)}; got {str(came)[:200]}.")
+        architecture, hl = Architecture.from_dict(data["architecture"]), HLArchitecture.from_dict(data["hl"])
+        for name, kind in (("tcet", float), ("batch", str), ("dense", bool), ("input_shape", list)):
+            if not isinstance(data[name], kind):
+                raise ValueError(f"A design's '{name}' must be a {kind.__name__}; got {data[name]!r}.")
+        made = cls(**{**data, "architecture": architecture, "hl": hl, "input_shape": tuple(data["input_shape"])})
+        costs = count(architecture, input_shape=made.input_shape, classes=made.classes, dense=made.dense)
+        for name, value in vars(costs).items():
+            if data[name] != value:
+                raise ValueError(f"A design's '{name}' must be what its architecture has, {value}; got {data[name]!r}.")
+        if [(t.channels, t.stride) for t in hl.triples] != [(t.channels, t.stride) for t in architecture.triples]:
+            raise ValueError("A design's 'hl' must have the channels and strides of its 'architecture'; it has others.")
+        return made
+
+    def to_json(self) -> str:
+        """Text that `from_json` reads."""
+        return json.dumps(self.to_dict())
+
+    @classmethod
+    def from_json(cls, text: str) -> Design:
+        """Inverse of `to_json`; ValueError also where the text is no JSON."""
+        try:
+            return cls.from_dict(json.loads(text))
+        except json.JSONDecodeError as error:
+            place = f"line {error.lineno}, column {error.colno}: {error.msg}"
+            raise ValueError(f"A design must be valid JSON; {place}.") from error
+
+    def to_code(self) -> str:
+        """The network as a Python file that imports PyTorch alone (`export.to_code`)."""
+        made = f"A network drawn by graphnas_lib {__version__}; T-CET {self.tcet:.6g} on {self.batch}."
+        return network.to_code(
+            self.architecture, input_shape=self.input_shape, classes=self.classes, dense=self.dense, title=made
+        )
+
+    def save(self, path: Path | str, *, model: nn.Module | None = None) -> Path:
+        """Write the design in the format that the path's ending names; returns the path.
+
+        .json is what `load` reads; .py the network as code that needs PyTorch alone; .onnx the network with the weights
+        of `model`, by default `build(seed=0)`; .png, .pdf and .svg a drawing.
+
+        Raises:
+            ValueError: another ending.
+            export.ExportError: the ONNX file would not give the network's outputs, or its packages are missing.
+        """
+        path = Path(path)
+        if path.suffix == ".json":
+            return store.write(path, self.to_dict())
+        if path.suffix == ".py":
+            return store.write(path, self.to_code())
+        if path.suffix == ".onnx":
+            return network.to_onnx(model or self.build(seed=0), path)
+        if path.suffix.removeprefix(".") in store.DESIGN_FORMATS:
+            return self._draw(path)
+        endings = ", ".join(f".{name}" for name in store.DESIGN_FORMATS)
+        raise ValueError(f"A design is saved as {endings}; got {path.name!r}.")
+
+    def _draw(self, path: Path) -> Path:
+        title = f"{self.params:,} parameters"
+        fig = plot_architecture(self.architecture, title, resolution=self.input_shape[1], cells=True)
+        return render(fig, path)
+
+    @classmethod
+    def load(cls, path: Path | str) -> Design:
+        """The design of a .json file that `save` wrote; ValueError names file, place and reason of damage."""
+        try:
+            return cls.from_json(Path(path).read_text())
+        except ValueError as error:
+            raise ValueError(f"{Path(path).name}: {error}") from error
+
+
+class Designs(list):
+    """Designs, highest T-CET first, with a table; `unscored` counts candidates whose T-CET could not be computed."""
+
+    unscored: int = 0
+
+    def table(self) -> pd.DataFrame:
+        """One row a design."""
+        import pandas as pd
+
+        rows = [
+            {
+                "params": d.params,
+                "flops": d.flops,
+                "macs": d.macs,
+                "tcet": d.tcet,
+                "cells": len(d.architecture.triples),
+                "channels": " ".join(str(t.channels) for t in d.architecture.triples),
+                "strides": " ".join(str(t.stride) for t in d.architecture.triples),
+                "head": d.architecture.head_channels or 0,
+            }
+            for d in self
+        ]
+        return pd.DataFrame(rows)
+
+    def __repr__(self) -> str:
+        return self.table().to_string(index=False) if self else "no designs"
+
+    def _repr_html_(self) -> str:
+        if not self:
+            return "<p>no designs</p>"
+        return self.table()._repr_html_() + f"<p>T-CET on {escape(self[0].batch)}.</p>"

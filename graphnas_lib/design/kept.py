@@ -1,0 +1,196 @@
+"""Networks that the evolution kept: what the designs for a budget are judged by and take their cells from (Eq. 8, D50).
+
+Cells of one family are alike in z (Eq. 4), not in what they do to a deep network: with fresh ones a macro design has
+less T-CET than with the cells that the evolution chose for it, one by one. So the history gives more than sequences:
+for a budget and a macro design, cells that did well there. They are draws of the flow (Eq. 9) like any other, that have
+been tried.
+"""
+
+from __future__ import annotations
+
+import heapq
+import math
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from graphnas_lib import store
+from graphnas_lib.evolution import HLIndividual
+from graphnas_lib.macro import Architecture, HLArchitecture, HLTriple
+from graphnas_lib.space import Cell, CellCodes
+from graphnas_lib.synonyms import CellSampler, assemble
+
+FILE = "sequence_cells.safetensors"
+BIN = 0.1  # of ln params and of ln FLOPs; the history is thinned to the best networks of each bin
+OF_BIN = 30
+NEAR = 0.1  # networks that far from a request, in ln, are near it
+NETWORKS = 30  # where fewer are near, the nearest so many
+LIKE = 4  # at most so many of these give their cells to a macro design
+
+
+@dataclass(frozen=True)
+class KeptNetworks:
+    """The best networks of every size in a history, with their families and cells.
+
+    Attributes:
+        costs: params and FLOPs, float64 (n, 2).
+        scores: T-CET, float64 (n,).
+        triples: family, channels and stride of each place, int16 (n, l, 3); -1 beyond a network's last cell.
+        places: index into `codes` of the cell of each place, int32 (n, l), -1 likewise.
+        codes: the distinct cells.
+    """
+
+    costs: Tensor
+    scores: Tensor
+    triples: Tensor
+    places: Tensor
+    codes: CellCodes
+
+    @classmethod
+    def of(cls, individuals: Sequence[HLIndividual], costs: Tensor, scores: Tensor) -> KeptNetworks:
+        """Thin a history to the best networks of each size.
+
+        Args:
+            individuals: n recorded individuals.
+            costs: their params and FLOPs (n, 2).
+            scores: their T-CET (n,).
+        """
+        costs, scores = costs.double(), scores.double()
+        rows = _best_of_bins(costs, scores)
+        cells, longest = {}, max(len(individuals[i].hl.triples) for i in rows)
+        triples = torch.full((len(rows), longest, 3), -1, dtype=torch.int16)
+        places = torch.full((len(rows), longest), -1, dtype=torch.int32)
+        for row, i in enumerate(rows):
+            for place, (family, triple) in enumerate(individuals[i].pairs()):
+                triples[row, place] = torch.tensor([family, triple.channels, triple.stride])
+                places[row, place] = cells.setdefault(triple.cell, len(cells))
+        return cls(costs[rows], scores[rows], triples, places, CellCodes.of(list(cells)))
+
+    def near(self, sampler: CellSampler, *, params: float | None = None, flops: float | None = None) -> NearNetworks:
+        """The networks near a request.
+
+        Args:
+            sampler: of fresh cells, for families that no near network has.
+            params: requested parameters, or None.
+            flops: requested FLOPs in the unit and at the input shape of the history, or None.
+        """
+        asked = [(i, math.log(value)) for i, value in enumerate((params, flops)) if value is not None]
+        off = torch.stack([(self.costs[:, i].log() - value).abs() for i, value in asked]).amax(dim=0)  # (n,)
+        rows = off.argsort(stable=True)[: max(int((off <= NEAR).sum()), NETWORKS)]
+        used = [i for i in self.places[rows].unique().tolist() if i >= 0]
+        cells = dict(zip(used, self.codes[torch.tensor(used)].cells(), strict=True))
+        networks = []
+        for score, triples, places in zip(*(x[rows].tolist() for x in (self.scores, self.triples, self.places))):
+            filled = [(HLTriple(*triple), cells[i]) for triple, i in zip(triples, places, strict=True) if i >= 0]
+            networks.append(Network(score, *zip(*filled, strict=True)))
+        return NearNetworks(networks, sampler)
+
+    def to_tensors(self) -> dict[str, Tensor]:
+        """Content of a safetensors file."""
+        own = {name: getattr(self, name) for name in ("costs", "scores", "triples", "places")}
+        return {**own, **vars(self.codes)}
+
+    @classmethod
+    def from_tensors(cls, tensors: dict[str, Tensor]) -> KeptNetworks:
+        """Inverse of `to_tensors`."""
+        own = {name: tensors[name] for name in ("costs", "scores", "triples", "places")}
+        return cls(**own, codes=CellCodes(tensors["edges"], tensors["operations"]))
+
+    @classmethod
+    def load(cls, scale: str) -> KeptNetworks:
+        """Of the history that a scale's sequence generator learnt."""
+        return cls.from_tensors(store.load("sequence", FILE, scale))
+
+
+def _best_of_bins(costs: Tensor, scores: Tensor) -> list[int]:
+    """Indices of the best networks in each bin of either cost, ascending."""
+    kept = set()
+    for column in costs.T:
+        bins = (column.log() / BIN).floor()
+        for value in bins.unique():
+            rows = (bins == value).nonzero().flatten()
+            kept |= set(rows[scores[rows].argsort(descending=True, stable=True)[:OF_BIN]].tolist())
+    return sorted(kept)
+
+
+@dataclass(frozen=True)
+class Network:
+    """T-CET, macro design and cells of a kept network."""
+
+    score: float
+    triples: tuple[HLTriple, ...]
+    cells: tuple[Cell, ...]
+
+    @cached_property
+    def counts(self) -> tuple[Counter, Counter]:
+        """How often each family and each triple occurs."""
+        return _counts(self.triples)
+
+
+def _counts(triples: Sequence[HLTriple]) -> tuple[Counter, Counter]:
+    return Counter(triple.cluster for triple in triples), Counter(triples)
+
+
+@dataclass(frozen=True)
+class NearNetworks:
+    """Kept networks near one request.
+
+    Attributes:
+        networks: all of them.
+        sampler: of fresh cells, for families that they lack.
+    """
+
+    networks: list[Network]
+    sampler: CellSampler
+
+    def promise(self, hl: HLArchitecture) -> float:
+        """What T-CET to expect of a macro design: the highest among the networks, each times its likeness to it."""
+        return self._likest(hl, 1)[0][0]
+
+    def realise(self, hl: HLArchitecture, *, seed: int, closest: bool = False) -> Architecture:
+        """alpha(alpha-hat) of Eq. 8 with the cells of the likest networks; a function of (hl, seed, closest).
+
+        For the n-th place of a family it is the cell of a network's n-th place of that family.
+
+        Args:
+            hl: macro design.
+            seed: of which networks' cells are taken, and of fresh ones.
+            closest: take those of the likest network alone; else of one to `LIKE` networks, mixed.
+        """
+        generator = torch.Generator().manual_seed(seed)
+        mixed = 1 if closest else 1 + int(torch.randint(LIKE, (), generator=generator))
+        same, any_place = defaultdict(list), defaultdict(list)
+        for _, network in self._likest(hl, mixed):
+            for place, cell in zip(_numbered(network.triples), network.cells, strict=True):
+                same[place].append(cell)
+                any_place[place[0]].append(cell)
+        unknown = [triple.cluster for triple in hl.triples if triple.cluster not in any_place]
+        fresh = iter(self.sampler.generate_cells(unknown, seed=seed) if unknown else ())
+        cells = []
+        for place in _numbered(hl.triples):
+            known = same.get(place) or any_place.get(place[0])
+            cells.append(known[torch.randint(len(known), (), generator=generator)] if known else next(fresh))
+        return assemble(hl, cells)
+
+    def _likest(self, hl: HLArchitecture, n: int) -> list[tuple[float, Network]]:
+        """The n networks of highest T-CET times likeness, with it; likeness is the mean of two shares in common, of
+        families and of whole triples."""
+        own, rated = _counts(hl.triples), []
+        for network in self.networks:
+            common = sum((a & b).total() for a, b in zip(own, network.counts, strict=True)) / 2
+            rated.append((network.score * common / max(len(hl.triples), len(network.triples)), network))
+        return heapq.nlargest(n, rated, key=lambda pair: pair[0])
+
+
+def _numbered(triples: Sequence[HLTriple]) -> list[tuple[int, int]]:
+    """The family of each triple, with how often it came before."""
+    seen: Counter[int] = Counter()
+    numbered = []
+    for triple in triples:
+        numbered.append((triple.cluster, seen[triple.cluster]))
+        seen[triple.cluster] += 1
+    return numbered

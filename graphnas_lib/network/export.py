@@ -1,0 +1,298 @@
+"""A network without this package: one Python file that imports PyTorch alone, and ONNX (peers' users ask for both).
+
+The file's modules carry the names of `network.Network`'s, so that weights go from one to the other by
+`load_state_dict`. ONNX is made from that file's network, whose layers are PyTorch's own, and checked against the
+original before it is kept.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import textwrap
+import warnings
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from graphnas_lib.macro import Architecture
+from graphnas_lib.network.modules import CellModule, Network, build, count
+from graphnas_lib.space import INPUT, OUTPUT
+
+TOLERANCE = 1e-4  # largest difference of outputs, relative to the largest output
+
+
+class ExportError(RuntimeError):
+    """An exported network does not compute what the original does, or an optional package is missing."""
+
+
+# ---- one Python file
+
+_HEADER = '''\
+"""{title}
+
+{params:,} parameters and {flops:,} FLOPs (2 x multiply-adds) for one input of {shape}, {classes} classes.
+Needs PyTorch alone. `Network()` is untrained; weights of graphnas_lib's own network fit: `load_state_dict` takes them.
+"""
+
+import torch
+from torch import nn
+'''
+_HELPERS = {  # in the order of the file; keyed by the function that is called
+    "conv": '''
+def conv(inputs, outputs, kernel, stride=1):
+    """ReLU, convolution, batch normalisation."""
+    return nn.Sequential(
+        nn.ReLU(),
+        nn.Conv@(inputs, outputs, kernel, stride, kernel // 2, bias=False),
+        nn.BatchNorm@(outputs),
+    )
+''',
+    "separable": '''
+def separable(inputs, outputs, kernel, stride=1, dilation=1):
+    """ReLU, depthwise and pointwise convolution, batch normalisation."""
+    return nn.Sequential(
+        nn.ReLU(),
+        nn.Conv@(inputs, inputs, kernel, stride, dilation * (kernel // 2), dilation, groups=inputs, bias=False),
+        nn.Conv@(inputs, outputs, 1, bias=False),
+        nn.BatchNorm@(outputs),
+    )
+''',
+    "bottleneck": '''
+def bottleneck(inputs, hidden, outputs, kernel, stride=1):
+    """ReLU, then convolution 1x1, depthwise, 1x1, each batch-normalised, ReLU between."""
+    return nn.Sequential(
+        nn.ReLU(),
+        nn.Conv@(inputs, hidden, 1, bias=False),
+        nn.BatchNorm@(hidden),
+        nn.ReLU(),
+        nn.Conv@(hidden, hidden, kernel, stride, kernel // 2, groups=hidden, bias=False),
+        nn.BatchNorm@(hidden),
+        nn.ReLU(),
+        nn.Conv@(hidden, outputs, 1, bias=False),
+        nn.BatchNorm@(outputs),
+    )
+''',
+    "pool": '''
+def pool(inputs, outputs, kernel, stride=1):
+    """Average pooling and batch normalisation; a convolution 1x1 follows where the width changes."""
+    layers = [
+        nn.AvgPool@(kernel, stride, kernel // 2, count_include_pad=False),
+        nn.BatchNorm@(inputs, affine=False),
+    ]
+    if inputs != outputs:
+        layers += [nn.ReLU(), nn.Conv@(inputs, outputs, 1), nn.BatchNorm@(outputs)]
+    return nn.Sequential(*layers)
+''',
+}
+_FOOTER = """
+
+if __name__ == "__main__":
+    network = Network().eval()
+    outputs = network(torch.randn(2, {sizes}))
+    print(f"{{sum(p.numel() for p in network.parameters()):,}} parameters, outputs {{tuple(outputs.shape)}}")
+"""
+
+
+def to_code(
+    architecture: Architecture, *, input_shape=(3, 32, 32), classes: int = 10, dense: bool = False, title: str = ""
+) -> str:
+    """Text of a Python file whose `Network()` is the network, with the same modules under the same names.
+
+    Args:
+        architecture: cells, widths, strides.
+        input_shape: (C, H, W), or (C, L).
+        classes: outputs.
+        dense: one prediction a position.
+        title: first line of its docstring.
+    """
+    sizes = {"input_shape": tuple(input_shape), "classes": classes, "dense": dense}
+    model, costs = build(architecture, **sizes, seed=0), count(architecture, **sizes)
+    names: dict[str, str] = {}  # body of a class -> its name
+    inputs, calls = architecture.stem_channels, []
+    for triple, module in zip(architecture.triples, model.cells, strict=True):
+        body = _cell(triple.cell, module, inputs, triple.channels, 1 if dense else triple.stride)
+        names.setdefault(body, f"Cell{len(names) + 1}")
+        calls.append(f"{names[body]}()")
+        inputs = triple.channels
+    classes_text = "".join(f"\n\nclass {name}(nn.Module):\n{body}" for body, name in names.items())
+    body = classes_text + _network(model, calls)
+    helpers = "".join("\n" + text for name, text in _HELPERS.items() if f" {name}(" in body)
+    shape = " x ".join(map(str, input_shape))
+    numbers = {"params": costs.params, "flops": costs.flops, "shape": shape, "classes": classes}
+    header = _HEADER.format(title=title or f"A network of {len(calls)} cells.", **numbers)
+    footer = _FOOTER.format(sizes=", ".join(map(str, input_shape)))
+    return header + (helpers + body + footer).replace("@", f"{len(input_shape) - 1}d")
+
+
+def _cell(cell, module: CellModule, inputs: int, channels: int, stride: int) -> str:
+    """Body of a cell's class."""
+    projected = isinstance(module.projection, nn.Sequential)
+    told = f"{inputs} -> {channels} channels" + (f", stride {stride}" if stride != 1 else "")
+    lines = [f'"""{told}."""', "", "def __init__(self):", "    super().__init__()"]
+    if projected:
+        lines.append(f"    self.projection = conv({inputs}, {channels}, 1{_stride(stride)})")
+    lines += ["    self.nodes = nn.ModuleDict(", "        {"]
+    for node, _, raw in module.wiring:
+        if str(node) in module.nodes:
+            sizes = (inputs, channels, stride) if raw else (channels, channels, 1)
+            call = _operation(cell.operations[node - 1], module.nodes[str(node)], *sizes)
+            lines.append(f'            "{node}": {call},')
+    lines += ["        }", "    )", "", "def forward(self, x):"]
+    value = {INPUT: "x"}
+    if projected:
+        lines.append("    projected = self.projection(x)")
+        value[INPUT] = "projected"
+    for node, sources, raw in module.wiring:
+        total = "x" if raw else " + ".join(value[source] for source in sources)
+        if node == OUTPUT:
+            lines.append(f"    return {total}")
+        elif str(node) in module.nodes:
+            value[node] = f"x{node}"
+            lines.append(f'    x{node} = self.nodes["{node}"]({total})')
+        elif len(sources) > 1:
+            value[node] = f"x{node}"
+            lines.append(f"    x{node} = {total}")
+        else:  # a skip of one node is that node
+            value[node] = total
+    return textwrap.indent("\n".join(lines) + "\n", "    ", lambda line: line.strip() != "")
+
+
+def _operation(name: str, layers: nn.Sequential, inputs: int, outputs: int, stride: int) -> str:
+    """The call that makes an operation (App. B), whose layers these are."""
+    kind, _, kernel = name.rpartition("_")
+    if kind in ("conv", "avg_pool"):
+        return f"{'conv' if kind == 'conv' else 'pool'}({inputs}, {outputs}, {kernel}{_stride(stride)})"
+    if kind in ("sep_conv", "dil_conv"):
+        dilated = ", dilation=2" if kind == "dil_conv" else ""
+        return f"separable({inputs}, {outputs}, {kernel}{_stride(stride)}{dilated})"
+    return f"bottleneck({inputs}, {layers[1].out_channels}, {outputs}, {kernel}{_stride(stride)})"
+
+
+def _stride(stride: int) -> str:
+    return f", stride={stride}" if stride != 1 else ""
+
+
+def _network(model: Network, calls: list[str]) -> str:
+    """The class `Network`."""
+    stem, dims = model.stem[0], len(model.input_shape) - 1
+    first = f"nn.Conv@({stem.in_channels}, {stem.out_channels}, 3, {stem.stride[0]}, 1, bias=False)"
+    head = [f"nn.BatchNorm@({model.head[0].num_features}), nn.ReLU()"]
+    if len(model.head) > 2:
+        wide = model.head[2]
+        head.append(f"nn.Conv@({wide.in_channels}, {wide.out_channels}, 1, bias=False)")
+        head.append(f"nn.BatchNorm@({wide.out_channels})")
+    last = model.classifier
+    if model.dense:
+        forward = "self.classifier(x.movedim(1, -1)).movedim(-1, 1)  # one prediction a position"
+    else:
+        forward = f"self.classifier(x.mean(dim={(-1,) if dims == 1 else (-2, -1)}))"
+    cells = "".join(f"            {call},\n" for call in calls)
+    return f'''
+
+class Network(nn.Module):
+    """(B, {", ".join(map(str, model.input_shape))}) -> (B, {last.out_features}{", ..." if model.dense else ""})."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Sequential({first}, nn.BatchNorm@({stem.out_channels}))
+        self.cells = nn.ModuleList([
+{cells}        ])
+        self.head = nn.Sequential({", ".join(head)})
+        self.classifier = nn.Linear({last.in_features}, {last.out_features})
+
+    def forward(self, x):
+        x = self.stem(x)
+        for cell in self.cells:
+            x = cell(x)
+        x = self.head(x)
+        return {forward}
+'''
+
+
+def plain(model: Network) -> nn.Module:
+    """The same network, weights and mode of PyTorch's own layers only: what the file of `to_code` makes."""
+    sizes = {"input_shape": model.input_shape, "classes": model.classifier.out_features, "dense": model.dense}
+    namespace: dict = {"__name__": "exported"}
+    exec(compile(to_code(model.architecture, **sizes), "<exported network>", "exec"), namespace)
+    with torch.random.fork_rng(devices=[]):
+        twin = namespace["Network"]()
+    twin.load_state_dict(model.state_dict())
+    return twin.train(model.training)
+
+
+# ---- ONNX
+
+
+def to_onnx(model: Network, path: Path | str, *, seed: int = 0) -> Path:
+    """Write a network with its weights, in eval mode, as ONNX with any batch size; checked before it is kept.
+
+    Args:
+        model: a network of `network.build`, trained or not; it is left as it was.
+        path: ends in .onnx.
+        seed: of the normal input on which ONNX Runtime and PyTorch are compared.
+
+    Raises:
+        ValueError: the path does not end in .onnx.
+        ExportError: a package of the extra `onnx` is missing; or the outputs differ by more than `TOLERANCE`.
+    """
+    path = Path(path)
+    if path.suffix != ".onnx":
+        raise ValueError(f"An ONNX file's path must end in .onnx; got {path.name!r}.")
+    try:
+        import onnxruntime
+        import onnxscript  # noqa: F401 - torch.onnx needs it
+    except ImportError as error:
+        raise ExportError(f"ONNX needs '{error.name}': pip install -e '.[onnx]'.") from error
+    twin = plain(model).cpu().eval()
+    example = torch.randn(2, *model.input_shape, generator=torch.Generator().manual_seed(seed))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{os.getpid()}.{path.name}")
+    try:
+        _export(twin, example, part)
+        session = onnxruntime.InferenceSession(str(part), providers=["CPUExecutionProvider"])
+        for batch in (example, torch.cat([example, -example[:1]])):
+            (found,) = session.run(None, {"images": batch.numpy()})
+            _check(torch.from_numpy(found), _outputs(model, batch))
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+    return path
+
+
+def _export(twin: nn.Module, example: Tensor, path: Path) -> None:
+    log = logging.getLogger("torch.onnx")
+    level = log.level
+    log.setLevel(logging.ERROR)  # it tells that torchvision is missing, which nothing here needs
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            torch.onnx.export(
+                twin,
+                (example,),
+                str(path),
+                input_names=["images"],
+                output_names=["scores"],
+                dynamic_shapes=({0: torch.export.Dim("batch")},),
+                dynamo=True,
+                external_data=False,
+                verbose=False,
+            )
+    finally:
+        log.setLevel(level)
+
+
+@torch.no_grad()
+def _outputs(model: Network, images: Tensor) -> Tensor:
+    training, device = model.training, next(model.parameters()).device
+    try:
+        return model.eval()(images.to(device)).cpu()
+    finally:
+        model.train(training)
+
+
+def _check(found: Tensor, wanted: Tensor) -> None:
+    error = ((found - wanted).abs().max() / wanted.abs().max().clamp(min=1)).item()
+    if not error <= TOLERANCE:
+        raise ExportError(f"The exported network must give the original's outputs within {TOLERANCE:g}; off {error:g}.")

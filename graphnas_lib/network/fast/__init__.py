@@ -1,0 +1,1 @@
+"""CPU fast paths of a network that we built ourselves."""

@@ -1,0 +1,41 @@
+"""What the paper says, as data: printed tables, its claims, our deviations from it, and the sizes of the three scales.
+
+Symbols that the paper uses twice are settled in `paper.scales`.
+"""
+
+from graphnas_lib.paper.claims import CLAIMS, Claim
+from graphnas_lib.paper.deviations import DEVIATIONS, Deviation
+from graphnas_lib.paper.published import (
+    CAPTIONS,
+    NATS_TAU,
+    TABLE_1,
+    TABLE_2,
+    TABLE_3,
+    TABLE_4,
+    TABLE_5,
+    TABLE_6,
+    TABLES,
+    Printed,
+    Row,
+)
+from graphnas_lib.paper.scales import SCALES, Scale
+
+__all__ = [
+    "CAPTIONS",
+    "CLAIMS",
+    "DEVIATIONS",
+    "NATS_TAU",
+    "SCALES",
+    "TABLES",
+    "TABLE_1",
+    "TABLE_2",
+    "TABLE_3",
+    "TABLE_4",
+    "TABLE_5",
+    "TABLE_6",
+    "Claim",
+    "Deviation",
+    "Printed",
+    "Row",
+    "Scale",
+]

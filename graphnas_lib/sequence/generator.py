@@ -1,0 +1,393 @@
+"""The sequence generator h (Eq. 10-12): a GPT-Neo decoder that writes macro designs for a requested budget.
+
+In training conditions are dropped at random, which is what lets a request name parameters, FLOPs, or both. Decoding is
+greedy (the paper's "deterministic sampling at the macro level") and follows a grammar mask, so that every output is a
+legal design: a cell at least, 20 at most, and no more strides than the resolution allows.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+import warnings
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from tqdm.auto import tqdm
+
+from graphnas_lib import store
+from graphnas_lib.macro import HLArchitecture
+from graphnas_lib.sequence.vocabulary import (
+    BOS,
+    CONDITIONS,
+    EOS,
+    MAX_NEW,
+    PAD,
+    PREFIX,
+    GrammarMask,
+    IllegalSequenceError,
+    Vocabulary,
+    check_conditions,
+    drop_conditions,
+)
+from graphnas_lib.store import Checkpoint, TrainLog
+
+IGNORED = -100
+
+
+@dataclass(frozen=True, kw_only=True)
+class SequenceConfig:
+    """Sizes and training of the generator; the defaults are the paper's (Tab. 6, GPT-Neo-125M)."""
+
+    n_families: int = 32  # deviation D01
+    bins: int = 128  # ours: 7.5% a bin over four decades; the paper gives no tokenisation
+    hidden: int = 768
+    layers: int = 12
+    heads: int = 12
+    dropout: float = 0.0
+    lr: float = 1e-3
+    batch_size: int = 1
+    weight_decay: float = 0.05
+    schedule: str = "constant"  # or "cosine", to 0
+    warmup: int = 0
+    clip: float = 1.0  # ours: 1e-3 at batch 1 is rough
+    drop_rate: float = 0.3  # "randomly dropping tokens" (App. A); the rate is ours
+    jitter: float = 0.5  # bins; ours
+    input_shape: tuple[int, ...] = (3, 32, 32)  # where the FLOPs of the conditions were counted
+
+    def __post_init__(self):
+        object.__setattr__(self, "input_shape", tuple(self.input_shape))
+        if self.schedule not in ("constant", "cosine"):
+            raise ValueError(f"schedule must be one of ('constant', 'cosine'); got {self.schedule!r}.")
+        if self.hidden % self.heads:
+            raise ValueError(f"hidden must be a multiple of heads; got {self.hidden} and {self.heads}.")
+
+    @classmethod
+    def small(cls, **changes) -> SequenceConfig:
+        """Trained from scratch: 5M parameters, lr 5e-4, warm-up, cosine, dropout 0.1, batch 64 (ours)."""
+        ours = {"hidden": 256, "layers": 6, "heads": 8, "dropout": 0.1, "lr": 5e-4, "batch_size": 64}
+        return cls(**{**ours, "schedule": "cosine", "warmup": 500, **changes})
+
+
+# ---- the model
+
+
+class SequenceGenerator:
+    """h: a GPT-Neo language model over `Vocabulary`.
+
+    Args:
+        config: sizes.
+        vocabulary: tokens and bins.
+        seed: of the initial weights.
+        pretrained: folder of a GPT-Neo checkpoint (`model.safetensors`) of the same width and depth; its blocks, final
+            norm and first positions are taken, its token embeddings cannot be.
+    """
+
+    def __init__(
+        self, config: SequenceConfig, vocabulary: Vocabulary, *, seed: int = 0, pretrained: Path | str | None = None
+    ):
+        self.config, self.vocabulary = config, vocabulary
+        self.model = _gpt_neo(config, len(vocabulary), seed)
+        if pretrained is not None:
+            _load_trunk(self.model, Path(pretrained))
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the weights."""
+        return next(self.model.parameters()).device
+
+    def to(self, device: torch.device | str) -> SequenceGenerator:
+        """Move the weights; returns self."""
+        self.model.to(device)
+        return self
+
+    def generate(
+        self,
+        *,
+        params: float | None = None,
+        flops: float | None = None,
+        naswot: float | None = None,
+        snip_ssnr: float | None = None,
+        n: int = 1,
+        masked: bool = True,
+        seed: int | None = None,
+        max_strides: int = 3,
+    ) -> HLArchitecture | list[HLArchitecture | None] | None:
+        """Macro designs for a request (Eq. 12); greedy unless `seed` is given.
+
+        Args:
+            params: requested parameters, or None.
+            flops: requested FLOPs in the paper's unit at `config.input_shape`, or None.
+            naswot: requested NASWOT, or None.
+            snip_ssnr: requested SNIP-SSNR, or None.
+            n: designs; without a seed the n best beams.
+            masked: follow the grammar; without it an illegal sequence comes back as None.
+            seed: sample instead of decoding greedily.
+            max_strides: how many cells may have stride 2 (3 keep a side of 32 at 4).
+
+        Returns:
+            One design for n = 1, else a list of n.
+        """
+        request = [math.nan if value is None else float(value) for value in (params, flops, naswot, snip_ssnr)]
+        rows = check_conditions(torch.tensor([request]))
+        self._warn_outside(request)
+        found = self.generate_many(rows, n=n, masked=masked, seed=seed, max_strides=max_strides)
+        return found[0][0] if n == 1 else found[0]
+
+    def generate_many(
+        self, conditions: Tensor, *, n: int = 1, masked: bool = True, seed: int | None = None, max_strides: int = 3
+    ) -> list[list[HLArchitecture | None]]:
+        """`n` designs for each raw request of `conditions` (b, 4), NaN = not given; see `generate`."""
+        prefix = self._prefix(self.vocabulary.condition_tokens(conditions))
+        sampling = {"do_sample": True, "num_beams": 1, "top_k": 0} if seed is not None else {"num_beams": n}
+        mask = GrammarMask(self.vocabulary, max_strides=max_strides)
+        self.model.eval()
+        with torch.no_grad(), torch.random.fork_rng(devices=_cuda(self.device)):
+            torch.manual_seed(seed or 0)  # `transformers` samples from the global generator
+            tokens = self.model.generate(
+                input_ids=prefix,
+                attention_mask=torch.ones_like(prefix),
+                max_new_tokens=MAX_NEW,
+                num_return_sequences=n,
+                logits_processor=[mask] if masked else None,
+                **sampling,
+            )
+        designs = [self._decoded(row) for row in tokens[:, PREFIX:].tolist()]
+        return [designs[i : i + n] for i in range(0, len(designs), n)]
+
+    def _decoded(self, tokens: list[int]) -> HLArchitecture | None:
+        try:
+            return self.vocabulary.decode(tokens)
+        except IllegalSequenceError:
+            return None
+
+    def _prefix(self, condition_tokens: Tensor) -> Tensor:
+        """(n, 4) -> (n, 5): BOS first."""
+        bos = torch.full((len(condition_tokens), 1), BOS)
+        return torch.cat([bos, condition_tokens.cpu()], dim=1).to(self.device)
+
+    def _warn_outside(self, request: list[float]) -> None:
+        for name, value in zip(CONDITIONS, request, strict=True):
+            low, high = self.vocabulary.range(name)
+            if not math.isnan(value) and not 0.9 * low <= value <= 1.1 * high:
+                warnings.warn(
+                    f"The generator knows {name} from {low:.3g} to {high:.3g}; {value:.3g} gets the nearest bin.",
+                    stacklevel=3,
+                )
+
+    def to_files(self, *, half: bool = False) -> dict:
+        """Content for `artifacts.save("sequence", ...)`; `half` stores float16 (half the size)."""
+        weights = {name: w for name, w in self.model.state_dict().items() if name != "lm_head.weight"}  # tied
+        if half:
+            weights = {name: w.half() if w.is_floating_point() else w for name, w in weights.items()}
+        settings = {"config": asdict(self.config), "vocabulary": self.vocabulary.to_dict()}
+        settings["config"]["input_shape"] = list(self.config.input_shape)
+        return {"sequence.safetensors": weights, "sequence.json": settings}
+
+    @classmethod
+    def from_files(cls, files: dict) -> SequenceGenerator:
+        """Inverse of `to_files`."""
+        settings = files["sequence.json"]
+        vocabulary = Vocabulary.from_dict(settings["vocabulary"])
+        generator = cls(SequenceConfig(**settings["config"]), vocabulary)
+        _load_state(generator.model, files["sequence.safetensors"])
+        return generator
+
+    @classmethod
+    def load(cls, scale: str | None = None) -> SequenceGenerator:
+        """The trained generator of a scale (default: the one that ships)."""
+        scale = scale or store.default_scale()
+        names = ("sequence.json", "sequence.safetensors")
+        return cls.from_files({name: store.load("sequence", name, scale) for name in names})
+
+
+def _cuda(device: torch.device) -> list[torch.device]:
+    return [device] if device.type == "cuda" else []
+
+
+def _gpt_neo(config: SequenceConfig, tokens: int, seed: int) -> nn.Module:
+    """GPT-Neo of our shape; every field is passed, since the defaults are those of the 1.3B model."""
+    from transformers import GPTNeoConfig, GPTNeoForCausalLM
+
+    pairs, odd = divmod(config.layers, 2)
+    kinds = [[["global", "local"], pairs]] * (pairs > 0) + [[["global"], 1]] * odd  # window 256 > 66: the same here
+    shape = GPTNeoConfig(
+        vocab_size=tokens,
+        max_position_embeddings=PREFIX + MAX_NEW,
+        hidden_size=config.hidden,
+        num_layers=config.layers,
+        num_heads=config.heads,
+        attention_types=kinds,
+        window_size=256,
+        resid_dropout=config.dropout,
+        embed_dropout=config.dropout,
+        attention_dropout=config.dropout,
+        bos_token_id=BOS,
+        eos_token_id=EOS,
+        pad_token_id=PAD,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return GPTNeoForCausalLM(shape)
+
+
+def _load_state(model: nn.Module, weights: dict[str, Tensor]) -> None:
+    missing, unexpected = model.load_state_dict(weights, strict=False)
+    if unexpected or set(missing) - {"lm_head.weight"}:
+        raise ValueError(f"Weights must fit their configuration; missing {missing[:3]}, unexpected {unexpected[:3]}.")
+    model.tie_weights()
+
+
+def _load_trunk(model: nn.Module, folder: Path) -> None:
+    """Blocks, final norm and first positions of a GPT-Neo checkpoint; only safetensors, nothing is unpickled."""
+    path = folder / "model.safetensors"
+    if not path.exists():
+        raise FileNotFoundError(
+            f"A pretrained GPT-Neo must be a folder with model.safetensors; {folder.name} has none."
+        )
+    stored = {name.removeprefix("transformer."): w for name, w in store.read(path).items()}
+    trunk = model.transformer
+    wanted = {name: w for name, w in trunk.state_dict().items() if not name.startswith("wte")}
+    for name, w in wanted.items():
+        found = stored.get(name)
+        if name == "wpe.weight" and found is not None:
+            found = found[: len(w)]
+        if found is None or found.shape != w.shape:
+            got = "nothing" if found is None else tuple(found.shape)
+            raise ValueError(
+                f"Pretrained {name} must have shape {tuple(w.shape)}; got {got}. Match hidden, layers, heads."
+            )
+        wanted[name] = found.float()
+    trunk.load_state_dict(wanted, strict=False)
+
+
+# ---- training (Eq. 10)
+
+
+def sequence_loss(logits: Tensor, ids: Tensor) -> Tensor:
+    """L_SG (Eq. 10): mean -log p over triples and EOS; the prefix and PAD carry no loss.
+
+    Args:
+        logits: (B, L, vocabulary), of the token after each place.
+        ids: (B, L).
+
+    Returns:
+        Scalar in nats a token; 0, not NaN, where nothing carries loss.
+    """
+    targets = ids[:, 1:].masked_fill(ids[:, 1:] == PAD, IGNORED)
+    targets[:, : PREFIX - 1] = IGNORED
+    total = functional.cross_entropy(
+        logits[:, :-1].flatten(0, 1), targets.flatten(), ignore_index=IGNORED, reduction="sum"
+    )
+    return total / (targets != IGNORED).sum().clamp_min(1)
+
+
+def train(
+    designs: list[HLArchitecture],
+    conditions: Tensor,
+    *,
+    config: SequenceConfig,
+    steps: int,
+    seed: int,
+    batch_size: int | None = None,
+    weights: Tensor | None = None,
+    pretrained: Path | str | None = None,
+    device: torch.device | str = "cpu",
+    checkpoint: Checkpoint | None = None,
+    log_every: int = 50,
+    progress: bool = False,
+) -> tuple[SequenceGenerator, TrainLog]:
+    """Train h on the history of the evolution (Eq. 10-11).
+
+    Args:
+        designs: macro designs of H.
+        conditions: their raw y (n, 4) in the order of `CONDITIONS`; NaN where unknown.
+        config: sizes and rates.
+        steps: optimiser steps.
+        seed: of weights, batches, dropping, jitter and dropout.
+        batch_size: overrides `config.batch_size`.
+        weights: sampling weights of the designs (n,), for example by T-CET; default uniform.
+        pretrained: see `SequenceGenerator`.
+        device: where to train.
+        checkpoint: where to store and resume; a resumed run equals an uninterrupted one.
+        log_every: steps between the rows of the log.
+        progress: show a bar.
+    """
+    if not designs or len(designs) != len(conditions):
+        raise ValueError(f"Every design must have its conditions; got {len(designs)} and {len(conditions)} rows.")
+    vocabulary = Vocabulary.fit(conditions, n_families=config.n_families, bins=config.bins)
+    sg = SequenceGenerator(config, vocabulary, seed=seed, pretrained=pretrained).to(device)
+    optimizer = torch.optim.AdamW(_parameter_groups(sg.model, config.weight_decay), lr=config.lr)
+    batches = _Batches(vocabulary, designs, conditions, weights, config, batch_size or config.batch_size, seed)
+    checkpoint, first, rows, before = checkpoint or Checkpoint.none(), 0, [], 0.0
+    if state := checkpoint.load():
+        first, rows, before = state["step"], state["rows"], state["seconds"]
+        sg.model.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+    started = time.monotonic()
+    sg.model.train()
+    with torch.random.fork_rng(devices=_cuda(sg.device)):  # dropout draws from the global generator
+        for step in tqdm(range(first, steps), initial=first, total=steps, disable=not progress, desc="generator"):
+            ids = batches(step).to(sg.device)
+            torch.manual_seed(_step_seed(seed, step))
+            loss = sequence_loss(sg.model(input_ids=ids, attention_mask=(ids != PAD).long()).logits, ids)
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            norm = nn.utils.clip_grad_norm_(sg.model.parameters(), config.clip)
+            for group in optimizer.param_groups:
+                group["lr"] = _rate(config, step, steps)
+            optimizer.step()
+            if step % log_every == 0 or step == steps - 1:
+                rows.append(
+                    {"step": step, "loss": loss.item(), "lr": _rate(config, step, steps), "grad_norm": norm.item()}
+                )
+            if checkpoint.due():
+                seconds = before + time.monotonic() - started
+                state = {"step": step + 1, "rows": rows, "seconds": seconds, "model": sg.model.state_dict()}
+                checkpoint.save({**state, "optimizer": optimizer.state_dict()})
+    sg.model.eval()
+    return sg, TrainLog(rows, steps, before + time.monotonic() - started)
+
+
+class _Batches:
+    """Batch of a step as token ids (B, L); a function of seed and step alone."""
+
+    def __init__(self, vocabulary, designs, conditions, weights, config, batch_size, seed):
+        tokens = [torch.tensor(vocabulary.encode(design)) for design in designs]
+        self.macros = nn.utils.rnn.pad_sequence(tokens, batch_first=True, padding_value=PAD)  # (n, <= 61)
+        self.conditions = check_conditions(conditions)
+        self.weights = torch.ones(len(designs)) if weights is None else torch.as_tensor(weights, dtype=torch.float32)
+        self.vocabulary, self.config, self.batch_size, self.seed = vocabulary, config, batch_size, seed
+
+    def __call__(self, step: int) -> Tensor:
+        generator = torch.Generator().manual_seed(_step_seed(self.seed, step))
+        chosen = torch.multinomial(self.weights, self.batch_size, replacement=True, generator=generator)
+        kept = drop_conditions(self.conditions[chosen], rate=self.config.drop_rate, generator=generator)
+        jitter = self.config.jitter * (2 * torch.rand(kept.shape, generator=generator) - 1)
+        tokens = self.vocabulary.condition_tokens(kept, jitter=jitter)
+        prefix = torch.cat([torch.full((self.batch_size, 1), BOS), tokens], dim=1)  # (B, 5)
+        macros = self.macros[chosen]
+        return torch.cat([prefix, macros[:, : int((macros != PAD).sum(dim=1).max())]], dim=1)
+
+
+def _step_seed(seed: int, step: int) -> int:
+    return (seed * 1_000_003 + step) % 2**63
+
+
+def _parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
+    """Decay on matrices alone: not on norms, biases and embeddings."""
+    decayed, plain = [], []
+    for name, parameter in model.named_parameters():
+        (decayed if parameter.ndim >= 2 and "wte" not in name and "wpe" not in name else plain).append(parameter)
+    return [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
+
+
+def _rate(config: SequenceConfig, step: int, steps: int) -> float:
+    if step < config.warmup:
+        return config.lr * (step + 1) / config.warmup
+    if config.schedule == "constant":
+        return config.lr
+    return config.lr * 0.5 * (1 + math.cos(math.pi * (step - config.warmup) / max(1, steps - config.warmup)))

@@ -1,0 +1,74 @@
+"""Cells: eight-node graphs of 28 operations (Sec. 3, App. B), their validity, canonical form and codes.
+
+A `Cell` is checked when it is made; `Cell.canonical()` and `.key()` name the function that it computes, so isomorphic
+cells are equal. `CellCodes` holds many cells as integer tensors, which is what the learnt models read.
+"""
+
+from graphnas_lib.space.canonical import INPUT, N_NODES, OP_NODES, OUTPUT
+from graphnas_lib.space.cell import (
+    EDGES,
+    KERNELS,
+    NATS_REFERENCE,
+    OP_TYPES,
+    OPERATIONS,
+    REFERENCE_CELL,
+    Cell,
+    InvalidCellError,
+    nats_operations,
+    random_cell,
+    sample_cells,
+)
+from graphnas_lib.space.codes import (
+    KERNEL_OF,
+    TYPE_OF,
+    UNUSED,
+    VIEW_FEATURES,
+    VIEW_NODES,
+    CellCodes,
+    Decoded,
+    Logits,
+    MixedBatches,
+    as_codes,
+    connect_loose_ends,
+    decoded,
+    edge_matrix,
+    featurise,
+    graph_view,
+    hard_decode,
+    soft_decodes,
+)
+
+__all__ = [
+    "Cell",
+    "CellCodes",
+    "Decoded",
+    "EDGES",
+    "INPUT",
+    "InvalidCellError",
+    "KERNELS",
+    "KERNEL_OF",
+    "Logits",
+    "MixedBatches",
+    "NATS_REFERENCE",
+    "N_NODES",
+    "OPERATIONS",
+    "OP_NODES",
+    "OP_TYPES",
+    "OUTPUT",
+    "REFERENCE_CELL",
+    "TYPE_OF",
+    "UNUSED",
+    "VIEW_FEATURES",
+    "VIEW_NODES",
+    "as_codes",
+    "connect_loose_ends",
+    "decoded",
+    "edge_matrix",
+    "featurise",
+    "graph_view",
+    "hard_decode",
+    "nats_operations",
+    "random_cell",
+    "sample_cells",
+    "soft_decodes",
+]

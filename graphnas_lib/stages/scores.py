@@ -1,0 +1,84 @@
+"""What searches maximise: a proxy of a freshly built network, or its accuracy after a reduced training (App. E.1).
+
+Scores are small picklable objects, so that two workers can share them. A proxy that fails raises `ScoreError`, which a
+search counts and reports; it never becomes a number.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from graphnas_lib import proxies
+from graphnas_lib.evolution import ScoreError
+from graphnas_lib.network import build
+from graphnas_lib.training import train
+
+
+@dataclass(frozen=True)
+class ProxyScore:
+    """A proxy as a search's score; further proxies are kept beside it in the history.
+
+    Attributes:
+        images, labels: the batch, normalised.
+        classes: outputs of the network.
+        name: the proxy to maximise, one of `proxies.NAMES`.
+        extra: further proxies to record.
+        make: individual -> module; None builds an `Architecture`.
+        seed: of the initial weights, the same for every individual.
+        threads: CPU threads an evaluation may take; 1 where two workers share two cores.
+    """
+
+    images: Tensor
+    labels: Tensor
+    classes: int
+    name: str = "tcet"
+    extra: tuple[str, ...] = ()
+    make: Callable[[Any], nn.Module] | None = None
+    seed: int = 0
+    threads: int | None = None
+
+    def __call__(self, individual) -> dict[str, float]:
+        """{"score": value, and the extra proxies}; ScoreError when a proxy fails."""
+        if self.threads is not None:
+            torch.set_num_threads(self.threads)
+        model = self.model(individual).to(self.images.device, memory_format=torch.channels_last)
+        try:
+            found = proxies.score(model, self.images, self.labels, (self.name, *self.extra), seed=self.seed)
+        except proxies.ProxyError as error:
+            raise ScoreError(str(error)) from error
+        return {"score": found[self.name], **{name: found[name] for name in self.extra}}
+
+    def model(self, individual) -> nn.Module:
+        """The network of an individual, initialised from `seed`."""
+        if self.make is None:
+            return build(individual, input_shape=tuple(self.images.shape[1:]), classes=self.classes, seed=self.seed)
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(self.seed)
+            return self.make(individual)
+
+
+@dataclass(frozen=True)
+class TrainedScore:
+    """Validation accuracy after a short training, in percent: the reduced-training proxy of App. E.1 and E.2."""
+
+    dataset: Any
+    recipe: str = "reduced50"
+    epochs: int | None = None
+    batch_size: int | None = None
+    seed: int = 0
+    device: str = "auto"
+
+    def __call__(self, individual) -> dict[str, float]:
+        """{"score": accuracy}; ScoreError when training diverged."""
+        data = self.dataset
+        model = build(individual, input_shape=data.input_shape, classes=data.classes, seed=self.seed)
+        size = {"epochs": self.epochs, "batch_size": self.batch_size}
+        result = train(model, data, self.recipe, seed=self.seed, device=self.device, **size)
+        if result.diverged or result.accuracy is None:
+            raise ScoreError("Training of this individual diverged; it has no accuracy.")
+        return {"score": result.accuracy}

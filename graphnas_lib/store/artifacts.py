@@ -1,0 +1,333 @@
+"""Where things lie, and how they are written: atomic files, verified by SHA-256, resumable checkpoints.
+
+A stage writes its files into `data/<scale>/` and last of all `<stage>.manifest.json`, which names each file with its
+SHA-256, the sizes, the seed, the versions and the device. A stage without its manifest does not exist, so a killed run
+leaves nothing that could be taken for a result. Nothing is ever unpickled.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import json
+import os
+import platform
+import subprocess
+from dataclasses import dataclass, field
+from functools import lru_cache
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from graphnas_lib.store.checkpoints import Checkpoint, CorruptArtifactError
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["Checkpoint", "CorruptArtifactError", "MissingArtifactError", "TrainLog"]  # names that others take from here
+
+SCALE_NAMES = ("smoke", "lite", "paper")
+DESIGN_FORMATS = ("json", "py", "onnx", "png", "pdf", "svg")  # endings that a design is written with
+
+
+class MissingArtifactError(FileNotFoundError):
+    """An artifact of an earlier stage is not there; the message names the stage and the command that makes it."""
+
+
+@dataclass(frozen=True)
+class TrainLog:
+    """What a training loop did: one dict a logged step, the number of steps, wall seconds."""
+
+    rows: list[dict] = field(default_factory=list)
+    steps: int = 0
+    seconds: float = 0.0
+
+
+# ---- places
+
+
+def root() -> Path:
+    """Folder that holds `notebooks/`, `data/` and `figures/`: the repository, or `$GRAPHNAS_HOME` when it is set."""
+    home = os.environ.get("GRAPHNAS_HOME")
+    return Path(home) if home else Path(__file__).resolve().parents[2]
+
+
+def check_scale(scale: str) -> str:
+    """`scale` itself, or ValueError naming the three scales."""
+    if scale not in SCALE_NAMES:
+        raise ValueError(f"scale must be one of {SCALE_NAMES}; got {scale!r}.")
+    return scale
+
+
+def data_dir(scale: str) -> Path:
+    """Artifacts of one scale; no scale ever writes into another's folder."""
+    return root() / "data" / check_scale(scale)
+
+
+def figures_dir(scale: str) -> Path:
+    """Figures of one scale."""
+    return root() / "figures" / check_scale(scale)
+
+
+def results_dir(scale: str) -> Path:
+    """Result tables of one scale."""
+    return data_dir(scale) / "results"
+
+
+def default_scale(*stages: str) -> str:
+    """'lite' when the artifacts of all these stages ship at lite, else 'smoke'; of the generator when none is named."""
+    shipped = all(manifest_path(stage, "lite").exists() for stage in stages or ("sequence",))
+    return "lite" if shipped else "smoke"
+
+
+DATA_FOLDERS = {
+    "cifar10": ("cifar-10-batches-py", "cifar-10-batches-bin"),
+    "cifar100": ("cifar-100-python", "cifar-100-binary"),
+    "nb360": ("nb360",),
+    "imagenet": ("imagenet",),
+    "nats": ("nb201_accuracy.csv.xz",),
+}
+
+
+def data_at_hand() -> tuple[str, ...]:
+    """Data sets that lie in `$GRAPHNAS_DATA` or `data/`: part of what decides a result, cheap to ask."""
+    places = [Path(p) for p in (os.environ.get("GRAPHNAS_DATA"), root() / "data") if p]
+    return tuple(
+        name
+        for name, folders in DATA_FOLDERS.items()
+        if any((p / folder).exists() for p in places for folder in folders)
+    )
+
+
+def pick_device(device: str = "auto") -> torch.device:
+    """The one place that decides where to compute: CUDA when there is one, else the CPU."""
+    import torch
+
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    picked = torch.device(device)
+    if picked.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(
+            f"device {device!r} needs a CUDA build of PyTorch and a GPU; none is visible. Use 'auto' or 'cpu'."
+        )
+    return picked
+
+
+# ---- files
+
+
+def write(path: Path | str, content: Any) -> Path:
+    """Write atomically by suffix: .safetensors, .json, .parquet, .csv, or text. Returns the path."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import save_file
+
+            save_file({name: tensor.detach().cpu().contiguous() for name, tensor in content.items()}, str(part))
+        elif path.suffix == ".json":
+            part.write_text(json.dumps(content, indent=1, sort_keys=True) + "\n")
+        elif path.suffix == ".parquet":
+            content.to_parquet(part, index=False)
+        elif path.suffix == ".csv":
+            content.to_csv(part, index=False)
+        else:
+            part.write_text(content)
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+    return path
+
+
+def read(path: Path | str) -> Any:
+    """Inverse of `write`."""
+    path = Path(path)
+    if path.suffix == ".safetensors":
+        from safetensors.torch import load_file
+
+        return load_file(str(path))
+    if path.suffix == ".json":
+        return json.loads(path.read_text())
+    if path.suffix in (".parquet", ".csv"):
+        import pandas as pd
+
+        return pd.read_parquet(path) if path.suffix == ".parquet" else pd.read_csv(path)
+    return path.read_text()
+
+
+def sha256(path: Path | str) -> str:
+    """SHA-256 of a file's bytes, hexadecimal."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        for block in iter(lambda: file.read(1 << 20), b""):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+# ---- stages
+
+
+def manifest_path(stage: str, scale: str) -> Path:
+    """The file whose presence says that a stage is done."""
+    return data_dir(scale) / f"{stage}.manifest.json"
+
+
+def save(
+    stage: str,
+    files: dict[str, Any],
+    *,
+    scale: str,
+    seed: int,
+    seconds: float,
+    device: str = "cpu",
+    config: dict | None = None,
+    key: str = "",
+) -> dict:
+    """Write a stage's files, then its manifest; returns the manifest.
+
+    Args:
+        stage: name of the stage, for example "gvae".
+        files: file name (suffix decides the format, see `write`) to content.
+        scale: "smoke", "lite" or "paper".
+        seed: the seed the stage ran with.
+        seconds: wall-clock seconds the stage took.
+        device: device the stage ran on, in words.
+        config: sizes and options worth knowing beside the result.
+        key: freshness key of the stage (see `stages`).
+    """
+    folder = data_dir(scale)
+    manifest_path(stage, scale).unlink(missing_ok=True)  # half-written files must not pass for the old artifact
+    for name, content in files.items():
+        write(folder / name, content)
+    manifest = {
+        "stage": stage,
+        "scale": scale,
+        "seed": seed,
+        "seconds": round(seconds, 2),
+        "device": str(device),
+        "config": config or {},
+        "key": key,
+        "commit": _commit(),
+        "versions": versions(),
+        "files": {name: {"sha256": sha256(folder / name), "bytes": (folder / name).stat().st_size} for name in files},
+    }
+    write(manifest_path(stage, scale), manifest)
+    return manifest
+
+
+def load_manifest(stage: str, scale: str) -> dict:
+    """Manifest of a stage; MissingArtifactError says how to make it."""
+    path = manifest_path(stage, scale)
+    if not path.exists():
+        raise MissingArtifactError(
+            f"No artifact of stage '{stage}' at scale '{scale}' ({_shown(path)}). "
+            f"Run `python -m graphnas_lib run {stage} --scale {scale}` first."
+        )
+    return json.loads(path.read_text())
+
+
+def load(stage: str, filename: str, scale: str) -> Any:
+    """One file of a stage, verified against its manifest.
+
+    Raises:
+        MissingArtifactError: the stage has not been run.
+        CorruptArtifactError: the file is missing, truncated or altered.
+    """
+    manifest = load_manifest(stage, scale)
+    path = data_dir(scale) / filename
+    entry = manifest["files"].get(filename)
+    remedy = f"Restore it from the repository, or run `python -m graphnas_lib run {stage} --scale {scale} --fresh`."
+    if entry is None or not path.exists():
+        raise CorruptArtifactError(f"{_shown(path)} must be there with stage '{stage}' but is not. {remedy}")
+    if sha256(path) != entry["sha256"]:
+        raise CorruptArtifactError(
+            f"{_shown(path)} must match the SHA-256 in its manifest; it was truncated or altered. {remedy}"
+        )
+    return read(path)
+
+
+def _shown(path: Path) -> str:
+    """Path relative to the repository, so that no machine's folders enter an output."""
+    try:
+        return str(path.relative_to(root()))
+    except ValueError:
+        return path.name
+
+
+@lru_cache
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that numbers depend on."""
+    found = {"python": platform.python_version()}
+    for name in ("torch", "numpy", "scikit-learn", "torchdiffeq", "transformers"):
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+@lru_cache
+def _commit() -> str:
+    """Current commit, with '+' when the tree differs; '' outside a git checkout."""
+    try:
+        run = lambda *a: subprocess.run(["git", *a], cwd=root(), capture_output=True, text=True, timeout=10)  # noqa: E731
+        head = run("rev-parse", "--short=12", "HEAD")
+        dirty = run("status", "--porcelain", "--", "graphnas_lib")
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return head.stdout.strip() + ("+" if dirty.stdout.strip() else "") if head.returncode == 0 else ""
+
+
+def checkpoint(stage: str, scale: str, *, fresh: bool = False, name: str = "") -> Checkpoint:
+    """The checkpoint of a stage, under `data/<scale>/checkpoints/`; `fresh` forgets an earlier one."""
+    point = Checkpoint(data_dir(scale) / "checkpoints" / f"{stage}{name and '_' + name}.safetensors")
+    if fresh:
+        point.clear()
+    return point
+
+
+# ---- which library files a module stands on
+
+
+def library_files(modules: list[str] | tuple[str, ...]) -> list[Path]:
+    """Files of this package that the named modules import, directly or not, themselves included; sorted."""
+    package = Path(__file__).resolve().parents[1]
+    todo, seen = list(modules), set()
+    while todo:
+        path = _module_file(package, todo.pop())
+        if path is not None and path not in seen:
+            seen.add(path)
+            todo += _imports(path)
+    return sorted(seen)
+
+
+def library_hash(modules: list[str] | tuple[str, ...]) -> str:
+    """One hash over `library_files`, for freshness keys."""
+    digest = hashlib.sha256()
+    for path in library_files(modules):
+        digest.update(path.name.encode() + hashlib.sha256(path.read_bytes()).digest())
+    return digest.hexdigest()[:16]
+
+
+def _module_file(package: Path, module: str) -> Path | None:
+    relative = Path(*module.split(".")[1:])
+    for path in (package / relative.with_suffix(".py") if relative.name else None, package / relative / "__init__.py"):
+        if path is not None and path.exists():
+            return path
+    return None
+
+
+def _imports(path: Path) -> list[str]:
+    return _imports_of(path, path.stat().st_mtime_ns)
+
+
+@lru_cache(maxsize=512)
+def _imports_of(path: Path, _changed: int) -> list[str]:
+    found = []
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found += [alias.name for alias in node.names if alias.name.split(".")[0] == "graphnas_lib"]
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "graphnas_lib":
+            found += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+    return found

@@ -1,0 +1,10 @@
+"""Training of networks: recipes, augmentation, one loop, teachers.
+
+`train(network, dataset)` gives the test accuracy and the log, `train_task` the metric of a NAS-Bench-360 task.
+"""
+
+from graphnas_lib.training.distillation import TEACHER, load_teacher
+from graphnas_lib.training.recipes import RECIPES, cut_batch
+from graphnas_lib.training.supervised import evaluate, train, train_task
+
+__all__ = ["RECIPES", "TEACHER", "cut_batch", "evaluate", "load_teacher", "train", "train_task"]

@@ -1,0 +1,258 @@
+"""The SGD loop under every trained comparison: resumable, seeded by step, on one device or under torchrun.
+
+The randomness of step i (which samples, their augmentation, dropout) is a function of the seed and i alone; a
+checkpoint therefore holds weights, momentum and the step, and a run that resumes from one equals the uninterrupted run.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from graphnas_lib.datasets import DivergedError
+from graphnas_lib.store import Checkpoint
+from graphnas_lib.training.recipes import Recipe, learning_rate, steps_per_epoch
+
+CHECK_EVERY = 64  # steps between two looks at the loss; each look waits for the device
+
+Loss = Callable[[Tensor], Tensor]  # of the outputs of a batch
+Draw = Callable[[Tensor, int], tuple[Tensor, Loss]]  # sample positions and the step's own seed -> inputs, loss
+
+_NORMS = (nn.modules.batchnorm._BatchNorm, nn.GroupNorm, nn.LayerNorm)
+
+
+@dataclass
+class Fit:
+    """State of the loop, and what is left of it at the end; `extra` is the caller's and goes into the checkpoint."""
+
+    step: int = 0
+    rows: list[dict] = field(default_factory=list)  # one an epoch: epoch, step, loss, lr
+    seconds: float = 0.0
+    diverged: bool = False
+    extra: dict = field(default_factory=dict)
+
+    @property
+    def loss(self) -> float | None:
+        """Mean training loss of the last whole epoch."""
+        return self.rows[-1]["loss"] if self.rows else None
+
+
+def stream(seed: int, *key: int | str) -> int:
+    """A 32-bit seed of its own for every (seed, key)."""
+    text = "/".join(str(part) for part in (seed, *key))
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=4).digest(), "big")
+
+
+def initialise(model: nn.Module, recipe: Recipe, *, seed: int) -> None:
+    """Draw every weight anew from `seed`, on the CPU; PyTorch's own scheme, then the recipe's if it has one.
+
+    ZenNAS's scheme ("xavier") is Xavier-normal with gain 3.26033 and zero biases; its residual units start closed
+    (`close`: the last norm's scale is zero), which GraphNet's cells do not have.
+    """
+    model.cpu()
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(stream(seed, "weights"))
+        for module in model.modules():
+            if callable(getattr(module, "reset_parameters", None)):
+                module.reset_parameters()
+            if recipe.init == "xavier" and isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Linear)):
+                nn.init.xavier_normal_(module.weight, gain=3.26033)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+        for module in model.modules() if recipe.init == "xavier" else ():
+            if callable(getattr(module, "close", None)):
+                module.close()
+
+
+def optimizer_for(model: nn.Module, recipe: Recipe) -> torch.optim.SGD:
+    """SGD as the recipe says; with `no_decay_norm` neither normalisation layers nor biases decay."""
+    free = {id(p) for m in model.modules() if isinstance(m, _NORMS) for p in m.parameters(recurse=False)}
+    free |= {id(p) for name, p in model.named_parameters() if name.endswith("bias")}
+    free = free if recipe.no_decay_norm else set()
+    trained = [p for p in model.parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for p in trained if id(p) not in free], "weight_decay": recipe.weight_decay},
+        {"params": [p for p in trained if id(p) in free], "weight_decay": 0.0},
+    ]
+    groups = [group for group in groups if group["params"]]
+    return torch.optim.SGD(groups, lr=recipe.lr, momentum=recipe.momentum, nesterov=recipe.nesterov)
+
+
+def place(model: nn.Module, recipe: Recipe, device: torch.device) -> nn.Module:
+    """The model on `device`, channels-last, its batch normalisation as the recipe says."""
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.momentum = module.momentum if recipe.bn_momentum is None else recipe.bn_momentum
+            module.eps = module.eps if recipe.bn_eps is None else recipe.bn_eps
+    return model.to(device, memory_format=torch.channels_last)
+
+
+def forward(model: nn.Module, inputs: Tensor, bfloat16: bool = True) -> Tensor:
+    """Outputs in float32; images channels-last, with `bfloat16` autocast inside on CUDA."""
+    if inputs.dim() == 4:
+        inputs = inputs.contiguous(memory_format=torch.channels_last)
+    with torch.autocast(inputs.device.type, torch.bfloat16, enabled=bfloat16 and inputs.device.type == "cuda"):
+        return model(inputs).float()
+
+
+def fit(
+    model: nn.Module,
+    recipe: Recipe,
+    n: int,
+    draw: Draw,
+    *,
+    seed: int,
+    device: torch.device,
+    checkpoint: Checkpoint | None = None,
+    progress: bool = False,
+    ahead: int = 0,
+    after_epoch: Callable[[Fit], None] | None = None,
+    accelerator=None,
+) -> Fit:
+    """Run a recipe over n samples; stops when the loss is not finite, or `after_epoch` raises DivergedError.
+
+    Args:
+        model: trained in place.
+        n: number of training samples, positions 0 .. n - 1.
+        draw: makes a batch: positions (B,), seed of the step -> inputs on `device` and the loss of the outputs.
+        ahead: batches to make in advance in a second thread, for data that is decoded while it is read.
+        after_epoch: called at the end of each epoch, for validation; may write into the state's `extra`.
+        accelerator: see `training.train`.
+    """
+    started, checkpoint = time.perf_counter(), checkpoint or Checkpoint.none()
+    rank, world = (accelerator.process_index, accelerator.num_processes) if accelerator else (0, 1)
+    per_epoch = steps_per_epoch(n, recipe.batch_size, world)
+    if not per_epoch:
+        raise ValueError(f"Training needs at least {2 * world} samples a batch; got {n} samples in all.")
+    model = place(model, recipe, device)
+    optimizer = optimizer_for(model, recipe)
+    state, total = _restore(checkpoint, model, optimizer, device)
+    earlier, begin = state.seconds, state.step
+    wrapped = accelerator.prepare_model(model) if accelerator else model
+    batches = _batches(n, recipe, draw, seed, range(begin, recipe.epochs * per_epoch), ahead, rank, world)
+    bar = tqdm(total=recipe.epochs * per_epoch, initial=begin, disable=not progress, desc=recipe.name, unit="step")
+    model.train()
+    with bar, torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        for inputs, loss_of in batches:
+            _reseed(device, stream(seed, "step", state.step, rank))
+            rate = learning_rate(recipe, state.step, per_epoch)
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            loss = loss_of(forward(wrapped, inputs, recipe.bfloat16))
+            optimizer.zero_grad(set_to_none=True)
+            accelerator.backward(loss) if accelerator else loss.backward()
+            optimizer.step()
+            total += loss.detach()
+            state.step += 1
+            bar.update()
+            ended = state.step % per_epoch == 0
+            if ended or state.step % CHECK_EVERY == 0:
+                mean = (accelerator.reduce(total, "mean") if accelerator else total).item() / per_epoch
+                state.diverged = not math.isfinite(mean)
+            if state.diverged:
+                break
+            if ended:
+                epoch = state.step // per_epoch
+                state.rows.append({"epoch": epoch, "step": state.step, "loss": mean, "lr": rate})
+                bar.set_postfix(epoch=epoch, loss=f"{mean:.3f}")
+                total.zero_()
+                if after_epoch is not None and not _survives(after_epoch, state, model):
+                    break
+            state.seconds = earlier + time.perf_counter() - started
+            if checkpoint.due() and rank == 0:
+                _save(checkpoint, state, model, optimizer, total)
+    state.seconds = earlier + time.perf_counter() - started
+    if rank == 0:
+        checkpoint.clear()
+    return state
+
+
+def _survives(after_epoch: Callable[[Fit], None], state: Fit, model: nn.Module) -> bool:
+    try:
+        after_epoch(state)
+    except DivergedError:
+        state.diverged = True
+    model.train()
+    return not state.diverged
+
+
+def _reseed(device: torch.device, seed: int) -> None:
+    """Generators that dropout draws from; the caller has forked them, so nothing outside sees it."""
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        torch.cuda.default_generators[device.index or torch.cuda.current_device()].manual_seed(seed)
+
+
+def _batches(
+    n: int, recipe: Recipe, draw: Draw, seed: int, steps: range, ahead: int, rank: int, world: int
+) -> Iterator[tuple[Tensor, Loss]]:
+    """Batches of the given steps; with `ahead`, made by a second thread in the same order."""
+    if not ahead:
+        yield from (draw(*job) for job in _jobs(n, recipe.batch_size, seed, steps, rank, world))
+        return
+    with ThreadPoolExecutor(1) as pool:
+        queue: deque = deque()
+        try:
+            for job in _jobs(n, recipe.batch_size, seed, steps, rank, world):
+                queue.append(pool.submit(draw, *job))
+                if len(queue) > ahead:
+                    yield queue.popleft().result()
+            while queue:
+                yield queue.popleft().result()
+        finally:
+            for future in queue:
+                future.cancel()
+
+
+def _jobs(n: int, size: int, seed: int, steps: range, rank: int, world: int) -> Iterator[tuple[Tensor, int]]:
+    """Positions of each step's samples, a new order every epoch, and the step's seed."""
+    per_epoch, known, order = steps_per_epoch(n, size, world), -1, torch.empty(0)
+    for step in steps:
+        epoch, position = divmod(step, per_epoch)
+        if epoch != known:
+            generator = torch.Generator().manual_seed(stream(seed, "order", epoch))
+            known, order = epoch, torch.randperm(n, generator=generator)
+        batch = order[position * size : (position + 1) * size]
+        yield batch[rank::world], stream(seed, "batch", step, rank)
+
+
+def _save(checkpoint: Checkpoint, state: Fit, model: nn.Module, optimizer: torch.optim.SGD, total: Tensor) -> None:
+    checkpoint.save(
+        {
+            "step": state.step,
+            "rows": state.rows,
+            "seconds": state.seconds,
+            "extra": state.extra,
+            "total": total,
+            "model": model.state_dict(),
+            "momentum": [optimizer.state[p].get("momentum_buffer") for p in _parameters(optimizer)],
+        }
+    )
+
+
+def _restore(
+    checkpoint: Checkpoint, model: nn.Module, optimizer: torch.optim.SGD, device: torch.device
+) -> tuple[Fit, Tensor]:
+    """State to go on from and the loss summed over the epoch so far."""
+    stored = checkpoint.load()
+    if stored is None:
+        return Fit(), torch.zeros((), device=device)
+    model.load_state_dict(stored["model"])
+    for parameter, momentum in zip(_parameters(optimizer), stored["momentum"]):
+        if momentum is not None:
+            optimizer.state[parameter]["momentum_buffer"] = torch.empty_like(parameter).copy_(momentum)
+    kept = {name: stored[name] for name in ("step", "rows", "seconds", "extra")}
+    return Fit(**kept), stored["total"].to(device)
+
+
+def _parameters(optimizer: torch.optim.SGD) -> list[Tensor]:
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
