@@ -9,17 +9,15 @@ Intervals are percentile bootstrap over networks; published values (`published.N
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
-import joblib
 import numpy as np
 import pandas as pd
 import torch
 from scipy.stats import rankdata
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from graphnas_lib import proxies, store
 from graphnas_lib.benchmarks import nats
@@ -34,7 +32,6 @@ SCORES = (
 DISCONNECTED = "disconnected"
 RESAMPLES = 1_000
 TOLERANCE = 0.05  # of tau: "within" a published value
-SHARD = 4  # architectures a task and file
 TAU_COLUMNS = ("skeleton", "proxy", "tau", "low", "high", "n", "disconnected", "failed", *NATS_TAU, "within")
 
 
@@ -91,67 +88,52 @@ def score_all(
     classes: int = 10,
     workers: int = 2,
     progress: bool = True,
+    dask: str | None = None,
 ) -> pd.DataFrame:
-    """Rows of every architecture on both skeletons, in parallel, shard by shard; a killed run goes on.
-
-    A shard's file is named after all that decides its rows, so that shards of other settings are never taken.
+    """Rows of every architecture on both skeletons, in parallel, each kept at once; a killed run goes on.
 
     Args:
-        architectures: strings of NATS-Bench-TSS; a longer list with the same beginning reuses the same shards.
+        architectures: strings of NATS-Bench-TSS; those that `out` has are not scored again.
         images: (2 B, C, H, W), normalised; see `score_architecture`. Workers compute on their device.
         labels: (2 B,).
         seed: of every network's initial weights.
-        out: folder of the shards.
+        out: file of finished rows, one JSON line each.
         classes: outputs of the classifier.
         workers: processes of one thread each; 1 runs in this one.
         progress: draw a bar with the time left, in networks.
+        dask: address of a dask scheduler, whose workers replace `workers`.
 
     Returns:
         Columns arch, skeleton, `SCORES`, error; in the order of `architectures`, skeletons in turn.
 
     Raises:
-        ValueError: the number of images is odd.
+        ValueError: the number of images is odd, or `out` holds rows of other settings.
+        RuntimeError: processes were killed; what was finished is kept, and the same call goes on from there.
     """
     if len(images) % 2 or not len(images):
         raise ValueError(f"images must be two batches of one size, one after the other; got {len(images)} images.")
     options = {"seed": seed, "classes": classes}
-    shards = [list(architectures[i : i + SHARD]) for i in range(0, len(architectures), SHARD)]
     batch = images.cpu(), labels.cpu()  # a CUDA tensor cannot go to another process
-    settings = [
-        options,
-        SCORES,
-        list(images.shape),
-        images.device.type,
-        *(_digest(part.numpy().tobytes()) for part in batch),
-    ]
-    paths = [Path(out) / f"{_digest(json.dumps([shard, settings]).encode())}.parquet" for shard in shards]
-    todo = [(path, shard) for path, shard in zip(paths, shards) if not path.exists()]
-    jobs = (joblib.delayed(_shard)(path, shard, *batch, options, images.device) for path, shard in todo)
-    size = len(nats.SKELETONS)
-    total, left = size * len(architectures), size * sum(len(shard) for _, shard in todo)
-    bar = tqdm(total=total, initial=total - left, smoothing=0, disable=not progress, unit="net", desc="scores")
-    with bar:
-        pool = joblib.Parallel(n_jobs=max(1, min(workers, len(todo))), return_as="generator_unordered")
-        for path, rows in pool(jobs):
-            store.write(path, pd.DataFrame(rows))
-            bar.update(len(rows))
-    parts = [store.read(path) for path in paths]
-    return (
-        pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=["arch", "skeleton", *SCORES, "error"])
+    digest = hashlib.sha256(b"".join(part.contiguous().numpy().tobytes() for part in batch)).hexdigest()[:16]
+    settings = {"scores": SCORES, "batch": f"{tuple(images.shape)} {digest}", "device": images.device.type}
+    job = partial(_row, images=batch[0], labels=batch[1], device=images.device, options=options)
+    jobs = {f"{name} {text}": partial(job, text, name) for text in architectures for name in nats.SKELETONS}
+    rows = store.collect(
+        jobs,
+        store.Journal(out, options | settings),
+        workers=workers,
+        progress=progress,
+        dask=dask,
+        desc="scores",
+        unit="net",
     )
+    return pd.DataFrame(rows, columns=["arch", "skeleton", *SCORES, "error"])
 
 
-def _shard(
-    path: Path, architectures: list[str], images: Tensor, labels: Tensor, options: dict, device: torch.device
-) -> tuple[Path, list[dict]]:
-    """Rows of a few architectures."""
+def _row(text: str, skeleton: str, *, images: Tensor, labels: Tensor, device: torch.device, options: dict) -> dict:
+    """A row is the same wherever it is made: one thread."""
     with single_threaded():
-        batch = images.to(device), labels.to(device)
-        return path, [row(text, name, *batch, **options) for text in architectures for name in nats.SKELETONS]
-
-
-def _digest(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()[:20]
+        return row(text, skeleton, images.to(device), labels.to(device), **options)
 
 
 # ---- statistics

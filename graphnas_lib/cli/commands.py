@@ -133,10 +133,12 @@ def _run_options(to: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """The verb `run`."""
+    from graphnas_lib.paper import STAGES
+
+    if options.stage not in STAGES:
+        raise ValueError(f"A stage is one of {', '.join(STAGES)}; got {options.stage!r}.")
     from graphnas_lib import stages
 
-    if options.stage not in stages.STAGES:
-        raise ValueError(f"A stage is one of {', '.join(stages.STAGES)}; got {options.stage!r}.")
     stages.run(options.stage, options.scale, seed=options.seed, device=options.device, fresh=options.fresh)
     found = store.load_manifest(options.stage, options.scale)
     files = ", ".join(found["files"])

@@ -9,7 +9,7 @@ from importlib import metadata
 
 from graphnas_lib import store
 
-PACKAGES = ("torch", "numpy", "scikit-learn", "torchdiffeq", "transformers", "papermill", "doit")
+PACKAGES = ("torch", "numpy", "scikit-learn", "torchdiffeq", "transformers", "papermill")
 
 
 def lines() -> tuple[list[str], bool]:

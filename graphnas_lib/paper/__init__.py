@@ -1,5 +1,6 @@
 """What the paper says, as data: printed tables, its claims, our deviations from it, and the sizes of the three scales.
 
+`STAGES` is the road of the paper: which stages there are, and what each reads; `sizes` gives a stage what it may read.
 Symbols that the paper uses twice are settled in `paper.scales`.
 """
 
@@ -18,6 +19,7 @@ from graphnas_lib.paper.published import (
     Printed,
     Row,
 )
+from graphnas_lib.paper.road import STAGES, Sizes, sizes
 from graphnas_lib.paper.scales import SCALES, Scale
 
 __all__ = [
@@ -26,6 +28,7 @@ __all__ = [
     "DEVIATIONS",
     "NATS_TAU",
     "SCALES",
+    "STAGES",
     "TABLES",
     "TABLE_1",
     "TABLE_2",
@@ -38,4 +41,6 @@ __all__ = [
     "Printed",
     "Row",
     "Scale",
+    "Sizes",
+    "sizes",
 ]

@@ -24,7 +24,8 @@ from graphnas_lib.stages import (
 )
 from graphnas_lib.stages.datacard import plot_distributions
 from graphnas_lib.stages.ledger import Finding, claims, costs, hyperparameters, stage_costs, status, status_counts
-from graphnas_lib.stages.road import NEEDS, STAGES, Stage, freshness, produce, run
+from graphnas_lib.stages.road import freshness, produce, run
+from graphnas_lib.stages.stage import Stage
 from graphnas_lib.stages.views import (
     banner,
     best_table,
@@ -61,8 +62,6 @@ from graphnas_lib.stages.views import (
 
 __all__ = [
     "Finding",
-    "NEEDS",
-    "STAGES",
     "Stage",
     "banner",
     "best_table",

@@ -7,26 +7,26 @@ import torch
 
 from graphnas_lib import store
 from graphnas_lib.space import EDGES, CellCodes, random_cell, sample_cells
-from graphnas_lib.stages.road import Stage
+from graphnas_lib.stages.stage import Stage
 
 HELD_OUT = 0.1  # last tenth of the corpus: no model sees it in training
-LAW_DRAWS = 2_000  # draws that measure the sampling law itself
 
 
-def make(stage: Stage) -> dict:
+def make(stage: Stage) -> tuple[dict, dict]:
     """Sample the corpus; also measure how raw draws fall out before pruning and de-duplication."""
     cells = sample_cells(stage.scale.unlabelled, seed=stage.seed)
     codes = CellCodes.of(cells, canonical=True)
     generator = torch.Generator().manual_seed(stage.seed)
-    draws = [random_cell(generator) for _ in range(LAW_DRAWS)]
+    draws = [random_cell(generator) for _ in range(stage.scale.law_draws)]
+    valid = [cell for cell in draws if cell.is_valid]
     law = {
-        "valid": sum(cell.is_valid for cell in draws) / LAW_DRAWS,
-        "strict": sum(cell.strict for cell in draws) / LAW_DRAWS,
-        "mean_live": sum(len(cell.live) for cell in draws if cell.is_valid) / sum(cell.is_valid for cell in draws),
+        "valid": len(valid) / len(draws),
+        "strict": sum(cell.strict for cell in draws) / len(draws),
+        "mean_live": sum(len(cell.live) for cell in valid) / len(valid),
     }
-    stage.config.update(n=len(codes), held_out=round(HELD_OUT * len(codes)), law=law)
     packed = torch.from_numpy(np.packbits(codes.edges.numpy(), axis=1))  # (n, 4): 28 bits
-    return {"cells.safetensors": {"edges": packed, "operations": codes.operations}}
+    facts = {"n": len(codes), "held_out": round(HELD_OUT * len(codes)), "law": law}
+    return {"cells.safetensors": {"edges": packed, "operations": codes.operations}}, facts
 
 
 def load(scale: str) -> CellCodes:

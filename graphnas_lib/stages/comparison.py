@@ -8,13 +8,13 @@ import pandas as pd
 
 from graphnas_lib import store
 from graphnas_lib.stages import evolution
-from graphnas_lib.stages.road import Stage
+from graphnas_lib.stages.stage import Stage
 
 METHODS = ("HL-Evo", "Evo (flat)", "Random")
 SEEDS_FROM = 100  # other draws than those of the histories
 
 
-def make(stage: Stage) -> dict:
+def make(stage: Stage) -> tuple[dict, dict]:
     """All methods under `compared_budget` with each seed, and flat evolution as long as HL-Evo's histories under each.
 
     A score that failed is an evaluation too: what a search recorded beyond its evaluations is left out.
@@ -24,10 +24,11 @@ def make(stage: Stage) -> dict:
         searches.run("Evo (flat)", budget, seed=stage.seed + i, iterations=scale.iterations)
         for i, budget in enumerate(scale.budgets)
     ]
-    return {
+    files = {
         "comparison.parquet": compared(searches, METHODS),
         "comparison_flat.parquet": _shared(flat, scale.iterations),
     }
+    return files, searches.facts()
 
 
 def compared(searches: evolution.Searches, methods: Sequence[str]) -> pd.DataFrame:

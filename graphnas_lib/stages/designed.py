@@ -11,28 +11,26 @@ from torch import Tensor
 from graphnas_lib.design import Trained, below, design
 from graphnas_lib.sequence import CONDITIONS
 from graphnas_lib.stages import evolution
-from graphnas_lib.stages.road import Stage
-
-REQUESTS = 100
-BEST_OF = 10
+from graphnas_lib.stages.stage import Stage
 
 
-def make(stage: Stage) -> dict:
+def make(stage: Stage) -> tuple[dict, dict]:
     """A hundred requests inside the range of the history, and the best of ten designs under each of its budgets."""
     searches, history = evolution.Searches(stage), evolution.load(stage.scale.name)
     trained = Trained.load(stage.scale.name, device=stage.device)
-    return {
-        "designed_requests.csv": _realised(trained, searches, _requests(history, stage.seed)),
+    files = {
+        "designed_requests.csv": _realised(trained, searches, _requests(history, stage.scale.requests, stage.seed)),
         "designed_best.csv": _best(trained, searches, history),
     }
+    return files, searches.facts()
 
 
-def _requests(history: pd.DataFrame, seed: int) -> Tensor:
+def _requests(history: pd.DataFrame, n: int, seed: int) -> Tensor:
     """Budgets log-uniform between the 5th and 95th percentile of the history: parameters and FLOPs by turns."""
     generator = torch.Generator().manual_seed(seed)
     ends = history[list(CONDITIONS[:2])].quantile([0.05, 0.95]).map(math.log).to_numpy()
-    rows = torch.full((REQUESTS, len(CONDITIONS)), math.nan, dtype=torch.float64)
-    for i in range(REQUESTS):
+    rows = torch.full((n, len(CONDITIONS)), math.nan, dtype=torch.float64)
+    for i in range(n):
         column = i % 2
         low, high = ends[:, column]
         rows[i, column] = math.exp(low + (high - low) * torch.rand((), generator=generator, dtype=torch.float64).item())
@@ -73,7 +71,7 @@ def _best(trained: Trained, searches: evolution.Searches, history: pd.DataFrame)
                 **below(quantity, bound),
                 input_shape=searches.input_shape,
                 classes=score.classes,
-                n=BEST_OF,
+                n=stage.scale.best_of,
                 seed=stage.seed + i,
                 images=score.images,
                 labels=score.labels,

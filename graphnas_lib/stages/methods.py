@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
@@ -17,9 +16,8 @@ from graphnas_lib.design import Trained, below, design
 from graphnas_lib.evolution import SearchError, SearchResult, best_so_far, evolve, random_search
 from graphnas_lib.macro import Architecture
 from graphnas_lib.stages import evolution as histories
-from graphnas_lib.stages.road import Stage
 from graphnas_lib.stages.scores import ProxyScore, TrainedScore
-from graphnas_lib.store import ON_CPU
+from graphnas_lib.stages.stage import Stage
 from graphnas_lib.synonyms import realise
 from graphnas_lib.training import RECIPES, cut_batch
 from graphnas_lib.zennet import ZenNet
@@ -27,6 +25,7 @@ from graphnas_lib.zennet import ZenNet
 MAX_LAYERS = 18  # of ZenNet for about 1M parameters (ZenNAS's released search)
 TRAINED_POPULATION = 8  # paper: App. E.1
 MIXED = 5  # paper: App. E.1, generated networks whose cells are mixed
+_SETTINGS = (MAX_LAYERS, TRAINED_POPULATION, MIXED, RECIPES[TrainedScore.recipe])
 
 
 @dataclass(frozen=True)
@@ -61,20 +60,10 @@ class Methods:
             seed=stage.seed,
             device=stage.device.type,
         )
-        self.workers = ON_CPU if stage.device.type == "cpu" else 1
 
     def find(self) -> dict[str, Found]:
         """Every search, by the names of `paper.TABLE_2`; a killed run goes on inside the search that it was in."""
-        point = self.stage.checkpoint("found")
-        known = json.loads((point.load() or {"found": "{}"})["found"])
-        for name, search in self._searches().items():
-            if name not in known:
-                known[name] = asdict(search())
-                point.save({"found": json.dumps(known)})
-        return {name: Found(**known[name]) for name in self._searches()}
-
-    def _searches(self) -> dict[str, Callable[[], Found]]:
-        return {
+        searches = {
             "ZenNet: Evo(Zen)": partial(self._zennet, "zen"),
             "ZenNet: Evo(ZiCo)": partial(self._zennet, "zico"),
             "ZenNet: Evo(T-CET)": partial(self._zennet, "tcet"),
@@ -88,6 +77,9 @@ class Methods:
                 self._flat, self.accuracy, "e2", self.models, population=TRAINED_POPULATION
             ),
         }
+        jobs = {name: partial(_as_row, search) for name, search in searches.items()}
+        found = self.stage.collect(jobs, "searches", *_SETTINGS, workers=1)  # each of them is parallel in itself
+        return {row.pop("id"): Found(**row) for row in found}
 
     def _options(self, name: str, evaluations: int, **changes) -> dict:
         """Of any search: its start is one evaluation; the population is the paper's share of T, 512 of 20,000."""
@@ -95,8 +87,8 @@ class Methods:
             "iterations": evaluations - 1,
             "population": min(512, max(8, round(evaluations * 512 / 20_000))),
             "seed": self.stage.seed,
-            "workers": self.workers,
-            "checkpoint": self.stage.checkpoint(name),
+            "workers": self.stage.workers,
+            "checkpoint": self.stage.checkpoint(name, *_SETTINGS),
             "progress": self.stage.progress,
             **changes,
         }
@@ -205,6 +197,10 @@ class Methods:
         curve = best_so_far(history)
         texts = [dump(row["individual"]) for row in chosen]
         return Found(texts, [row["score"] for row in chosen], curve, len(curve), seconds)
+
+
+def _as_row(search: Callable[[], Found]) -> dict:
+    return asdict(search())
 
 
 @dataclass(frozen=True)

@@ -14,16 +14,16 @@ from graphnas_lib import sequence, store
 from graphnas_lib.clusters import Families
 from graphnas_lib.design import FILE, KeptNetworks
 from graphnas_lib.evolution import HLIndividual
-from graphnas_lib.paper import Scale
+from graphnas_lib.paper import Scale, Sizes
 from graphnas_lib.sequence import SequenceConfig
 from graphnas_lib.stages import evolution
-from graphnas_lib.stages.road import Stage
+from graphnas_lib.stages.stage import Stage
 
 PRETRAINED = "GRAPHNAS_GPT_NEO"  # names a folder with the weights of GPT-Neo 125M, from which paper scale starts
-ALIKE = 0.25  # sizes so near, in ln, are ranked together
+SIZES_ALIKE = 0.25  # sizes so near, in ln, are ranked together
 
 
-def make(stage: Stage) -> dict:
+def make(stage: Stage) -> tuple[dict, dict]:
     """Train on every network that HL-Evo recorded; conditions are params, FLOPs and NASWOT where it was taken."""
     scale = stage.scale
     table = evolution.load(scale.name)
@@ -44,16 +44,18 @@ def make(stage: Stage) -> dict:
         seed=stage.seed,
         pretrained=pretrained,
         device=stage.device,
-        checkpoint=stage.checkpoint(),
+        checkpoint=stage.checkpoint("training", config, pretrained, SIZES_ALIKE),
         log_every=max(1, scale.sequence_steps // 50),
         progress=stage.progress,
     )
     kept = KeptNetworks.of(individuals, conditions[:, :2], torch.tensor(table["score"].to_numpy()))
-    stage.config.update(trunk="pretrained GPT-Neo" if pretrained else "from scratch")
-    stage.config.update(n_designs=len(designs), n_distinct=len(set(designs)), steps=log.steps)
-    stage.config.update(parameters=sum(p.numel() for p in generator.model.parameters()))
+    facts = {
+        "trunk": "pretrained GPT-Neo" if pretrained else "from scratch",
+        **{"n_designs": len(designs), "n_distinct": len(set(designs)), "steps": log.steps},
+        "parameters": sum(p.numel() for p in generator.model.parameters()),
+    }
     files = generator.to_files(half=scale.name != "paper")
-    return {**files, FILE: kept.to_tensors(), "sequence_log.csv": pd.DataFrame(log.rows)}
+    return {**files, FILE: kept.to_tensors(), "sequence_log.csv": pd.DataFrame(log.rows)}, facts
 
 
 def _weights(history: pd.DataFrame) -> Tensor:
@@ -63,12 +65,12 @@ def _weights(history: pd.DataFrame) -> Tensor:
     """
     ranks = []
     for cost in ("params", "flops"):
-        sizes = np.floor(np.log(history[cost]) / ALIKE)
+        sizes = np.floor(np.log(history[cost]) / SIZES_ALIKE)
         ranks.append(history["score"].groupby(sizes).rank(pct=True))
     return torch.tensor(np.maximum(*ranks).to_numpy() ** 4)
 
 
-def settings(scale: Scale, **sizes) -> tuple[SequenceConfig, str | None]:
+def settings(scale: Scale | Sizes, **sizes) -> tuple[SequenceConfig, str | None]:
     """The generator of a scale, and where the weights that it starts from are: at paper scale, `$GRAPHNAS_GPT_NEO`."""
     if scale.name == "paper":
         return SequenceConfig(**sizes), os.environ.get(PRETRAINED) or None
@@ -79,6 +81,6 @@ def settings(scale: Scale, **sizes) -> tuple[SequenceConfig, str | None]:
         heads=scale.sequence_heads,
         batch_size=scale.sequence_batch,
         warmup=min(500, scale.sequence_steps // 10),
-        lr=2e-3 if scale.name == "smoke" else 1e-3,
+        lr=scale.sequence_lr,
     )
     return small, None

@@ -14,14 +14,12 @@ from graphnas_lib import datasets, network, store, zennet
 from graphnas_lib.datasets import Dataset, MissingDataError
 from graphnas_lib.macro import Architecture
 from graphnas_lib.plots import mean_difference, mean_interval
-from graphnas_lib.stages import rows
 from graphnas_lib.stages.evolution import budget_name
 from graphnas_lib.stages.methods import Methods
-from graphnas_lib.stages.road import Stage
+from graphnas_lib.stages.stage import Stage
 from graphnas_lib.training import RECIPES, cut_batch, evaluate, train
 from graphnas_lib.zennet import ZenNet
 
-RECIPE = {"smoke": "nats12", "lite": "nats12", "paper": "zennas_cifar"}
 COLUMNS = {"cifar10": "C-10", "digits": "C-10", "cifar100": "C-100"}
 CHANCE = {"cifar10": 10.0, "digits": 10.0, "cifar100": 1.0}  # accuracy of guessing (%)
 HELD_OUT = 0.1  # of the training images: the split on which a method's network is chosen
@@ -36,16 +34,16 @@ CELL_STAGES = ("cells", "labels", "families", "gvae", "ccnf")
 PRETRAINED = {HL: CELL_STAGES, SG: (*CELL_STAGES, "evolution", "sequence"), E1: (*CELL_STAGES, "evolution", "sequence")}
 
 
-def make(stage: Stage) -> dict:
+def make(stage: Stage) -> tuple[dict, dict]:
     """Search once per method on the first data set's images; train the best networks on every data set at hand."""
     scale = stage.scale
-    scoring = stage.dataset(resolution=scale.tcet_resolution)
-    every = _data(stage)
+    scoring = datasets.load("auto", resolution=scale.tcet_resolution)
+    every, facts = _data(stage)
     found = Methods(stage, scoring, every[0]).find()
-    jobs, facts = {}, {}
-    options = {"epochs": scale.table2_epochs, "recipe": RECIPE[scale.name], "seed": stage.seed}
+    jobs, sets = {}, {}
+    options = {"epochs": scale.table2_epochs, "recipe": scale.table2_recipe, "seed": stage.seed}
     for data in every:
-        facts[data.name] = {"source": data.source, "n_train": data.size("train"), "n_test": data.size("test")}
+        sets[data.name] = {"source": data.source, "n_train": data.size("train"), "n_test": data.size("test")}
         for name, result in found.items():
             for rank, text in enumerate(result.individuals):
                 key = {"method": name, "rank": rank, "score": result.scores[rank], "evaluations": result.evaluations}
@@ -53,18 +51,19 @@ def make(stage: Stage) -> dict:
                 jobs[f"{name} {rank} | {data.name}"] = partial(
                     measure, key, text, data, device=stage.device.type, **options
                 )
-    table = pd.DataFrame(rows.collect(jobs, stage.checkpoint(), device=stage.device, progress=stage.progress))
+    texts = [result.individuals for result in found.values()]
+    table = pd.DataFrame(stage.collect(jobs, "trainings", RECIPES[scale.table2_recipe], HELD_OUT, texts))
     curves = pd.concat([improvements(result.curve).assign(method=name) for name, result in found.items()])
     pretraining = {
         name: sum(store.load_manifest(earlier, scale.name)["seconds"] for earlier in stages)
         for name, stages in PRETRAINED.items()
     }
-    stage.config.update(
-        datasets=facts, budget=budget_name(*scale.table2_budget), top=scale.table2_top, recipe=RECIPE[scale.name]
-    )
-    stage.config.update(epochs=scale.table2_epochs, scored_on=scoring.source, batch=scale.tcet_batch)
-    stage.config.update(pretraining_seconds=pretraining)
-    return {"table2_rows.csv": table, "table2_curves.csv": curves}
+    facts |= {
+        **{"data": scoring.source, "datasets": sets, "budget": budget_name(*scale.table2_budget)},
+        **{"top": scale.table2_top, "recipe": scale.table2_recipe, "epochs": scale.table2_epochs},
+        **{"scored_on": scoring.source, "batch": scale.tcet_batch, "pretraining_seconds": pretraining},
+    }
+    return {"table2_rows.csv": table, "table2_curves.csv": curves}, facts
 
 
 def improvements(curve: Sequence[float]) -> pd.DataFrame:
@@ -73,16 +72,15 @@ def improvements(curve: Sequence[float]) -> pd.DataFrame:
     return table[(table["best"].diff() != 0) | (table["evaluation"] == len(curve))]
 
 
-def _data(stage: Stage) -> list[Dataset]:
-    """CIFAR-10 or digits, and CIFAR-100 where it is there, cut to the scale."""
+def _data(stage: Stage) -> tuple[list[Dataset], dict]:
+    """CIFAR-10 or digits, and CIFAR-100 where it is there, cut to the scale; and why it is not there."""
     scale = stage.scale
     options = {"resolution": scale.train_resolution, "n_train": scale.table2_images, "n_test": scale.test_images}
     found = [datasets.load("auto", **options)]
     try:
-        found.append(datasets.load("cifar100", **options))
+        return [*found, datasets.load("cifar100", **options)], {}
     except MissingDataError as error:
-        stage.config["C-100"] = str(error)
-    return found
+        return found, {"C-100": str(error)}
 
 
 # ---- training

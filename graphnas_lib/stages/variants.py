@@ -10,14 +10,15 @@ import pandas as pd
 
 from graphnas_lib import store
 from graphnas_lib.stages import comparison, evolution
-from graphnas_lib.stages.road import Stage
+from graphnas_lib.stages.stage import Stage
 
 METHODS = ("HL-Evo, repeats", "Evo (flat), repeats", "Random, as drawn")
 
 
-def make(stage: Stage) -> dict:
+def make(stage: Stage) -> tuple[dict, dict]:
     """All variants under `compared_budget` with each seed."""
-    return {"variants.parquet": comparison.compared(evolution.Searches(stage), METHODS)}
+    searches = evolution.Searches(stage)
+    return {"variants.parquet": comparison.compared(searches, METHODS)}, searches.facts()
 
 
 def load(scale: str) -> pd.DataFrame:

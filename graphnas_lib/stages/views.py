@@ -22,7 +22,6 @@ from graphnas_lib.stages import labels
 from graphnas_lib.stages import road as stages
 from graphnas_lib.store import MissingArtifactError
 
-QUICK = {"smoke": (512, 256, 2), "lite": (1_000, 500, 2), "paper": (None, None, 12)}  # train, test images, epochs
 _SUFFIXES = ("csv", "json", "pdf", "png")
 
 
@@ -65,12 +64,12 @@ def proxy_batch(scale: str) -> tuple[Dataset, tuple[Tensor, Tensor]]:
 
 def quick_sizes(scale: str) -> tuple[int | None, int | None]:
     """Training and test images of the quickstart."""
-    return QUICK[scale][:2]
+    return SCALES[scale].quick_images
 
 
 def quick_epochs(scale: str) -> int:
     """Epochs of the quickstart."""
-    return QUICK[scale][2]
+    return SCALES[scale].quick_epochs
 
 
 def refusal(function: Callable, **arguments) -> str:
