@@ -1,5 +1,6 @@
 """NATS-Bench's space against its published facts; tau and its interval against scipy; what cannot be scored."""
 
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -10,10 +11,10 @@ from scipy.stats import kendalltau
 from torch.nn import functional as F
 
 from graphnas_lib import paper, stages
+from graphnas_lib import plots as report
 from graphnas_lib.benchmarks import nats, validation
 from graphnas_lib.datasets import MissingDataError
 from graphnas_lib.paper import NATS_TAU
-from graphnas_lib.plots import figures as report
 from graphnas_lib.proxies import measures as proxies
 from graphnas_lib.runner import Project
 from graphnas_lib.runner.manifest import Notebook, freshness
@@ -173,24 +174,25 @@ def test_disconnected_never_reaches_a_proxy_and_failures_keep_their_reason(batch
     assert "NaN or infinity" in broken["error"] and np.isnan(broken["snip"])
 
 
-def test_scores_go_on_from_their_shards(batch, tmp_path, monkeypatch):
-    monkeypatch.setattr(validation, "SHARD", 2)
+def test_scores_go_on_from_what_they_find(batch, tmp_path):
     architectures = [SKIP_ONLY, DEAD_END, "|none~0|+|none~0|none~1|+|nor_conv_1x1~0|none~1|none~2|"]
-    options = {"seed": 0, "out": tmp_path, "workers": 1, "progress": False}
+    out = tmp_path / "scores.jsonl"
+    options = {"seed": 0, "out": out, "workers": 1, "progress": False}
     first = validation.score_all(architectures, *batch, **options)
     assert first["arch"].tolist() == [text for text in architectures for _ in nats.SKELETONS]
     assert first["skeleton"].tolist() == list(nats.SKELETONS) * 3
     assert first["error"].tolist() == ["", "", *[validation.DISCONNECTED] * 2, "", ""]
-    shards = sorted(tmp_path.iterdir())
-    assert len(shards) == 2
-    altered = artifacts.read(shards[0]).assign(snip=-7.0)
-    artifacts.write(shards[0], altered)
+    header, *lines = out.read_text().splitlines(keepends=True)
+    altered = [json.dumps([name, row | {"snip": -7.0}]) + "\n" for name, row in map(json.loads, lines[:2])]
+    out.write_text("".join([header, *altered, *lines[2:]]))
     again = validation.score_all(architectures, *batch, **options)
-    assert (again["snip"] == -7.0).sum() == len(altered)  # taken from the shard, not computed
-    shards[0].unlink()
+    assert (again["snip"] == -7.0).sum() == 2  # found there, not computed
+    out.write_text("".join([header, *lines[2:]]))
     pd.testing.assert_frame_equal(validation.score_all(architectures, *batch, **options), first)
-    other = validation.score_all(architectures[:2], *batch, **(options | {"seed": 1}))
-    assert other["snip"].iloc[0] != first["snip"].iloc[0]  # shards of another seed are not taken
+    with pytest.raises(ValueError, match="scores.jsonl differs: seed: 0 -> 1"):  # of another seed nothing is taken
+        validation.score_all(architectures[:2], *batch, **(options | {"seed": 1}))
+    other = validation.score_all(architectures[:2], *batch, **(options | {"seed": 1, "out": tmp_path / "other.jsonl"}))
+    assert other["snip"].iloc[0] != first["snip"].iloc[0]
     with pytest.raises(ValueError, match="two batches of one size.*got 7"):
         validation.score_all(architectures, batch[0][:7], batch[1][:7], **options)
 

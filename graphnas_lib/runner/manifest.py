@@ -13,6 +13,7 @@ import json
 import tomllib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 from typing import Any
@@ -54,18 +55,16 @@ class Notebook:
         return store.default_scale(*self.needs, *self.makes)
 
 
-def _stood_on(names: Iterable[str]) -> list[Path]:
-    """`library_files`; the stages that a notebook makes are named one by one, not by way of the table of all."""
-    return store.library_files(names, without=("graphnas_lib.stages.road",))
-
-
 @dataclass(frozen=True)
 class Project:
     """Where the notebooks lie, and which library they stand on; tests hand in a toy one."""
 
     root: Path
     package: str = "graphnas_lib"
-    library_files: Callable[[Iterable[str]], list[Path]] = _stood_on
+    # the stages that a notebook makes are named one by one, not by way of the table of all
+    library_files: Callable[[Iterable[str]], list[Path]] = partial(
+        store.library_files, without=["graphnas_lib.stages.road"]
+    )
     package_parent: Path = Path(__file__).resolve().parents[2]
     road: Mapping[str, tuple[str, ...]] = field(default_factory=lambda: ROAD)
 
@@ -86,6 +85,17 @@ class Project:
 
     def stage(self, stage: str, scale: str) -> Path:
         return self.root / "data" / scale / f"{stage}.manifest.json"
+
+    def artifact_key(self, stage: str, scale: str) -> str:
+        """Its files: a stage that was run again with the same result (other seconds, other commit) changes nothing."""
+        manifest = self.stage(stage, scale)
+        if not manifest.is_file():
+            return "missing"
+        content = manifest.read_bytes()
+        try:
+            return _sha(json.dumps(json.loads(content)["files"], sort_keys=True).encode())
+        except (ValueError, KeyError, TypeError):
+            return _sha(content)
 
     def state(self, scale: str) -> Path:
         return self.root / "data" / scale / ".notebooks.json"
@@ -129,24 +139,20 @@ def read_manifest(path: Path, road: Mapping[str, tuple[str, ...]] = ROAD) -> lis
         if not {"name", "title"} <= set(entry) <= known:
             raise ManifestError(f"A manifest entry has name, title and some of {sorted(known)}; got {sorted(entry)}.")
         entry = {key: tuple(value) if isinstance(value, list) else value for key, value in entry.items()}
-        notebooks.append(Notebook(**entry, needs=_needs(entry, road)))
+        name, makes, reads = entry["name"], entry.get("makes", ()), entry.get("reads", ())
+        if unknown := {*makes, *reads} - set(road):
+            raise ManifestError(f"{name} names no stages: {', '.join(sorted(unknown))}. Mend the names.")
+        implied = {need for stage in makes for need in road[stage]} | set(makes)
+        if again := [stage for stage in reads if stage in implied]:
+            raise ManifestError(f"{name} makes or needs {', '.join(again)} anyway. Leave them out of `reads`.")
+        needs = tuple(stage for stage in road if stage in (implied | set(reads)) - set(makes))
+        notebooks.append(Notebook(**entry, needs=needs))
     for what in ("name", "makes", "figures", "tables"):
         parts = [getattr(notebook, what) for notebook in notebooks]
         items = parts if what == "name" else [item for part in parts for item in part]
         if twice := sorted({item for item in items if items.count(item) > 1}):
             raise ManifestError(f"Each of `{what}` belongs to one notebook; {', '.join(twice)} has several. Keep one.")
     return notebooks
-
-
-def _needs(entry: Mapping[str, Any], road: Mapping[str, tuple[str, ...]]) -> tuple[str, ...]:
-    """Stages that an entry reads, in the order of the road: its own `reads`, and what the stages it makes read."""
-    makes, reads = entry.get("makes", ()), entry.get("reads", ())
-    if unknown := {*makes, *reads} - set(road):
-        raise ManifestError(f"{entry['name']} names no stages: {', '.join(sorted(unknown))}. Mend the names.")
-    implied = {need for stage in makes for need in road[stage]} | set(makes)
-    if again := [stage for stage in reads if stage in implied]:
-        raise ManifestError(f"{entry['name']} makes or needs {', '.join(again)} anyway. Leave them out of `reads`.")
-    return tuple(stage for stage in road if stage in (implied | set(reads)) - set(makes))
 
 
 def in_order(notebooks: list[Notebook]) -> list[Notebook]:
@@ -201,7 +207,7 @@ def freshness(project: Project, notebook: Notebook, parameters: dict[str, Any]) 
         key[f"library {path.parent.name}/{path.name}"] = _sha(path.read_bytes())
     # at smoke the notebook makes its optional stages itself, as far as the data at hand allow
     inputs = notebook.needs if parameters["scale"] == "smoke" else (*notebook.needs, *notebook.optional)
-    return key | {f"input {stage}": _input_key(project.stage(stage, parameters["scale"])) for stage in inputs}
+    return key | {f"input {stage}": project.artifact_key(stage, parameters["scale"]) for stage in inputs}
 
 
 def changes(before: dict[str, str], now: dict[str, str]) -> list[str]:
@@ -211,18 +217,6 @@ def changes(before: dict[str, str], now: dict[str, str]) -> list[str]:
     told = [f"{part} changed" for part in now if part in before and before[part] != now[part]]
     told += [f"{part} is new" for part in now if part not in before]
     return told + [f"{part} is gone" for part in before if part not in now]
-
-
-def _input_key(manifest: Path) -> str:
-    """An input is its files: a stage run again with the same result (other seconds, other commit) changes nothing."""
-    if not manifest.is_file():
-        return "missing"
-    content = manifest.read_bytes()
-    try:
-        files = json.loads(content)["files"]
-    except (ValueError, KeyError, TypeError):
-        return _sha(content)
-    return _sha(json.dumps(files, sort_keys=True).encode())
 
 
 def _sha(content: bytes) -> str:

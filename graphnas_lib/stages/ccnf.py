@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pandas as pd
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from graphnas_lib import ccnf
 from graphnas_lib.ccnf import CCNF, CCNFConfig, PosteriorBatches, gaussian_baselines
@@ -13,7 +14,6 @@ from graphnas_lib.gvae import GVAE
 from graphnas_lib.space import CellCodes
 from graphnas_lib.stages.gvae import Data
 from graphnas_lib.stages.stage import Stage
-from graphnas_lib.store import Checkpoint
 
 LATENTS_AT_ONCE = 50  # in an exact trace
 RK4_STEPS = 5  # a latent's density differs from that of ten by less than 1e-4 nats a dimension
@@ -46,8 +46,7 @@ def make(stage: Stage) -> tuple[dict, dict]:
         trained.zc_high.copy_(data.zc.amax(dim=0))
     model = model.cpu()
     test = PosteriorBatches(*_posteriors(model, data.held_out), condition_jitter=0.0)
-    point = stage.checkpoint("likelihood", config, NLL_LEARNING_RATE, RK4_STEPS)
-    likelihood = _likelihood(flows, corpus, test, scale.likelihood_latents, point, stage)
+    likelihood = likelihood_table(stage, flows, corpus, test)
     logs = [{"objective": "fm", **row} for row in log.rows] + [{"objective": "nll", **row} for row in nll_log.rows]
     facts = {"steps": log.steps, "nll_steps": nll_log.steps, "noised_dimensions": test.noised}
     files = {
@@ -65,27 +64,27 @@ def _posteriors(model: GVAE, codes: CellCodes) -> tuple[Tensor, Tensor, Tensor]:
     return mu, logvar, model.predict_zc(mu)
 
 
-def _likelihood(
-    flows: dict[str, CCNF], corpus, test: PosteriorBatches, n: int, point: Checkpoint, stage: Stage
+def likelihood_table(
+    stage: Stage, flows: dict[str, CCNF], corpus: tuple[Tensor, ...], test: PosteriorBatches
 ) -> pd.DataFrame:
     """Exact negative log-likelihood of held-out latents, nats a dimension, beside three Gaussians.
 
     Minutes a hundred latents: densities are kept as they come, and a killed run goes on with the next.
     """
     generator = torch.Generator().manual_seed(stage.seed)
-    latent, zc = test.draw(torch.arange(min(n, len(test.mu))), generator)
+    latent, zc = test.draw(torch.arange(min(stage.scale.likelihood_latents, len(test.mu))), generator)
     train = PosteriorBatches(*(part.cpu() for part in corpus), condition_jitter=0.0)
     fitted = train.draw(torch.arange(len(train.mu)), generator)
     rows = [{"model": name, "nll": value} for name, value in gaussian_baselines(*fitted, latent, zc).items()]
-    known = point.load() or {name: torch.empty(0) for name in flows}
-    total, done = len(flows) * len(latent), sum(len(density) for density in known.values())
-    with tqdm(total=total, initial=done, desc="exact likelihoods", disable=not stage.progress) as bar:
-        for name, flow in flows.items():
-            for start in range(len(known[name]), len(latent), LATENTS_AT_ONCE):
-                part = slice(start, start + LATENTS_AT_ONCE)
-                found = flow.log_prob(latent[part], zc[part], trace="exact", method="rk4", steps=RK4_STEPS)
-                known[name] = torch.cat([known[name], found])
-                point.save(known)
-                bar.update(len(found))
-            rows.append({"model": f"ccnf_{name}", "nll": -known[name].mean().item() / latent.shape[1]})
+    parts = list(zip(latent.split(LATENTS_AT_ONCE), zc.split(LATENTS_AT_ONCE), strict=True))
+    for name, flow in flows.items():
+        jobs = {f"{name} {i}": partial(_densities, flow, *part) for i, part in enumerate(parts)}
+        settings = (flow.config, NLL_LEARNING_RATE, RK4_STEPS, LATENTS_AT_ONCE)
+        found = stage.collect(jobs, f"exact likelihoods {name}", *settings, workers=1)
+        density = torch.tensor([value for row in found for value in row["density"]])
+        rows.append({"model": f"ccnf_{name}", "nll": -density.mean().item() / latent.shape[1]})
     return pd.DataFrame(rows).assign(n=len(latent))
+
+
+def _densities(flow: CCNF, latent: Tensor, zc: Tensor) -> dict[str, list[float]]:
+    return {"density": flow.log_prob(latent, zc, trace="exact", method="rk4", steps=RK4_STEPS).tolist()}

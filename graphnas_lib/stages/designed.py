@@ -19,13 +19,13 @@ def make(stage: Stage) -> tuple[dict, dict]:
     searches, history = evolution.Searches(stage), evolution.load(stage.scale.name)
     trained = Trained.load(stage.scale.name, device=stage.device)
     files = {
-        "designed_requests.csv": _realised(trained, searches, _requests(history, stage.scale.requests, stage.seed)),
-        "designed_best.csv": _best(trained, searches, history),
+        "designed_requests.csv": answers(trained, searches, drawn_requests(history, stage.scale.requests, stage.seed)),
+        "designed_best.csv": best_designs(trained, searches, history),
     }
     return files, searches.facts()
 
 
-def _requests(history: pd.DataFrame, n: int, seed: int) -> Tensor:
+def drawn_requests(history: pd.DataFrame, n: int, seed: int) -> Tensor:
     """Budgets log-uniform between the 5th and 95th percentile of the history: parameters and FLOPs by turns."""
     generator = torch.Generator().manual_seed(seed)
     ends = history[list(CONDITIONS[:2])].quantile([0.05, 0.95]).map(math.log).to_numpy()
@@ -37,7 +37,7 @@ def _requests(history: pd.DataFrame, n: int, seed: int) -> Tensor:
     return rows
 
 
-def _realised(trained: Trained, searches: evolution.Searches, requests: Tensor) -> pd.DataFrame:
+def answers(trained: Trained, searches: evolution.Searches, requests: Tensor) -> pd.DataFrame:
     """What the generator answers: legality with and without the mask, sizes with kept cells, before any fit."""
     masked = trained.generator.generate_many(requests)
     free = trained.generator.generate_many(requests, masked=False)
@@ -60,7 +60,7 @@ def _realised(trained: Trained, searches: evolution.Searches, requests: Tensor) 
     return pd.DataFrame(rows)
 
 
-def _best(trained: Trained, searches: evolution.Searches, history: pd.DataFrame) -> pd.DataFrame:
+def best_designs(trained: Trained, searches: evolution.Searches, history: pd.DataFrame) -> pd.DataFrame:
     """Under each budget: the best T-CET of ten designs, of ten fresh ones, and of HL-Evo; all on the same images."""
     score, stage = searches.score, searches.stage
     rows = []

@@ -32,8 +32,8 @@ def make(stage: Stage) -> tuple[dict, dict]:
     sampler, data = CellSampler.load(name, device=stage.device), Data(stage)
     flows = {"fm": sampler.ccnf, "nll": CCNF.load(name, name="ccnf_nll", device=stage.device)}
     asked = sampler.gvae.predict_zc(sampler.gvae.encode(data.held_out))
-    latents = _latent_error(flows, sampler.gvae, asked, stage.seed)
-    solvers = _solver_error(sampler, stage.scale.solved_cells, stage.seed)
+    latents = latent_error(flows, sampler.gvae, asked, stage.seed)
+    solvers = solver_error(sampler, stage.scale.solved_cells, stage.seed)
     family_cells, families, facts = of_families(stage, sampler, data.known)
     conditions, failed = conditional(stage, sampler, data.unseen, data.unseen_zc)
     around, failed_around = around_reference(stage, sampler)
@@ -155,7 +155,7 @@ def _scored(
     return pd.DataFrame(rows).merge(real, on="key", how="inner"), facts
 
 
-def _latent_error(flows: dict[str, CCNF], model: GVAE, zc: torch.Tensor, seed: int) -> pd.DataFrame:
+def latent_error(flows: dict[str, CCNF], model: GVAE, zc: torch.Tensor, seed: int) -> pd.DataFrame:
     """|q(f) - z| of draws for held-out conditions, and of a random pair, in standard deviations a component.
 
     Conditions outside the range that training saw are left out: there every flow extrapolates.
@@ -171,7 +171,7 @@ def _latent_error(flows: dict[str, CCNF], model: GVAE, zc: torch.Tensor, seed: i
     return pd.DataFrame(rows).assign(n=len(zc))
 
 
-def _solver_error(sampler: CellSampler, n: int, seed: int) -> pd.DataFrame:
+def solver_error(sampler: CellSampler, n: int, seed: int) -> pd.DataFrame:
     """Fixed-step solvers against dopri5 at 1e-5: latent error, share of equal decoded cells, seconds of the solve."""
     zc = sampler.centres([i % sampler.families.n_clusters for i in range(n)])
     rows, known, reference = [], [], None

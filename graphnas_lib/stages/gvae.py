@@ -103,13 +103,13 @@ def make(stage: Stage) -> tuple[dict, dict]:
         latent = model.encode(data.unseen)
         near = cluster_metrics(latent, data.unseen_zc, family, run.seed)
         tables["log"].append(pd.DataFrame(log.rows).assign(**told))
-        tables["measures"].append(pd.DataFrame([_measures(model, data, run.seed)]).assign(**told))
+        tables["measures"].append(pd.DataFrame([measures(model, data, run.seed)]).assign(**told))
         tables["neighbours"].append(near.assign(**told))
         if run.seed == stage.seed:
             files |= model.to_files(gvae.VARIANTS[run.kind])
             x, y = embed(latent, run.seed).T
             tables["maps"].append(pd.DataFrame({**told, "x": x, "y": y, "family": family.numpy()}))
-    cycle, facts = _cycle(stage, models[runs[0]][0], data.families)
+    cycle, facts = cycle_table(stage, models[runs[0]][0], data.families)
     facts |= {
         "n_training": len(data.training),
         "n_labelled": len(data.labelled),
@@ -119,7 +119,7 @@ def make(stage: Stage) -> tuple[dict, dict]:
         "seeds": stage.scale.gvae_seeds,
     }
     files |= {f"gvae_{name}.csv": pd.concat(parts, ignore_index=True) for name, parts in tables.items()}
-    files["gvae_ablation.csv"] = _ablation(stage, data, {run: models[run] for run in short})
+    files["gvae_ablation.csv"] = ablation_table(stage, data, {run: models[run] for run in short})
     return files | {"gvae_cycle.csv": cycle}, facts
 
 
@@ -152,7 +152,7 @@ def planned(stage: Stage) -> tuple[list[Run], list[Run]]:
     return runs, short
 
 
-def _measures(model: GVAE, data: Data, seed: int) -> dict:
+def measures(model: GVAE, data: Data, seed: int) -> dict:
     """Recovery of held-out cells, what random latents decode to, R^2 of q on labelled cells held out."""
     draws = gvae.random_latents(model, len(data.held_out), seed=seed)
     shares = ("valid", "unique", "new", "raw_strict", "no_path", "identity")
@@ -171,7 +171,7 @@ def _measures(model: GVAE, data: Data, seed: int) -> dict:
     return found
 
 
-def _cycle(stage: Stage, model: GVAE, families: Families) -> tuple[pd.DataFrame, dict]:
+def cycle_table(stage: Stage, model: GVAE, families: Families) -> tuple[pd.DataFrame, dict]:
     """Proxies really computed on cells decoded from random latents, beside q of these and q of the cells encoded again.
 
     One row a cell: which latents (`draws`), standardised components z_*, q_* and again_*; a cell whose proxies fail is
@@ -193,11 +193,11 @@ def _cycle(stage: Stage, model: GVAE, families: Families) -> tuple[pd.DataFrame,
     return pd.concat(tables, ignore_index=True), facts | {"cycle_failed": failed}
 
 
-def _ablation(stage: Stage, data: Data, models: dict[Run, tuple[GVAE, TrainLog]]) -> pd.DataFrame:
+def ablation_table(stage: Stage, data: Data, models: dict[Run, tuple[GVAE, TrainLog]]) -> pd.DataFrame:
     """Short runs of one seed that each change one thing; the paper leaves all of these open."""
     rows, family = [], data.families.assign(data.unseen_zc, standardised=True)
     for run, (model, log) in models.items():
-        found = _measures(model, data, stage.seed)
+        found = measures(model, data, stage.seed)
         near = cluster_metrics(model.encode(data.unseen), data.unseen_zc, family, stage.seed).set_index("metric")
         near = {metric: near.loc[metric, "value"] for metric in near.index if metric.startswith(("kNN", "Spearman"))}
         kept = ["exact_mean", "exact_sampled", "scaled_valid", "scaled_unique", "normal_valid"]

@@ -64,20 +64,20 @@ class Methods:
     def find(self) -> dict[str, Found]:
         """Every search, by the names of `paper.TABLE_2`; a killed run goes on inside the search that it was in."""
         searches = {
-            "ZenNet: Evo(Zen)": partial(self._zennet, "zen"),
-            "ZenNet: Evo(ZiCo)": partial(self._zennet, "zico"),
-            "ZenNet: Evo(T-CET)": partial(self._zennet, "tcet"),
-            "GraphNet: Evo(T-CET)": partial(self._flat, self.score, "flat", self.plain),
-            "GraphNet: HL-Evo(T-CET)+CCNF": self._hl_evo,
-            "GraphNet: SG+CCNF": self._sequence,
-            "GraphNet: random in budget": self._random,
-            "GraphNet: Evo(parameters)": partial(self._flat, _Size(self.costs), "size", self.plain, workers=1),
-            "GraphNet: SG+CCNF, reduced training (App. E.1)": self._mixed,
+            "ZenNet: Evo(Zen)": partial(self.zennet, "zen"),
+            "ZenNet: Evo(ZiCo)": partial(self.zennet, "zico"),
+            "ZenNet: Evo(T-CET)": partial(self.zennet, "tcet"),
+            "GraphNet: Evo(T-CET)": partial(self.flat, self.score, "flat", self.plain),
+            "GraphNet: HL-Evo(T-CET)+CCNF": self.hl_evo,
+            "GraphNet: SG+CCNF": self.sequence,
+            "GraphNet: random in budget": self.random,
+            "GraphNet: Evo(parameters)": partial(self.flat, _Size(self.costs), "size", self.plain, workers=1),
+            "GraphNet: SG+CCNF, reduced training (App. E.1)": self.mixed,
             "GraphNet: Evo(reduced training) (App. E.2)": partial(
-                self._flat, self.accuracy, "e2", self.models, population=TRAINED_POPULATION
+                self.flat, self.accuracy, "e2", self.models, population=TRAINED_POPULATION
             ),
         }
-        jobs = {name: partial(_as_row, search) for name, search in searches.items()}
+        jobs = {name: lambda search=search: asdict(search()) for name, search in searches.items()}
         found = self.stage.collect(jobs, "searches", *_SETTINGS, workers=1)  # each of them is parallel in itself
         return {row.pop("id"): Found(**row) for row in found}
 
@@ -93,11 +93,12 @@ class Methods:
             **changes,
         }
 
-    def _flat(self, score, name: str, evaluations: int, **changes) -> Found:
+    def flat(self, score: Callable, name: str, evaluations: int, **changes) -> Found:
+        """Plain evolution in this package's space by some score."""
         options = self._options(name, evaluations, **changes)
         return self._found(evolution.flat_evo(evolution.flat_start(), score=score, feasible=self.feasible, **options))
 
-    def _hl_evo(self) -> Found:
+    def hl_evo(self) -> Found:
         """The history of stage "evolution" under this budget; of its seconds the share of these evaluations."""
         every = histories.load(self.stage.scale.name)
         history = every[every["budget"] == histories.budget_name(*self.budget)]
@@ -106,7 +107,7 @@ class Methods:
         rows = history.to_dict("records")
         return self._best(rows, lambda text: evolution.HLIndividual.from_json(text).architecture.to_json(), seconds)
 
-    def _random(self) -> Found:
+    def random(self) -> Found:
         """As many random architectures as the generator draws, each as wide as the budget allows."""
         options = self._options("random", self.generated)
         del options["population"]
@@ -121,7 +122,7 @@ class Methods:
         )
         return self._found(result)
 
-    def _zennet(self, proxy: str) -> Found:
+    def zennet(self, proxy: str) -> Found:
         """ZenNAS's evolution with one of three proxies; unlike there, a network over budget uses up no evaluation."""
         data, resolution = self.data, self.data.input_shape[1]
 
@@ -141,7 +142,8 @@ class Methods:
         )
         return self._found(result, str)
 
-    def _sequence(self) -> Found:
+    def sequence(self) -> Found:
+        """The generator's designs, best of as many candidates as it has evaluations."""
         began = time.monotonic()
         designs = self._designs(n=min(self.top, self.generated), candidates=self.generated)
         scores = [made.tcet for made in designs]
@@ -161,7 +163,7 @@ class Methods:
             **options,
         )
 
-    def _mixed(self) -> Found:
+    def mixed(self) -> Found:
         """App. E.1: evolution with the reduced-training proxy over the cells of five networks of one macro design.
 
         The first is the generator's best; the others have cells drawn anew, as those that the evolution kept are few.
@@ -197,10 +199,6 @@ class Methods:
         curve = best_so_far(history)
         texts = [dump(row["individual"]) for row in chosen]
         return Found(texts, [row["score"] for row in chosen], curve, len(curve), seconds)
-
-
-def _as_row(search: Callable[[], Found]) -> dict:
-    return asdict(search())
 
 
 @dataclass(frozen=True)

@@ -39,7 +39,7 @@ def make(stage: Stage) -> tuple[dict, dict]:
         designs,
         conditions,
         config=config,
-        weights=_weights(table),
+        weights=learning_weights(table),
         steps=scale.sequence_steps,
         seed=stage.seed,
         pretrained=pretrained,
@@ -58,7 +58,7 @@ def make(stage: Stage) -> tuple[dict, dict]:
     return {**files, FILE: kept.to_tensors(), "sequence_log.csv": pd.DataFrame(log.rows)}, facts
 
 
-def _weights(history: pd.DataFrame) -> Tensor:
+def learning_weights(history: pd.DataFrame) -> Tensor:
     """How often each network is learnt from, (n,): its rank by T-CET among those of its size, to the fourth power.
 
     Among those of its parameters or of its FLOPs, whichever is higher: conditions ask for either.

@@ -53,9 +53,12 @@ class Stage:
         return store.Checkpoint(self._kept(f"{self.name}-{self.identity}", loop, settings, "safetensors"))
 
     def collect(self, jobs: dict, loop: str = "rows", *settings: Any, workers: int | None = None) -> list[dict]:
-        """Rows of independent jobs, each with its "id"; `loop` and `settings` as of `checkpoint`."""
+        """Rows of independent jobs, each with its "id"; `loop` and `settings` as of `checkpoint`.
+
+        With `workers=1` the jobs run in this process, one after another, on no cluster either.
+        """
         journal = store.Journal(self._kept(f"{self.name}-{self.identity}", loop, settings, "jsonl"))
-        options = {"progress": self.progress, "dask": self.dask, "desc": loop, "unit": "row"}
+        options = {"progress": self.progress, "desc": loop, "unit": "row", "dask": None if workers == 1 else self.dask}
         rows = store.collect(jobs, journal, workers=workers or self.workers, **options)
         return [{"id": name, **row} for name, row in zip(jobs, rows, strict=True)]
 

@@ -36,7 +36,7 @@ def make(stage: Stage) -> tuple[dict, dict]:
     )
     z = proxies.zc_vector(REFERENCE_CELL, *batch, seed=stage.seed, classes=scoring.classes)
     condition = sampler.families.transform(z)
-    strategies, facts = _strategies(sampler, condition, stage)
+    strategies, facts = sampled(sampler, condition, stage)
     job = partial(
         measure,
         batch=batch,
@@ -67,7 +67,7 @@ def make(stage: Stage) -> tuple[dict, dict]:
     return {"table1_rows.csv": table}, facts
 
 
-def _strategies(sampler: CellSampler, condition: Tensor, stage: Stage) -> tuple[dict[str, Generated], dict]:
+def sampled(sampler: CellSampler, condition: Tensor, stage: Stage) -> tuple[dict[str, Generated], dict]:
     """What the samplers gave, and facts; the neighbourhood is the smallest that gives as many distinct cells as flow.
 
     Twice the decodes: what fails among the first is made up for by the next.

@@ -24,7 +24,7 @@ def make(stage: Stage) -> tuple[dict, dict]:
     trained = Trained.load(scale.name)
     shape = (3, scale.table3_resolution, scale.table3_resolution)
     classes = scale.table3_classes
-    found, imagenet, jobs = [], _imagenet(scale.name), {}
+    found, data, jobs = [], imagenet(scale.name), {}
     for name, flops in zip(BUDGETS, scale.table3_budgets, strict=True):
         for search in range(SEARCHES):
             best = design(
@@ -38,9 +38,9 @@ def make(stage: Stage) -> tuple[dict, dict]:
             )[0]
             row = {"budget": name, "requested": flops, "search": search, "design": best.to_json()}
             found.append({**row, "params": best.params, "flops": best.flops, "macs": best.macs, "tcet": best.tcet})
-            if imagenet is not None:
+            if data is not None:
                 jobs[f"{name} {search}"] = partial(
-                    _trained, best.to_json(), imagenet, stage.seed + search, stage.device.type
+                    measure, best.to_json(), data, stage.seed + search, stage.device.type
                 )
     table = pd.DataFrame(found)
     facts = {"input_shape": list(shape), "classes": classes, "batch": best.batch, "trained": bool(jobs)}
@@ -54,7 +54,7 @@ def make(stage: Stage) -> tuple[dict, dict]:
     return {"table3_rows.csv": table}, facts
 
 
-def _imagenet(scale: str) -> ImageFolderDataset | None:
+def imagenet(scale: str) -> ImageFolderDataset | None:
     """ImageNet-1k at paper scale when `imagenet/train` and `imagenet/val` are in the data folders."""
     if scale != "paper":
         return None
@@ -64,7 +64,7 @@ def _imagenet(scale: str) -> ImageFolderDataset | None:
     return None
 
 
-def _trained(text: str, data: ImageFolderDataset, seed: int, device: str) -> dict:
+def measure(text: str, data: ImageFolderDataset, seed: int, device: str) -> dict:
     """One row: a design trained on ImageNet-1k, with ZenNAS's teacher where that can be had."""
     chosen = Design.from_json(text)
     model = build(chosen.architecture, input_shape=chosen.input_shape, classes=chosen.classes, seed=seed)
