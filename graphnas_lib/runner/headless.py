@@ -123,9 +123,7 @@ class _Run:
         if self.state.pop(notebook.name, None):
             store.write(self.path, self.state)
         environment = {"GRAPHNAS_HOME": str(project.root), "PYTHONPATH": runner.python_path(project.package_parent)}
-        if (
-            scale == "smoke"
-        ):  # its networks gain nothing from a second thread, and lose ten times where a core is shared
+        if scale == "smoke":  # its networks gain nothing from a second thread, and lose much where a core is shared
             environment["OMP_NUM_THREADS"] = os.environ.get("OMP_NUM_THREADS", "1")
         try:
             _check_inputs(project, notebook, scale)

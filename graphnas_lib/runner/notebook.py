@@ -48,6 +48,7 @@ class Progress:
     cell: int = 0  # number of the running code cell, 1-based, as in the source notebook
     started: float = 0.0
     seconds: list[float] = field(default_factory=list)
+    peak_mb: float = 0.0  # memory that the kernel held at most
 
     def start(self, cell: Any, cell_index: int) -> None:
         """papermill's on_cell_start: called for Markdown cells too."""
@@ -102,14 +103,13 @@ def run_notebook(
     part.unlink(missing_ok=True)
     check_parameters(source, parameters)
     begun = time.monotonic()
-    memory = [0.0]
     try:
         with patch.dict(os.environ, KERNEL_ENVIRONMENT | (environment or {})):  # which the kernel inherits
-            _in_thread(lambda: _papermill(source, part, parameters, timeout, progress), memory)
+            _in_thread(lambda: _papermill(source, part, parameters, timeout, progress), progress)
     except NotebookError:
         raise
     except Exception as error:  # every way papermill, nbclient and the kernel can fail ends in one line
-        raise NotebookError(_explain(error, progress, part, timeout, memory[0])) from error
+        raise NotebookError(_explain(error, progress, part, timeout)) from error
     missing = [path for path in outputs if not path.is_file() or not path.stat().st_size]
     if missing:
         raise NotebookError(
@@ -122,7 +122,7 @@ def run_notebook(
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
         "seconds": round(time.monotonic() - begun, 2),
         "cells": progress.seconds,
-        "peak_memory_mb": round(memory[0], 1),
+        "peak_memory_mb": round(progress.peak_mb, 1),
         "machine": {"system": platform.system(), "processor": platform.machine(), "cores": os.cpu_count()},
         "python": platform.python_version(),
     }
@@ -200,7 +200,7 @@ def _papermill(source: Path, part: Path, parameters: dict, timeout: int | None, 
         )
 
 
-def _in_thread(work: Callable[[], None], memory: list[float]) -> None:
+def _in_thread(work: Callable[[], None], progress: Progress) -> None:
     """Run `work` in a thread; this one samples the kernel's memory and takes Ctrl-C.
 
     In the main thread nbclient would install its own handlers for SIGINT and SIGTERM, which kill the kernel and then
@@ -221,7 +221,7 @@ def _in_thread(work: Callable[[], None], memory: list[float]) -> None:
         while thread.is_alive():
             thread.join(POLL_SECONDS)
             held = _of_children(lambda child: child.memory_info().rss / 2**20, before)
-            memory[0] = max(memory[0], sum(held))
+            progress.peak_mb = max(progress.peak_mb, sum(held))
     except KeyboardInterrupt:
         until = time.monotonic() + KILL_SECONDS
         while thread.is_alive() and time.monotonic() < until:
@@ -243,13 +243,13 @@ def _of_children(what: Callable[[Any], Any], but: Collection[int] = ()) -> list:
     return found
 
 
-def _explain(error: BaseException, progress: Progress, part: Path, timeout: int | None, peak: float) -> str:
+def _explain(error: BaseException, progress: Progress, part: Path, timeout: int | None) -> str:
     """One line on a failure: notebook, cell, reason, remedy."""
     kind, name = type(error).__name__, progress.name
     copy = f" The partial copy is {_shown(part)}." if part.exists() else ""
     told = {
-        "DeadKernelError": f"the kernel died (out of memory? it held {peak:.0f} MB at its peak). Free memory or take a "
-        "smaller scale",
+        "DeadKernelError": f"the kernel died (out of memory? it held {progress.peak_mb:.0f} MB at its peak). Free "
+        "memory or take a smaller scale",
         "CellTimeoutError": f"the cell ran longer than its {timeout} s. Raise `timeout` in notebooks/manifest.toml or "
         "find what hangs",
         "NoSuchKernel": "no Jupyter kernel 'python3' in this environment. Install the package again: pip install -e .",
