@@ -13,7 +13,7 @@ from graphnas_lib import paper, stages
 from graphnas_lib.datasets import MissingDataError
 from graphnas_lib.paper import CLAIMS, STAGES, Scale, Sizes
 from graphnas_lib.space import sample_cells
-from graphnas_lib.stages import gvae, labels, ledger, road
+from graphnas_lib.stages import cells, gvae, labels, ledger, road
 from graphnas_lib.store import Checkpoint, MissingArtifactError, artifacts, library
 
 
@@ -79,7 +79,7 @@ class Watched(Sizes):
 def test_a_stage_declares_the_sizes_it_reads_and_no_other(home):
     for name in ("cells", "labels", "families"):
         scale = Watched(**vars(paper.sizes(name, "smoke")))
-        files, facts = road.MAKERS[name](replace(job(name), scale=scale))
+        files, facts = road.MODULES[name].make(replace(job(name), scale=scale))
         artifacts.save(name, files, scale="smoke", seed=0, seconds=0, config=facts, key="")
         assert scale._asked - {"name"} == set(STAGES[name].sizes)
 
@@ -97,7 +97,7 @@ def test_stages_declare_stages_before_them_and_sizes_that_there_are():
         assert set(stage.needs) <= before, name
         assert set(stage.sizes) < {field.name for field in fields(Scale)}, name
         before.add(name)
-    assert list(STAGES) and set(STAGES) == set(road.MAKERS)
+    assert set(STAGES) == set(road.MODULES)
 
 
 def test_an_edit_of_a_drawing_makes_no_stage_stale_and_of_what_it_stands_on_does(monkeypatch):
@@ -265,7 +265,7 @@ def test_the_seconds_of_a_killed_run_count(home, monkeypatch):
     whole = stages.run("cells", "smoke", device="cpu", progress=False)
     noted = home / "data/smoke/checkpoints" / f"cells-{whole['key']}.json"
     assert 0 < whole["seconds"] < 1000 and not noted.exists()
-    make, waited = road.MAKERS["cells"], threading.Event()
+    make, waited = cells.make, threading.Event()
 
     def killed(stage):
         waited.wait(0.2)
@@ -274,10 +274,10 @@ def test_the_seconds_of_a_killed_run_count(home, monkeypatch):
 
     artifacts.write(noted, {"seconds": 1000.0})
     monkeypatch.setattr(road, "NOTED_SECONDS", 0.02)
-    monkeypatch.setitem(road.MAKERS, "cells", killed)
+    monkeypatch.setattr(cells, "make", killed)
     with pytest.raises(RuntimeError, match="killed here"):
         stages.run("cells", "smoke", device="cpu", progress=False)
-    monkeypatch.setitem(road.MAKERS, "cells", make)
+    monkeypatch.setattr(cells, "make", make)
     after_kill = artifacts.read(noted)["seconds"]
     assert stages.run("cells", "smoke", device="cpu", progress=False)["seconds"] > after_kill - 0.01 > 1000
     assert not noted.exists()

@@ -134,15 +134,6 @@ def label(
     return _reported(pd.concat([table, values], axis=1))
 
 
-def label_cell(cell: Cell, images: Tensor, labels: Tensor, options: dict) -> dict:
-    """One cell's row: its ZC vector and error "", or NaN and the reason; `options` go to `zc_vector`."""
-    try:
-        values = zc_vector(cell, images, labels, **options).tolist()
-    except (ProxyError, InvalidCellError) as error:
-        return dict.fromkeys(ZC_NAMES, float("nan")) | {"error": f"{type(error).__name__}: {error}"}
-    return dict(zip(ZC_NAMES, values)) | {"error": ""}
-
-
 def labelled_only(table: pd.DataFrame) -> pd.DataFrame:
     """Rows that have a ZC vector."""
     return table[table["error"] == ""].reset_index(drop=True)
@@ -154,9 +145,13 @@ def zc_matrix(table: pd.DataFrame) -> Tensor:
 
 
 def _label(cell: Cell, images: Tensor, labels: Tensor, options: dict, device: torch.device) -> dict:
-    """A label is the same wherever it is made: one thread."""
-    with single_threaded():
-        return label_cell(cell, images.to(device), labels.to(device), options)
+    """One cell's row, the same wherever it is made (one thread): its ZC vector and error "", or NaN and the reason."""
+    try:
+        with single_threaded():
+            values = zc_vector(cell, images.to(device), labels.to(device), **options).tolist()
+    except (ProxyError, InvalidCellError) as error:
+        return dict.fromkeys(ZC_NAMES, float("nan")) | {"error": f"{type(error).__name__}: {error}"}
+    return dict(zip(ZC_NAMES, values)) | {"error": ""}
 
 
 def _reported(table: pd.DataFrame) -> pd.DataFrame:

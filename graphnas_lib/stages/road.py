@@ -40,11 +40,13 @@ from graphnas_lib.stages import (
 )
 from graphnas_lib.stages.stage import Stage
 
-MODULES = (
-    *(cells, labels, families, gvae, ccnf, generated, table1, evolution, comparison, variants),
-    *(sequence, designed, table2, table3, table4, validation),
-)
-MAKERS = {module.__name__.rsplit(".", 1)[-1]: module.make for module in MODULES}
+MODULES = {
+    module.__name__.rpartition(".")[2]: module
+    for module in (
+        *(cells, labels, families, gvae, ccnf, generated, table1, evolution, comparison, variants),
+        *(sequence, designed, table2, table3, table4, validation),
+    )
+}
 NOTED_SECONDS = 20.0  # of work whose time a kill may lose
 NOT_HASHED = (  # drawings decide no number, and what a stage may read of the others is in its key
     *("graphnas_lib.plots", "graphnas_lib.paper.road", "graphnas_lib.paper.scales"),
@@ -115,7 +117,7 @@ def run(
     if fresh:
         _forget(checkpoints, stage)
     with _stopwatch(checkpoints / f"{stage}-{identity}.json") as seconds:
-        files, facts = MAKERS[stage](job)
+        files, facts = MODULES[stage].make(job)
     name = torch.cuda.get_device_name(where) if where.type == "cuda" else "cpu"
     manifest = store.save(stage, files, scale=scale, seed=seed, seconds=seconds(), device=name, config=facts, key=key)
     _forget(checkpoints, stage)
