@@ -166,7 +166,7 @@ def _tau(x: np.ndarray, y: np.ndarray, axis: int = -1) -> np.ndarray:
 
 
 def tau_table(
-    scores: pd.DataFrame, accuracies: pd.Series, *, resamples: int = RESAMPLES, seed: int = 0
+    scores: pd.DataFrame, accuracies: pd.Series, *, resamples: int | None = None, seed: int = 0
 ) -> pd.DataFrame:
     """Kendall's tau of each proxy on each skeleton (`score_all`) with accuracy (`accuracies`), beside published values.
 
@@ -175,13 +175,13 @@ def tau_table(
         are left out; the published values (NaN where there is none); within: "yes" when every published value lies
         within `MAX_TAU_GAP` of ours or in our interval, "no" when one does not, "-" when there is none.
     """
-    known = scores[scores["arch"].isin(accuracies.index)]
-    lines = []
+    known, lines = scores[scores["arch"].isin(accuracies.index)], []
+    options = {"resamples": RESAMPLES if resamples is None else resamples, "seed": seed}
     for (skeleton, group), name in [(item, name) for item in known.groupby("skeleton", sort=False) for name in SCORES]:
         lowest = group["error"] == DISCONNECTED
         used = group[lowest | (group["error"] == "")]
         values = used[name].where(used["error"] == "", -np.inf)
-        tau, low, high = kendall_tau(values, accuracies[used["arch"]], resamples=resamples, seed=seed)
+        tau, low, high = kendall_tau(values, accuracies[used["arch"]], **options)
         printed = _published(name)
         counts = {"n": len(used), "disconnected": int(lowest.sum()), "failed": len(group) - len(used)}
         line = {"skeleton": skeleton, "proxy": name, "tau": tau, "low": low, "high": high, **counts, **printed}

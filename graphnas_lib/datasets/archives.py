@@ -10,6 +10,7 @@ import hashlib
 import os
 import pickle
 import tarfile
+import tomllib
 import urllib.request
 from io import BytesIO
 from pathlib import Path
@@ -20,6 +21,7 @@ import numpy as np
 from graphnas_lib.store import CorruptArtifactError
 
 Arrays = tuple[np.ndarray, np.ndarray]
+FACTS = tomllib.loads(Path(__file__).with_name("facts.toml").read_text(encoding="utf-8"))
 
 
 class MissingDataError(FileNotFoundError):
