@@ -1,15 +1,19 @@
 """Training recipes by name: every protocol behind Tables 1-4 and Appendix E.1, as data with its source.
 
-A recipe says how to train; it does not train (`training` does). Its learning rate belongs to its batch size: another
-batch size scales it in proportion, another number of epochs stretches warm-up and milestones.
+The numbers are in `recipes.toml`. A recipe says how to train; `supervised` trains. A learning rate belongs to its batch
+size: another batch size scales it in proportion, another number of epochs stretches warm-up and milestones.
 """
 
 from __future__ import annotations
 
 import math
+import tomllib
 from dataclasses import dataclass, replace
+from pathlib import Path
 
-ZENNAS_MEAN, ZENNAS_STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)  # both CIFARs in ZenNAS's recipe
+from graphnas_lib.datasets import Task
+
+MIN_STEPS_PER_EPOCH = 64  # where a data set is cut
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,69 +91,10 @@ class Recipe:
         )
 
 
-_NATS = Recipe(name="nats200", epochs=200, batch_size=256, lr=0.1, source="NATS-Bench, hp=200: flip, crop, no cutout")
-_ZENNAS = Recipe(
-    name="zennas_cifar",
-    epochs=1440,
-    batch_size=64,
-    lr=0.025,
-    no_decay_norm=True,
-    schedule="cosine_step",
-    warmup=5,
-    autoaugment="cifar",
-    erasing=0.5,
-    mixup=0.2,
-    label_smoothing=0.1,
-    bn_momentum=0.01,
-    bn_eps=1e-3,
-    init="xavier",
-    mean=ZENNAS_MEAN,
-    std=ZENNAS_STD,
-    source="ZenNAS release, CIFAR (Table 2): no distillation",
-)
-
+_TABLES = tomllib.loads(Path(__file__).with_name("recipes.toml").read_text(encoding="utf-8"))
 RECIPES = {
-    recipe.name: recipe
-    for recipe in (
-        _NATS,
-        replace(_NATS, name="nats12", epochs=12, source="NATS-Bench, hp=12"),
-        replace(_NATS, name="reduced50", epochs=50, source="App. E.1: the NATS-Bench recipe, 50 epochs, batch 256"),
-        _ZENNAS,
-        replace(
-            _ZENNAS,
-            name="zennas_imagenet",
-            epochs=480,
-            batch_size=512,
-            lr=0.2,
-            weight_decay=4e-5,
-            autoaugment="imagenet",
-            lighting=0.1,
-            crop_padding=0,  # the data set crops while it decodes
-            mean=None,
-            std=None,
-            source="ZenNAS release, ImageNet (Table 3), 8 GPUs; its EfficientNet-B3 teacher: `distillation`",
-        ),
-        Recipe(
-            name="nb360",
-            epochs=200,
-            batch_size=128,
-            lr=0.1,
-            schedule="step",
-            milestones=(60, 120, 160),
-            crop_padding=0,
-            flip=False,
-            source="DASH without its hyper-parameter search; batch and learning rate from the task (Table 4)",
-        ),
-        Recipe(
-            name="quick",
-            epochs=6,
-            batch_size=128,
-            lr=0.1,
-            schedule="cosine_step",
-            warmup=0.5,
-            source="ours: NATS-Bench's augmentation with a short warm-up, for reduced-scale comparisons",
-        ),
-    )
+    name: Recipe(name=name, **{field: tuple(v) if isinstance(v, list) else v for field, v in table.items()})
+    for name, table in _TABLES.items()
 }
 
 
@@ -162,9 +107,19 @@ def get(recipe: Recipe | str) -> Recipe:
     return RECIPES[recipe]
 
 
+def for_task(recipe: Recipe, task: Task) -> Recipe:
+    """A recipe with the batch size and the learning rate of a task of Table 4.
+
+    One-dimensional tasks have two more milestones (DASH); regression is trained in float32.
+    """
+    milestones = (30, 60, 90, 120, 160) if len(task.input_shape) == 2 and recipe.milestones else recipe.milestones
+    facts = {"batch_size": task.facts.batch_size, "lr": task.facts.lr}
+    return replace(recipe, **facts, milestones=milestones, bfloat16=not task.dense)
+
+
 def cut_batch(batch_size: int, n: int) -> int:
     """Batch size for n samples: the full protocol's, or a smaller one where an epoch had fewer than 64 steps."""
-    return min(batch_size, max(8, n // 64))
+    return min(batch_size, max(8, n // MIN_STEPS_PER_EPOCH))
 
 
 def steps_per_epoch(n: int, batch_size: int, world: int = 1) -> int:

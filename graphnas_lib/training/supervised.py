@@ -8,7 +8,8 @@ that diverges is reported as such and has no accuracy.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 import torch
@@ -19,10 +20,10 @@ from graphnas_lib.datasets import Dataset, DivergedError, ImageFolderDataset, Ta
 from graphnas_lib.store import Checkpoint, pick_device
 from graphnas_lib.training.augment import auto_augment, crop_and_flip, lighting, random_erasing
 from graphnas_lib.training.distillation import TEACHER_SIDE, Distilled
-from graphnas_lib.training.recipes import RECIPES, Recipe, get
-from graphnas_lib.training.sgd import Draw, Fit, fit, forward, initialise
+from graphnas_lib.training.recipes import Recipe, for_task, get
+from graphnas_lib.training.sgd import ONE_PROCESS, Draw, LoopState, fit, forward, initialise
 
-__all__ = ["RECIPES", "Recipe", "TaskResult", "TrainResult", "evaluate", "initialise", "train", "train_task"]
+MIN_CHANCE_SHARE = 0.98  # a metric of at least this share of the best constant answer's shows no learning
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,21 +104,15 @@ def train(
 
     Args:
         model: maps (B, C, H, W) to (B, classes); it is left trained, on `device`.
-        dataset: images and labels.
         recipe: a `Recipe` or one of `RECIPES`.
         seed: of the weights, the order and the augmentation.
-        device: "auto", "cpu" or "cuda".
         epochs, batch_size: instead of the recipe's; the learning rate follows the batch size.
         checkpoint: where to save the state about once a minute, and to resume from.
-        progress: show a bar.
         test: whether to read the test split.
         reset: draw all weights anew from `seed`; False keeps the weights that the model has.
-        teacher: a trained network of the same classes to learn from beside the labels (see `distillation`).
-        teacher_side: of its input.
+        teacher: a trained network of the same classes to learn from beside the labels (see `distillation`), which reads
+            images of side `teacher_side`.
         accelerator: `accelerate.Accelerator` under torchrun: each process takes its share of every batch.
-
-    Returns:
-        The result; `diverged` when loss or outputs stopped being finite.
     """
     recipe = get(recipe).sized(epochs, batch_size)
     device = pick_device(device) if accelerator is None else accelerator.device
@@ -125,28 +120,25 @@ def train(
     mean, std = recipe.mean or dataset.mean, recipe.std or dataset.std
     if reset:
         initialise(model, recipe, seed=seed)
-    student, draw = model, _image_draw(data, recipe, device, mean, std)
+    student, draw = model, image_draw(data, recipe, device, mean, std)
     if teacher is not None:
         teacher = teacher.to(device)
         student = Distilled(model.to(device), teacher, input_shape=data.input_shape, side=teacher_side, seed=seed)
-        draw = _with_teacher(draw, student)
+        draw = student.beside(draw)
     run = fit(
         student, recipe, data.size("train"), draw, seed=seed, device=device, checkpoint=checkpoint, progress=progress,
         ahead=2 * isinstance(dataset, ImageFolderDataset), accelerator=accelerator,
     )  # fmt: skip
     if teacher is not None:
         student.release()
-    accuracy, diverged = None, run.diverged
-    if test and not diverged:
+    accuracy = None
+    if test and not run.diverged:
         try:
-            accuracy = _test(model, data, mean, std, device, max(256, recipe.batch_size), accelerator)
+            accuracy = _test(model, data, mean, std, device, max(256, recipe.batch_size), accelerator or ONE_PROCESS)
         except DivergedError:
-            diverged = True
-    return TrainResult(
-        accuracy=accuracy, train_loss=run.loss, history=run.rows, seconds=run.seconds, n_train=data.size("train"),
-        n_test=data.size("test"), diverged=diverged, recipe=recipe.name, epochs=recipe.epochs, seed=seed,
-        device=_device_name(device), source=dataset.source,
-    )  # fmt: skip
+            run.diverged = True
+    sizes = {"n_train": data.size("train"), "n_test": data.size("test")}
+    return TrainResult(accuracy=accuracy, train_loss=run.loss, **sizes, **_facts(run, recipe, seed, device, dataset))
 
 
 def train_task(
@@ -170,11 +162,7 @@ def train_task(
         recipe: batch size and learning rate are the task's; one-dimensional tasks have two more milestones (DASH).
         seed, device, epochs, batch_size, checkpoint, progress, reset: as in `train`.
     """
-    recipe = replace(get(recipe), batch_size=task.facts.batch_size, lr=task.facts.lr, bfloat16=not task.dense)
-    if len(task.input_shape) == 2 and recipe.milestones:
-        recipe = replace(recipe, milestones=(30, 60, 90, 120, 160))
-    recipe = recipe.sized(epochs, batch_size)
-    device = pick_device(device)
+    recipe, device = for_task(get(recipe), task).sized(epochs, batch_size), pick_device(device)
     if reset:
         initialise(model, recipe, seed=seed)
     splits = {name: getattr(task, name).to(device) for name in ("train", "valid", "test")}
@@ -185,7 +173,7 @@ def train_task(
         inputs, targets, mask = _moved(splits["train"].fetch(index.to(splits["train"].device), generator), device)
         return inputs, lambda outputs: task.loss(outputs, targets, mask)
 
-    def choose(state: Fit) -> None:
+    def choose(state: LoopState) -> None:
         value = task.score(*_predictions(model, task, splits["valid"], device, size))
         state.rows[-1]["validation"] = value
         if value < state.extra.get("value", math.inf):
@@ -196,8 +184,8 @@ def train_task(
         model, recipe, len(task.train), draw, seed=seed, device=device, checkpoint=checkpoint, progress=progress,
         ahead=2 * task.train.lazy, after_epoch=choose,
     )  # fmt: skip
-    value, extra, diverged, chance = None, {}, run.diverged, task.chance()
-    if not diverged:
+    value, extra, chance = None, {}, task.chance()
+    if not run.diverged:
         model.load_state_dict(run.extra["weights"])
         try:
             predicted = _predictions(model, task, splits["test"], device, size)
@@ -205,14 +193,22 @@ def train_task(
             if task.name == "cosmic":
                 extra["false_negative_rate"] = task.score(*predicted, metric="false_negative_rate")
         except DivergedError:
-            value, diverged = None, True
+            value, run.diverged = None, True
     return TaskResult(
         task=task.name, metric=task.facts.metric, value=value, validation=run.extra.get("value"),
-        best_epoch=run.extra.get("epoch"), chance=chance, at_chance=value is not None and value >= 0.98 * chance,
-        extra=extra, history=run.rows, seconds=run.seconds, n_train=len(task.train), n_test=len(task.test),
-        diverged=diverged, recipe=recipe.name, epochs=recipe.epochs, seed=seed, device=_device_name(device),
-        source=task.source,
+        best_epoch=run.extra.get("epoch"), chance=chance, extra=extra, n_train=len(task.train), n_test=len(task.test),
+        at_chance=value is not None and value >= MIN_CHANCE_SHARE * chance,
+        **_facts(run, recipe, seed, device, task),
     )  # fmt: skip
+
+
+def _facts(run: LoopState, recipe: Recipe, seed: int, device: torch.device, data) -> dict:
+    """What both kinds of result say of a run."""
+    return {
+        **{"history": run.rows, "seconds": run.seconds, "diverged": run.diverged, "source": data.source},
+        **{"recipe": recipe.name, "epochs": recipe.epochs, "seed": seed},
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else str(device),
+    }
 
 
 @torch.no_grad()
@@ -228,14 +224,8 @@ def evaluate(
 ) -> float:
     """Accuracy in percent; the model's mode is put back.
 
-    Args:
-        model: maps (B, C, H, W) to (B, classes).
-        images: (N, C, H, W), uint8 with `mean` and `std` (in units of 0..1), or float32 as the model takes them.
-        labels: (N,).
-
-    Raises:
-        DivergedError: an output is not finite.
-        ValueError: uint8 images without mean and std, or no images.
+    Images (N, C, H, W) are uint8 with `mean` and `std` (in units of 0..1), or float32 as the model takes them; an output
+    that is not finite raises DivergedError.
     """
     if images.dtype == torch.uint8 and (mean is None or std is None):
         raise ValueError(
@@ -254,7 +244,7 @@ def evaluate(
     return 100.0 * _correct(model, (batch(i) for i in range(0, len(images), batch_size)), device).item() / len(images)
 
 
-def _image_draw(data, recipe: Recipe, device: torch.device, mean, std) -> Draw:
+def image_draw(data, recipe: Recipe, device: torch.device, mean, std) -> Draw:
     """Batches of augmented images: crop, flip, AutoAugment, normalise, erase, mix (ZenNAS's order)."""
 
     def draw(index: Tensor, step_seed: int):
@@ -272,36 +262,19 @@ def _image_draw(data, recipe: Recipe, device: torch.device, mean, std) -> Draw:
             images = lighting(images, recipe.lighting, std, generator=generator)
         if recipe.erasing:
             images = random_erasing(images, recipe.erasing, generator=generator)
+        loss = partial(F.cross_entropy, label_smoothing=recipe.label_smoothing)
         if not recipe.mixup:
-            return images, lambda outputs: F.cross_entropy(outputs, labels, label_smoothing=recipe.label_smoothing)
+            return images, lambda outputs: loss(outputs, labels)
         share = float(np.random.default_rng(step_seed).beta(recipe.mixup, recipe.mixup))
         other = torch.randperm(len(labels), generator=generator).to(device, non_blocking=True)
-        return torch.lerp(images[other], images, share), _mixed_loss(labels, labels[other], share, recipe)
+        mixed = torch.lerp(images[other], images, share)
+        return mixed, lambda outputs: share * loss(outputs, labels) + (1 - share) * loss(outputs, labels[other])
 
     return draw
 
 
-def _with_teacher(draw: Draw, student: Distilled) -> Draw:
-    """The same batches; to their loss comes what the student noted of its teacher."""
-
-    def both(index: Tensor, step_seed: int):
-        images, loss = draw(index, step_seed)
-        return images, lambda outputs: loss(outputs) + student.extra
-
-    return both
-
-
-def _mixed_loss(labels: Tensor, others: Tensor, share: float, recipe: Recipe):
-    def loss(outputs: Tensor) -> Tensor:
-        parts = [F.cross_entropy(outputs, y, label_smoothing=recipe.label_smoothing) for y in (labels, others)]
-        return share * parts[0] + (1 - share) * parts[1]
-
-    return loss
-
-
-def _test(model: nn.Module, data, mean, std, device: torch.device, size: int, accelerator=None) -> float:
+def _test(model: nn.Module, data, mean, std, device: torch.device, size: int, accelerator) -> float:
     """Accuracy on the test split in percent, each process taking its share of it."""
-    rank, world = (accelerator.process_index, accelerator.num_processes) if accelerator else (0, 1)
     n = data.size("test")
     if not n:
         raise ValueError("A test accuracy needs test images; this data set has none. Pass test=False.")
@@ -310,9 +283,9 @@ def _test(model: nn.Module, data, mean, std, device: torch.device, size: int, ac
         images, labels = data.fetch("test", index)
         return normalise(images.to(device), mean, std), labels.to(device)
 
-    share = torch.arange(n)[rank::world]
+    share = torch.arange(n)[accelerator.process_index :: accelerator.num_processes]
     correct = _correct(model, (batch(index) for index in share.split(size)), device)
-    return 100.0 * (accelerator.reduce(correct, "sum") if accelerator else correct).item() / n
+    return 100.0 * accelerator.reduce(correct, "sum").item() / n
 
 
 @torch.no_grad()
@@ -348,7 +321,3 @@ def _predictions(model: nn.Module, task: Task, split, device: torch.device, size
 
 def _moved(parts, device: torch.device):
     return [None if part is None else part.to(device, non_blocking=True) for part in parts]
-
-
-def _device_name(device: torch.device) -> str:
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
