@@ -33,11 +33,8 @@ class Distilled(nn.Module):
         teacher: likewise, with the same classes; frozen and put into eval mode.
         input_shape: (3, H, W) of the student's batches.
         side: of the teacher's input; batches are resized bilinearly.
-        ratios: of the feature maps that are compared: input side over map side.
+        ratios: of the feature maps that are compared.
         seed: of the projections.
-
-    Raises:
-        ValueError: a network has no map of such a side, or the numbers of classes differ.
     """
 
     def __init__(
@@ -55,18 +52,14 @@ class Distilled(nn.Module):
         self._teacher = (teacher.eval().requires_grad_(False),)  # in a tuple: not a part of this module's state
         self._hooks: list = []
         self._seen: dict[str, dict[int, Tensor]] = {"student": {}, "teacher": {}}
-        channels, side_of = input_shape[0], {"student": input_shape[-1], "teacher": side}
-        widths, classes = {}, {}
-        for name, model in (("student", student), ("teacher", teacher)):
-            widths[name], classes[name] = self._watch(name, model, channels, side_of[name])
-        if classes["student"] != classes["teacher"]:
-            raise ValueError(
-                f"A teacher must have the student's outputs; got {classes['teacher']} and {classes['student']}."
-            )
+        widths, classes = self._watch("student", student, input_shape[0], input_shape[-1])
+        teacher_widths, teacher_classes = self._watch("teacher", teacher, input_shape[0], side)
+        if classes != teacher_classes:
+            raise ValueError(f"A teacher must have the student's outputs; got {teacher_classes} and {classes}.")
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)
             self.projections = nn.ModuleList(
-                nn.Conv2d(widths["student"][ratio], widths["teacher"][ratio], 1, bias=False) for ratio in self.ratios
+                nn.Conv2d(widths[ratio], teacher_widths[ratio], 1, bias=False) for ratio in self.ratios
             )
             for projection in self.projections:
                 nn.init.normal_(projection.weight, std=PROJECTION_STD)

@@ -18,53 +18,34 @@ MIN_STEPS_PER_EPOCH = 64  # where a data set is cut
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """How one network is trained with SGD.
-
-    Attributes:
-        lr: peak learning rate at `batch_size`.
-        no_decay_norm: no weight decay on batch normalisation and biases.
-        schedule: "cosine_epoch" (stepped per epoch), "cosine_step" or "step" (times `factor` at each milestone).
-        warmup: epochs over which the learning rate rises in a straight line.
-        crop_padding: padding of the random crop in pixels at 32x32, in proportion at other sizes (NATS-Bench pads 16x16
-            images by 2); 0 for none.
-        flip: random mirror images, for data sets whose labels bear it.
-        autoaugment: policy of `augment.auto_augment`, or None.
-        lighting: strength of the colour noise of `augment.lighting`; 0 for none.
-        erasing: probability of random erasing.
-        mixup: alpha of Beta(alpha, alpha), one draw a batch; 0 for none.
-        bn_momentum, bn_eps: set on every batch normalisation, or None to leave them.
-        init: "default" (PyTorch's) or "xavier" (ZenNAS: Xavier-normal with gain 3.26033, residual units closed).
-        bfloat16: autocast on CUDA; not for regression, where eight bits of mantissa cap the metric.
-        mean, std: normalisation, or None for the data set's own.
-        source: where these numbers come from.
-    """
+    """How one network is trained with SGD."""
 
     name: str
     epochs: int
     batch_size: int
-    lr: float
+    lr: float  # peak, at `batch_size`
     momentum: float = 0.9
     nesterov: bool = True
     weight_decay: float = 5e-4
-    no_decay_norm: bool = False
-    schedule: str = "cosine_epoch"
-    warmup: float = 0.0
-    milestones: tuple[float, ...] = ()
+    no_decay_norm: bool = False  # no weight decay on batch normalisation and biases
+    schedule: str = "cosine_epoch"  # stepped per epoch; or "cosine_step", or "step" (times `factor` at each milestone)
+    warmup: float = 0.0  # epochs over which the learning rate rises in a straight line
+    milestones: tuple[float, ...] = ()  # epochs
     factor: float = 0.2
-    crop_padding: int = 4
-    flip: bool = True
-    autoaugment: str | None = None
-    lighting: float = 0.0
-    erasing: float = 0.0
-    mixup: float = 0.0
+    crop_padding: int = 4  # pixels at 32x32, in proportion at other sizes (NATS-Bench pads 16x16 images by 2); 0: none
+    flip: bool = True  # random mirror images, for data sets whose labels bear it
+    autoaugment: str | None = None  # policy of `augment.auto_augment`
+    lighting: float = 0.0  # strength of the colour noise of `augment.lighting`
+    erasing: float = 0.0  # probability of random erasing
+    mixup: float = 0.0  # alpha of Beta(alpha, alpha), one draw a batch
     label_smoothing: float = 0.0
-    bn_momentum: float | None = None
-    bn_eps: float | None = None
-    init: str = "default"
-    bfloat16: bool = True
-    mean: tuple[float, ...] | None = None
+    bn_momentum: float | None = None  # set on every batch normalisation; None leaves theirs
+    bn_eps: float | None = None  # likewise
+    init: str = "default"  # PyTorch's; or "xavier" (ZenNAS: Xavier-normal, gain 3.26033, residual units closed)
+    bfloat16: bool = True  # autocast on CUDA; not for regression, where eight bits of mantissa cap the metric
+    mean: tuple[float, ...] | None = None  # normalisation; None is the data set's own
     std: tuple[float, ...] | None = None
-    source: str = ""
+    source: str = ""  # of these numbers
 
     def __post_init__(self) -> None:
         if self.schedule not in ("cosine_epoch", "cosine_step", "step"):

@@ -8,7 +8,7 @@ that diverges is reported as such and has no accuracy.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
@@ -27,19 +27,10 @@ MIN_CHANCE_SHARE = 0.98  # a metric of at least this share of the best constant 
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainResult:
-    """What one training gave.
+class Run:
+    """What every training says of itself."""
 
-    Attributes:
-        accuracy: test accuracy in percent; None when the training diverged or no test was asked for.
-        train_loss: mean loss of the last whole epoch, None when there is none.
-        history: one dict an epoch: epoch, step, loss, lr.
-        source: which data.
-    """
-
-    accuracy: float | None
-    train_loss: float | None
-    history: list[dict]
+    history: list[dict]  # one an epoch: epoch, step, loss, lr
     seconds: float
     n_train: int
     n_test: int
@@ -48,39 +39,29 @@ class TrainResult:
     epochs: int
     seed: int
     device: str
-    source: str
+    source: str  # which data
 
 
 @dataclass(frozen=True, kw_only=True)
-class TaskResult:
-    """What training on a task of Table 4 gave; all metrics are lower is better.
+class TrainResult(Run):
+    """What one training of a classifier gave."""
 
-    Attributes:
-        value: the metric on the test split, with the weights of the best validation epoch; None when it diverged.
-        validation: the metric on the validation split in that epoch.
-        chance: the metric of the best constant answer.
-        at_chance: whether `value` is not clearly better than that: a failure of training, not a result.
-        extra: further metrics by name.
-    """
+    accuracy: float | None  # on the test split, in percent; None when it diverged or no test was asked for
+    train_loss: float | None  # mean of the last whole epoch, None when there is none
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskResult(Run):
+    """What training on a task of Table 4 gave; all metrics are lower is better."""
 
     task: str
     metric: str
-    value: float | None
-    validation: float | None
+    value: float | None  # on the test split, with the weights of the best validation epoch; None when it diverged
+    validation: float | None  # on the validation split in that epoch
     best_epoch: int | None
-    chance: float
-    at_chance: bool
-    extra: dict[str, float] = field(default_factory=dict)
-    history: list[dict] = field(default_factory=list)
-    seconds: float
-    n_train: int
-    n_test: int
-    diverged: bool
-    recipe: str
-    epochs: int
-    seed: int
-    device: str
-    source: str
+    chance: float  # of the best constant answer
+    at_chance: bool  # whether `value` is not clearly better than that: a failure of training, not a result
+    extra: dict[str, float]  # further metrics
 
 
 def train(
@@ -137,8 +118,9 @@ def train(
             accuracy = _test(model, data, mean, std, device, max(256, recipe.batch_size), accelerator or ONE_PROCESS)
         except DivergedError:
             run.diverged = True
-    sizes = {"n_train": data.size("train"), "n_test": data.size("test")}
-    return TrainResult(accuracy=accuracy, train_loss=run.loss, **sizes, **_facts(run, recipe, seed, device, dataset))
+    sizes = data.size("train"), data.size("test")
+    facts = _facts(run, recipe, seed, device, dataset.source, *sizes)
+    return TrainResult(accuracy=accuracy, train_loss=run.loss, **facts)
 
 
 def train_task(
@@ -156,11 +138,8 @@ def train_task(
 ) -> TaskResult:
     """Train on a task of Table 4; the epoch is chosen on the validation split, the test split is read once.
 
-    Args:
-        model: built for `task.input_shape`, `task.facts.classes` outputs, `dense=task.dense`.
-        task: see `nasbench360.load_task`.
-        recipe: batch size and learning rate are the task's; one-dimensional tasks have two more milestones (DASH).
-        seed, device, epochs, batch_size, checkpoint, progress, reset: as in `train`.
+    The model is built for `task.input_shape`, `task.facts.classes` outputs and `dense=task.dense`; see `train` for the
+    other arguments, and `recipes.for_task` for what the task changes in the recipe.
     """
     recipe, device = for_task(get(recipe), task).sized(epochs, batch_size), pick_device(device)
     if reset:
@@ -196,18 +175,19 @@ def train_task(
             value, run.diverged = None, True
     return TaskResult(
         task=task.name, metric=task.facts.metric, value=value, validation=run.extra.get("value"),
-        best_epoch=run.extra.get("epoch"), chance=chance, extra=extra, n_train=len(task.train), n_test=len(task.test),
+        best_epoch=run.extra.get("epoch"), chance=chance, extra=extra,
         at_chance=value is not None and value >= MIN_CHANCE_SHARE * chance,
-        **_facts(run, recipe, seed, device, task),
+        **_facts(run, recipe, seed, device, task.source, len(task.train), len(task.test)),
     )  # fmt: skip
 
 
-def _facts(run: LoopState, recipe: Recipe, seed: int, device: torch.device, data) -> dict:
-    """What both kinds of result say of a run."""
+def _facts(run, recipe: Recipe, seed: int, device: torch.device, source: str, n_train: int, n_test: int) -> dict:
+    """Fields of a `Run`."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
     return {
-        **{"history": run.rows, "seconds": run.seconds, "diverged": run.diverged, "source": data.source},
-        **{"recipe": recipe.name, "epochs": recipe.epochs, "seed": seed},
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else str(device),
+        **{"history": run.rows, "seconds": run.seconds, "diverged": run.diverged, "recipe": recipe.name},
+        **{"epochs": recipe.epochs, "seed": seed, "device": name, "source": source},
+        **{"n_train": n_train, "n_test": n_test},
     }
 
 
@@ -224,8 +204,8 @@ def evaluate(
 ) -> float:
     """Accuracy in percent; the model's mode is put back.
 
-    Images (N, C, H, W) are uint8 with `mean` and `std` (in units of 0..1), or float32 as the model takes them; an output
-    that is not finite raises DivergedError.
+    Images (N, C, H, W) are uint8 with `mean` and `std` in units of 0..1, or float32 as the model takes them. Outputs
+    that are not finite raise DivergedError.
     """
     if images.dtype == torch.uint8 and (mean is None or std is None):
         raise ValueError(
