@@ -47,26 +47,18 @@ _SOURCES = {name: _Source(**facts) for name, facts in archives.FACTS["images"].i
 
 @dataclass(frozen=True)
 class Dataset:
-    """Images and labels of one classification data set.
-
-    Attributes:
-        train_images, test_images: uint8, (N, C, H, W).
-        train_labels, test_labels: int64, (N,), in 0 .. classes - 1.
-        mean, std: one number a channel, in units of 0..1.
-        source: which files, and how many of the official images they hold.
-        mirror: whether a mirrored image keeps its label (not so for digits).
-    """
+    """Images and labels of one classification data set."""
 
     name: str
-    train_images: Tensor
-    train_labels: Tensor
+    train_images: Tensor  # uint8, (N, C, H, W)
+    train_labels: Tensor  # int64, (N,), in 0 .. classes - 1
     test_images: Tensor
     test_labels: Tensor
     classes: int
-    mean: tuple[float, ...]
+    mean: tuple[float, ...]  # one number a channel, in units of 0..1
     std: tuple[float, ...]
-    source: str
-    mirror: bool = True
+    source: str  # which files, and how many of the official images they hold
+    mirror: bool = True  # whether a mirrored image keeps its label (not so for digits)
 
     @property
     def input_shape(self) -> tuple[int, int, int]:
@@ -102,12 +94,8 @@ class Dataset:
         """Every image at resolution x resolution (antialiased bilinear)."""
         if resolution == self.train_images.shape[-1] == self.train_images.shape[-2]:
             return self
-        return replace(
-            self,
-            train_images=_resize(self.train_images, resolution),
-            test_images=_resize(self.test_images, resolution),
-            source=f"{self.source}, resized to {resolution}x{resolution}",
-        )
+        images = {f"{split}_images": _resize(self._split(split)[0], resolution) for split in ("train", "test")}
+        return replace(self, **images, source=f"{self.source}, resized to {resolution}x{resolution}")
 
     def split_validation(self, fraction: float = 0.1, *, seed: int = 0) -> Dataset:
         """Training images only: a class-balanced `fraction` of them becomes the test split, the rest stays.
@@ -117,14 +105,10 @@ class Dataset:
         if not 0 < fraction < 1:
             raise ValueError(f"fraction of held-out training images must lie between 0 and 1; got {fraction}.")
         held = stratified(self.train_labels, fraction, seed=seed)
-        return replace(
-            self,
-            train_images=self.train_images[~held],
-            train_labels=self.train_labels[~held],
-            test_images=self.train_images[held],
-            test_labels=self.train_labels[held],
-            source=f"{self.source}; tested on {int(held.sum())} held-out training images",
-        )
+        kept = {"train_images": self.train_images[~held], "train_labels": self.train_labels[~held]}
+        test = {"test_images": self.train_images[held], "test_labels": self.train_labels[held]}
+        source = f"{self.source}; tested on {int(held.sum())} held-out training images"
+        return replace(self, **kept, **test, source=source)
 
     def to(self, device: torch.device | str) -> Dataset:
         """All tensors on `device`, so that a batch is one index operation there."""
@@ -146,13 +130,11 @@ def load(
     Args:
         name: one of `NAMES`; "auto" is CIFAR-10 when its files are there, else digits.
         resolution: side of the images, in pixels; None leaves them as they are (digits: 32).
-        n_train: at most so many training images, the first ones in file order.
-        n_test: likewise for the test split.
+        n_train, n_test: at most so many images of a split, the first ones in file order.
         download: fetch the official archive when the files are not there (CIFAR only; SHA-256 checked).
         root: where to look, instead of `$GRAPHNAS_DATA` and `data/`.
 
     Raises:
-        ValueError: unknown name.
         MissingDataError: the files are not there.
         CorruptArtifactError: a file is truncated or altered.
     """
@@ -257,14 +239,9 @@ def digits() -> Dataset:
 
 
 def _resize(images: Tensor, resolution: int) -> Tensor:
-    parts = [
-        F.interpolate(part.float(), size=resolution, mode="bilinear", align_corners=False, antialias=True)
-        .round_()
-        .clamp_(0, 255)
-        .to(torch.uint8)
-        for part in images.split(2048)
-    ]
-    return torch.cat(parts) if parts else images
+    how = {"mode": "bilinear", "align_corners": False, "antialias": True}
+    parts = (F.interpolate(part.float(), size=resolution, **how) for part in images.split(2048))
+    return torch.cat([part.round_().clamp_(0, 255).to(torch.uint8) for part in parts]) if len(images) else images
 
 
 # ---- ImageNet folder
@@ -314,15 +291,9 @@ class ImageFolderDataset:
     def fetch(self, split: str, index: Tensor, *, seed: int | None = None) -> tuple[Tensor, Tensor]:
         """uint8 (B, 3, R, R) and labels (B,); a training split with a seed is cropped at random by it."""
         files = [self._files[split][i] for i in index.tolist()]
-        seeds = [None] * len(files) if split != "train" or seed is None else [(seed, i) for i in index.tolist()]
+        seeds = [None if split != "train" or seed is None else (seed, i) for i in index.tolist()]
         images = list(self._pool.map(self._decode, [path for path, _ in files], seeds))
         return torch.stack(images), torch.tensor([label for _, label in files])
-
-    def batch(self, n: int = 64, *, split: str = "train", device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
-        """n images spread evenly over the classes, centre-cropped and normalised, and their labels."""
-        index = torch.linspace(0, self.size(split) - 1, min(n, self.size(split))).long()
-        images, labels = self.fetch(split, index)
-        return normalise(images.to(device), self.mean, self.std), labels.to(device)
 
     def _decode(self, path: Path, seed: tuple[int, int] | None) -> Tensor:
         from PIL import Image

@@ -38,14 +38,12 @@ def load_task(name: str, root: Path | str | None = None, *, limit: int | None = 
     """One task of Table 4.
 
     Args:
-        name: one of `TASKS`.
         root: folder that holds the task's files as the benchmark lays them out, or holds `nb360/` with them; None looks
             in `$GRAPHNAS_DATA` and `data/`.
         limit: at most so many samples a split, drawn at random.
         seed: of the validation split where the benchmark does not fix one, and of `limit`.
 
     Raises:
-        ValueError: unknown task.
         MissingDataError: its files are not there.
         CorruptArtifactError, UnsafePickleError: a file is not what it must be.
     """

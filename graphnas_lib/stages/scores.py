@@ -21,31 +21,18 @@ from graphnas_lib.training import train
 
 @dataclass(frozen=True)
 class ProxyScore:
-    """A proxy as a search's score; further proxies are kept beside it in the history.
+    """A proxy as a search's score; further proxies are kept beside it in the history."""
 
-    Attributes:
-        images, labels: the batch, normalised.
-        classes: outputs of the network.
-        name: the proxy to maximise, one of `proxies.NAMES`.
-        extra: further proxies to record.
-        make: individual -> module; None builds an `Architecture`.
-        seed: of the initial weights, the same for every individual.
-        threads: CPU threads an evaluation may take; 1 where two workers share two cores.
-    """
-
-    images: Tensor
+    images: Tensor  # a batch, normalised
     labels: Tensor
-    classes: int
-    name: str = "tcet"
-    extra: tuple[str, ...] = ()
-    make: Callable[[Any], nn.Module] | None = None
-    seed: int = 0
-    threads: int | None = None
+    classes: int  # outputs of the network
+    name: str = "tcet"  # the proxy to maximise, one of `proxies.NAMES`
+    extra: tuple[str, ...] = ()  # further proxies to record
+    make: Callable[[Any], nn.Module] | None = None  # individual -> module; None builds an `Architecture`
+    seed: int = 0  # of the initial weights, the same for every individual
 
     def __call__(self, individual) -> dict[str, float]:
         """{"score": value, and the extra proxies}; ScoreError when a proxy fails."""
-        if self.threads is not None:
-            torch.set_num_threads(self.threads)
         model = self.model(individual).to(self.images.device, memory_format=torch.channels_last)
         try:
             found = proxies.score(model, self.images, self.labels, (self.name, *self.extra), seed=self.seed)
