@@ -174,7 +174,7 @@ def test_disconnected_never_reaches_a_proxy_and_failures_keep_their_reason(batch
 
 
 def test_scores_go_on_from_their_shards(batch, tmp_path, monkeypatch):
-    monkeypatch.setattr(validation, "SHARD_NETWORKS", 2)
+    monkeypatch.setattr(validation, "SHARD", 2)
     architectures = [SKIP_ONLY, DEAD_END, "|none~0|+|none~0|none~1|+|nor_conv_1x1~0|none~1|none~2|"]
     options = {"seed": 0, "out": tmp_path, "workers": 1, "progress": False}
     first = validation.score_all(architectures, *batch, **options)
@@ -303,7 +303,7 @@ def home(tmp_path, monkeypatch):
 
 def test_stage_saves_scores_without_accuracies(home, monkeypatch):
     write_accuracies(home / "data", nats.sample(2, seed=0), [10.0, 20.0])
-    monkeypatch.setattr(validation, "SHARD_NETWORKS", 5)  # one task: no second process
+    monkeypatch.setattr(validation, "SHARD", 5)  # one task: no second process
     monkeypatch.setattr(validation, "RESAMPLES", 20)
     table = views.validation_table("smoke", seed=0, device="cpu")
     scores = artifacts.load("validation", "validation_scores.parquet", "smoke")

@@ -35,7 +35,7 @@ SCORES = (
 DISCONNECTED = "disconnected"
 RESAMPLES = 1_000
 MAX_TAU_GAP = 0.05  # "within" a published tau
-SHARD_NETWORKS = 4  # architectures of one task and one file
+SHARD = 4  # architectures a task and file
 TAU_COLUMNS = ("skeleton", "proxy", "tau", "low", "high", "n", "disconnected", "failed", *NATS_TAU, "within")
 
 
@@ -90,36 +90,51 @@ def score_all(
 ) -> pd.DataFrame:
     """Rows of every architecture on both skeletons, in parallel, shard by shard; a killed run goes on.
 
-    A shard's file is named after all that decides its rows, so that shards of other settings are never taken; a longer
-    list with the same beginning reuses the same shards. Workers compute on the device of the images.
+    A shard's file is named after all that decides its rows, so that shards of other settings are never taken.
 
     Args:
-        images, labels, seed, classes: see `score_architecture`.
+        architectures: strings of NATS-Bench-TSS; a longer list with the same beginning reuses the same shards.
+        images: (2 B, C, H, W), normalised; see `score_architecture`. Workers compute on their device.
+        labels: (2 B,).
+        seed: of every network's initial weights.
         out: folder of the shards.
+        classes: outputs of the classifier.
         workers: processes of one thread each; 1 runs in this one.
+        progress: draw a bar with the time left, in networks.
 
     Returns:
         Columns arch, skeleton, `SCORES`, error; in the order of `architectures`, skeletons in turn.
+
+    Raises:
+        ValueError: the number of images is odd.
     """
     if len(images) % 2 or not len(images):
         raise ValueError(f"images must be two batches of one size, one after the other; got {len(images)} images.")
     options = {"seed": seed, "classes": classes}
-    shards = [list(architectures[i : i + SHARD_NETWORKS]) for i in range(0, len(architectures), SHARD_NETWORKS)]
+    shards = [list(architectures[i : i + SHARD]) for i in range(0, len(architectures), SHARD)]
     batch = images.cpu(), labels.cpu()  # a CUDA tensor cannot go to another process
-    contents = [_digest(part.numpy().tobytes()) for part in batch]
-    settings = [options, SCORES, list(images.shape), images.device.type, *contents]
+    settings = [
+        options,
+        SCORES,
+        list(images.shape),
+        images.device.type,
+        *(_digest(part.numpy().tobytes()) for part in batch),
+    ]
     paths = [Path(out) / f"{_digest(json.dumps([shard, settings]).encode())}.parquet" for shard in shards]
     todo = [(path, shard) for path, shard in zip(paths, shards) if not path.exists()]
     jobs = (joblib.delayed(_shard)(path, shard, *batch, options, images.device) for path, shard in todo)
     size = len(nats.SKELETONS)
     total, left = size * len(architectures), size * sum(len(shard) for _, shard in todo)
-    with tqdm(total=total, initial=total - left, smoothing=0, disable=not progress, unit="net", desc="scores") as bar:
+    bar = tqdm(total=total, initial=total - left, smoothing=0, disable=not progress, unit="net", desc="scores")
+    with bar:
         pool = joblib.Parallel(n_jobs=max(1, min(workers, len(todo))), return_as="generator_unordered")
         for path, rows in pool(jobs):
             store.write(path, pd.DataFrame(rows))
             bar.update(len(rows))
-    nothing = pd.DataFrame(columns=["arch", "skeleton", *SCORES, "error"])
-    return pd.concat([store.read(path) for path in paths], ignore_index=True) if paths else nothing
+    parts = [store.read(path) for path in paths]
+    return (
+        pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=["arch", "skeleton", *SCORES, "error"])
+    )
 
 
 def _shard(
