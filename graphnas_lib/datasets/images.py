@@ -125,7 +125,7 @@ def load(
     download: bool = False,
     root: Path | str | None = None,
 ) -> Dataset:
-    """A data set by name.
+    """A data set by name; MissingDataError or CorruptArtifactError say what is wrong with its files.
 
     Args:
         name: one of `NAMES`; "auto" is CIFAR-10 when its files are there, else digits.
@@ -133,10 +133,6 @@ def load(
         n_train, n_test: at most so many images of a split, the first ones in file order.
         download: fetch the official archive when the files are not there (CIFAR only; SHA-256 checked).
         root: where to look, instead of `$GRAPHNAS_DATA` and `data/`.
-
-    Raises:
-        MissingDataError: the files are not there.
-        CorruptArtifactError: a file is truncated or altered.
     """
     if name not in NAMES:
         raise ValueError(f"data set must be one of {NAMES}; got {name!r}.")

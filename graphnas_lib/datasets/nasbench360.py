@@ -35,17 +35,13 @@ def available(root: Path | str | None = None) -> tuple[str, ...]:
 
 
 def load_task(name: str, root: Path | str | None = None, *, limit: int | None = None, seed: int = 0) -> Task:
-    """One task of Table 4.
+    """One task of Table 4; MissingDataError, CorruptArtifactError or UnsafePickleError say what its files lack.
 
     Args:
         root: folder that holds the task's files as the benchmark lays them out, or holds `nb360/` with them; None looks
             in `$GRAPHNAS_DATA` and `data/`.
         limit: at most so many samples a split, drawn at random.
         seed: of the validation split where the benchmark does not fix one, and of `limit`.
-
-    Raises:
-        MissingDataError: its files are not there.
-        CorruptArtifactError, UnsafePickleError: a file is not what it must be.
     """
     if name not in TASKS:
         raise ValueError(f"task must be one of {tuple(TASKS)}; got {name!r}.")

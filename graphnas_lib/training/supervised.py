@@ -1,8 +1,6 @@
-"""Training to a test accuracy (Sec. 4, App. E.1) or to a task's metric (Table 4): one loop, named recipes.
+"""Training to a test accuracy (Sec. 4, App. E.1) or to a task's metric (Table 4): one loop (`sgd`), named recipes.
 
-All randomness of a step (order, augmentation, dropout) is a function of the seed and the step alone, so a killed run
-that resumes from its checkpoint equals the uninterrupted one. Data sets that fit live on the device as uint8. Training
-that diverges is reported as such and has no accuracy.
+Data sets that fit live on the device as uint8. Training that diverges is reported as such and has no accuracy.
 """
 
 from __future__ import annotations
@@ -216,12 +214,12 @@ def evaluate(
     device = pick_device(device)
     model.to(device)
 
-    def batch(start: int) -> tuple[Tensor, Tensor]:
-        part = images[start : start + batch_size].to(device, non_blocking=True)
-        part = normalise(part, mean, std) if part.dtype == torch.uint8 else part
-        return part, labels[start : start + batch_size].to(device, non_blocking=True)
+    def batch(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        x, y = x.to(device, non_blocking=True), y.to(device, non_blocking=True)
+        return normalise(x, mean, std) if x.dtype == torch.uint8 else x, y
 
-    return 100.0 * _correct(model, (batch(i) for i in range(0, len(images), batch_size)), device).item() / len(images)
+    batches = map(batch, images.split(batch_size), labels.split(batch_size))
+    return 100.0 * _correct(model, batches, device).item() / len(images)
 
 
 def image_draw(data, recipe: Recipe, device: torch.device, mean, std) -> Draw:
@@ -264,7 +262,7 @@ def _test(model: nn.Module, data, mean, std, device: torch.device, size: int, ac
         return normalise(images.to(device), mean, std), labels.to(device)
 
     share = torch.arange(n)[accelerator.process_index :: accelerator.num_processes]
-    correct = _correct(model, (batch(index) for index in share.split(size)), device)
+    correct = _correct(model, map(batch, share.split(size)), device)
     return 100.0 * accelerator.reduce(correct, "sum").item() / n
 
 
