@@ -23,7 +23,7 @@ def mean_difference(a: np.ndarray, b: np.ndarray) -> dict[str, float]:
     difference = float(a.mean() - b.mean())
     if min(len(a), len(b)) < 2:
         return {"difference": difference, "low": float("nan"), "high": float("nan")}
-    if not a.std() and not b.std():  # Welch's degrees of freedom are 0 / 0 here
+    if not a.std() and not b.std():  # scipy gives the same and warns
         return {"difference": difference, "low": difference, "high": difference}
     interval = ttest_ind(a, b, equal_var=False).confidence_interval()
     return {"difference": difference, "low": float(interval.low), "high": float(interval.high)}
