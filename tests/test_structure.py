@@ -286,6 +286,7 @@ def test_documents_promise_only_what_is_there(name):
     promised = re.findall(r"(?:`|^)make ([a-z]+)", text, re.MULTILINE)
     assert promised and set(promised) <= targets, f"{name} promises {sorted(set(promised) - targets)}"
     links = re.findall(r"\]\((?!https?:)([^)#]*)#?([^)]*)\)", text)
+    links += [(link, "") for link in re.findall(r'(?:src|href)="([^"]+)"', text)]
     assert links and [link for link, _ in links if not (ROOT / link).exists()] == []
     anchors = [(link or name, anchor) for link, anchor in links if anchor]
     assert [(link, anchor) for link, anchor in anchors if anchor not in headings(read(link))] == []
@@ -298,10 +299,11 @@ def headings(text: str) -> set[str]:
 
 
 def test_gallery_links_each_figure_to_its_notebook():
-    shown = re.findall(r"\]\(figures/lite/(\w+)\.png\)\]\(notebooks/(\w+)\.ipynb\)", read("README.md"))
+    pictures = r'href="notebooks/(\w+)\.ipynb"><img src="figures/lite/(\w+)\.png"'
+    shown = re.findall(pictures, read("README.md"))
     figures = {notebook.name: notebook.figures for notebook in Project(ROOT).notebooks()}
     assert len(shown) >= 5  # the picture at the top and four more
-    assert [(figure, notebook) for figure, notebook in shown if figure not in figures[notebook]] == []
+    assert [(notebook, figure) for notebook, figure in shown if figure not in figures[notebook]] == []
 
 
 def test_map_of_concept_to_room_leads_there():
