@@ -34,10 +34,12 @@ STATUSES = {  # of a claim, in the order of the scoreboard; "not run" is followe
 
 def update(project: Project) -> list[str]:
     """Bring notebooks/runtimes.json, README.md and REPORT.md up to date; returns what was changed, in words."""
+    known = {scale: past_seconds(project, scale) for scale in store.SCALE_NAMES}
+    times = json.dumps({scale: took for scale, took in known.items() if took}, indent=1, sort_keys=True) + "\n"
     told = []
     for path in (project.root / "notebooks" / "runtimes.json", *(project.root / name for name in BLOCKS)):
         old = path.read_text(encoding="utf-8") if path.is_file() else ""
-        new = render(project, path.name, old) if path.name in BLOCKS else _run_times(project)
+        new = render(project, path.name, old) if path.name in BLOCKS else times
         if new != old:
             path.write_text(new, encoding="utf-8")
             told.append(f"wrote {path.name}")
@@ -60,12 +62,6 @@ def render(project: Project, name: str, text: str) -> str:
         if found != 1:
             raise ValueError(f"The block '{block}' of {name} must end with '<!-- end: {block} -->'.")
     return text
-
-
-def _run_times(project: Project) -> str:
-    """Seconds by scale and notebook: those committed, and over them those of this checkout's receipts."""
-    known = {scale: past_seconds(project, scale) for scale in store.SCALE_NAMES}
-    return json.dumps({scale: times for scale, times in known.items() if times}, indent=1, sort_keys=True) + "\n"
 
 
 def _table(header: Sequence[str], rows: Iterable[Iterable]) -> str:
@@ -142,6 +138,8 @@ def scales(_project: Project) -> str:
     def plain(value) -> str:
         if isinstance(value, tuple):
             return ", ".join(map(plain, value))
+        if value is None:
+            return "all"
         return f"{value:,}" if isinstance(value, int) else f"{value:g}" if isinstance(value, float) else str(value)
 
     sizes = zip(*(vars(scale).items() for scale in SCALES.values()), strict=True)
