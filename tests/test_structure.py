@@ -3,6 +3,7 @@
 import ast
 import json
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -272,6 +273,18 @@ def test_generated_blocks_are_fresh(name):
         readme.render(Project(ROOT), name, text.replace("<!-- generated: scoreboard -->", ""))
     with pytest.raises(ValueError, match="must end with"):
         readme.render(Project(ROOT), name, text.replace("<!-- end: scoreboard -->", ""))
+
+
+def test_stale_documents_are_written_once(tmp_path):
+    for name in ("README.md", "REPORT.md", "notebooks/manifest.toml", "notebooks/runtimes.json"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        shutil.copy(ROOT / name, tmp_path / name)
+    for name in ("data", "figures"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    stale = tmp_path / "REPORT.md"
+    stale.write_text(read("REPORT.md").replace("D02-flops", "D02"), encoding="utf-8")
+    assert readme.update(Project(tmp_path)) == ["wrote REPORT.md"]
+    assert stale.read_text(encoding="utf-8") == read("REPORT.md") and readme.update(Project(tmp_path)) == []
 
 
 def test_scoreboard_counts_every_claim():
