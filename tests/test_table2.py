@@ -8,10 +8,9 @@ from scipy.stats import ttest_1samp, ttest_ind
 
 from graphnas_lib import paper
 from graphnas_lib.macro import Architecture, Triple
-from graphnas_lib.plots import compare
+from graphnas_lib.plots import compare, mean_difference, mean_interval
 from graphnas_lib.space import sample_cells
 from graphnas_lib.stages import table2
-from graphnas_lib.stages.intervals import mean_difference, mean_interval
 from graphnas_lib.stages.methods import Mixture
 from graphnas_lib.stages.table2 import FLAT, HL, QUESTIONS, SG, SIZE, ZEN
 

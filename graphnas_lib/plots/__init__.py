@@ -18,7 +18,7 @@ from graphnas_lib.plots.figures import (
     plot_strip,
 )
 from graphnas_lib.plots.formatters import register
-from graphnas_lib.plots.tables import compare, markdown, render, save_figure, save_table
+from graphnas_lib.plots.tables import compare, markdown, mean_difference, mean_interval, render, save_figure, save_table
 
 __all__ = [
     "PALETTE",
@@ -27,6 +27,8 @@ __all__ = [
     "farthest_families",
     "figure",
     "markdown",
+    "mean_difference",
+    "mean_interval",
     "plot_architecture",
     "plot_bars",
     "plot_cells",

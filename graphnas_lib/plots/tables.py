@@ -189,3 +189,36 @@ def _line(key: str, quantity: str, printed, result: dict | None, scale: str, una
     note = "; ".join(dict.fromkeys(part for part in notes if part))
     line = (key, quantity, paper, shown, delta, n, "-" if missing else scale, note)
     return dict(zip(COLUMNS, line, strict=True))
+
+
+def mean_interval(values: np.ndarray) -> dict[str, float]:
+    """Student's 95% interval of the mean of `values`, (n,): "low" and "high", NaN below two values."""
+    from scipy.stats import t
+
+    if len(values) < 2:
+        return {"low": float("nan"), "high": float("nan")}
+    half = float(t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / np.sqrt(len(values)))
+    return {"low": float(np.mean(values)) - half, "high": float(np.mean(values)) + half}
+
+
+def mean_difference(a: np.ndarray, b: np.ndarray) -> dict[str, float]:
+    """Mean of `a` minus mean of `b`, with Welch's 95% interval: samples are small, and their variances differ.
+
+    Args:
+        a, b: (n,) and (m,), at least one value each.
+
+    Returns:
+        "difference", "low", "high"; the ends are NaN where one sample has a single value.
+    """
+    from scipy.stats import t
+
+    a, b = np.asarray(a, float), np.asarray(b, float)
+    difference = float(a.mean() - b.mean())
+    if min(len(a), len(b)) < 2:
+        return {"difference": difference, "low": float("nan"), "high": float("nan")}
+    errors = np.array([x.var(ddof=1) / len(x) for x in (a, b)])  # squared standard errors
+    if not errors.any():
+        return {"difference": difference, "low": difference, "high": difference}
+    freedom = errors.sum() ** 2 / (errors**2 / [len(a) - 1, len(b) - 1]).sum()  # Welch-Satterthwaite
+    half = float(t.ppf(0.975, freedom) * np.sqrt(errors.sum()))
+    return {"difference": difference, "low": difference - half, "high": difference + half}

@@ -21,15 +21,24 @@ from graphnas_lib.training import train
 
 @dataclass(frozen=True)
 class ProxyScore:
-    """A proxy as a search's score; further proxies are kept beside it in the history."""
+    """A proxy as a search's score; further proxies are kept beside it in the history.
 
-    images: Tensor  # a batch, normalised
+    Attributes:
+        images, labels: the batch, normalised.
+        classes: outputs of the network.
+        name: the proxy to maximise, one of `proxies.NAMES`.
+        extra: further proxies to record.
+        make: individual -> module; None builds an `Architecture`.
+        seed: of the initial weights, the same for every individual.
+    """
+
+    images: Tensor
     labels: Tensor
-    classes: int  # outputs of the network
-    name: str = "tcet"  # the proxy to maximise, one of `proxies.NAMES`
-    extra: tuple[str, ...] = ()  # further proxies to record
-    make: Callable[[Any], nn.Module] | None = None  # individual -> module; None builds an `Architecture`
-    seed: int = 0  # of the initial weights, the same for every individual
+    classes: int
+    name: str = "tcet"
+    extra: tuple[str, ...] = ()
+    make: Callable[[Any], nn.Module] | None = None
+    seed: int = 0
 
     def __call__(self, individual) -> dict[str, float]:
         """{"score": value, and the extra proxies}; ScoreError when a proxy fails."""

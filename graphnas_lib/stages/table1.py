@@ -13,9 +13,9 @@ from graphnas_lib.clusters import ZC_NAMES
 from graphnas_lib.datasets import Dataset
 from graphnas_lib.macro import stack_cell
 from graphnas_lib.network import build
+from graphnas_lib.plots import mean_difference
 from graphnas_lib.space import REFERENCE_CELL, Cell
 from graphnas_lib.stages import rows
-from graphnas_lib.stages.intervals import mean_difference
 from graphnas_lib.stages.road import Stage
 from graphnas_lib.synonyms import CellSampler, Generated
 from graphnas_lib.training import train

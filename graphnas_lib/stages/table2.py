@@ -13,9 +13,9 @@ from torch import nn
 from graphnas_lib import datasets, network, store, zennet
 from graphnas_lib.datasets import Dataset, MissingDataError
 from graphnas_lib.macro import Architecture
+from graphnas_lib.plots import mean_difference, mean_interval
 from graphnas_lib.stages import rows
 from graphnas_lib.stages.evolution import budget_name
-from graphnas_lib.stages.intervals import mean_difference, mean_interval
 from graphnas_lib.stages.methods import Methods
 from graphnas_lib.stages.road import Stage
 from graphnas_lib.training import RECIPES, cut_batch, evaluate, train
