@@ -22,8 +22,9 @@ from graphnas_lib.stages import (
     validation,
     variants,
 )
+from graphnas_lib.stages.costs import costs, hyperparameters, stage_costs
 from graphnas_lib.stages.datacard import plot_distributions
-from graphnas_lib.stages.ledger import Finding, claims, costs, hyperparameters, stage_costs, status, status_counts
+from graphnas_lib.stages.ledger import Finding, claims, status, status_counts
 from graphnas_lib.stages.road import NEEDS, STAGES, Stage, freshness, produce, run
 from graphnas_lib.stages.views import (
     banner,
