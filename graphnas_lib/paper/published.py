@@ -69,7 +69,7 @@ class Claim:
     """One claim of the paper's text (`text` in our words), its numbers as printed, and the notebook that answers it.
 
     `note` says how it stands with the paper's own numbers. `finding` and `row` are the sentence that the ledger fills
-    with our numbers; `given` holds numbers that those are computed with or compared to.
+    with our numbers; `given` holds what these are computed with or compared to.
     """
 
     id: str
@@ -80,7 +80,7 @@ class Claim:
     row: str = ""
     numbers: tuple[str, ...] = ()
     note: str = ""
-    given: dict[str, float] = field(default_factory=dict, hash=False)
+    given: dict[str, float | str] = field(default_factory=dict, hash=False)
 
 
 @dataclass(frozen=True)

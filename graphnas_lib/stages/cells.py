@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pandas as pd
 import torch
 
 from graphnas_lib import store
@@ -40,3 +41,9 @@ def split(codes: CellCodes) -> tuple[CellCodes, CellCodes]:
     """(training cells, held-out cells)."""
     n = len(codes) - round(HELD_OUT * len(codes))
     return codes[:n], codes[n:]
+
+
+def law(scale: str) -> pd.DataFrame:
+    """How raw draws fall out, and how many cells came of them."""
+    facts = store.load_manifest("cells", scale)["config"]
+    return pd.Series(facts["law"] | {"cells in the corpus": facts["n"]}).to_frame("value")

@@ -86,3 +86,45 @@ def _best(trained: Trained, searches: evolution.Searches, history: pd.DataFrame)
         runs = history[history["budget"] == name]
         rows.append({"budget": name, "method": "HL-Evo", "evaluations": len(runs), "score": runs["score"].max()})
     return pd.DataFrame(rows)
+
+
+FLAT_EQUAL = "Evo (flat), as many"
+
+
+def best_table(best: pd.DataFrame, flat: pd.DataFrame) -> pd.DataFrame:
+    """Best T-CET under each budget by method, and the generator's as a share of the others'.
+
+    Flat evolution stands there twice: after as many evaluations as the generator's, and as a whole.
+
+    Args:
+        best: designed_best.csv.
+        flat: comparison_flat.parquet.
+    """
+    as_many = flat[flat["evaluations"] <= best.loc[best["method"] == "SG", "evaluations"].max()]
+    for name, part in ((FLAT_EQUAL, as_many), ("Evo (flat)", flat)):
+        runs = part.groupby("budget").agg(evaluations=("evaluations", "max"), score=("score", "max")).reset_index()
+        best = pd.concat([best, runs.assign(method=name)], ignore_index=True)
+    table = best.pivot(index="budget", columns="method", values="score").rename_axis(columns=None)
+    asked = best.groupby("method")["evaluations"].max()
+    shares = {f"SG / {name}": table["SG"] / table[name] for name in ("HL-Evo", FLAT_EQUAL, "Evo (flat)")}
+    named = table.rename(columns={name: f"{name}, {asked[name]:,} evaluations" for name in table})
+    return named.assign(**shares).loc[best["budget"].unique()].reset_index()
+
+
+def request_table(requests: pd.DataFrame) -> pd.DataFrame:
+    """How well the generator follows a request, by quantity."""
+    rows = []
+    for quantity, group in requests.groupby("quantity"):
+        error = (group["realised"] / group["requested"] - 1).abs()
+        rows.append(
+            {
+                "quantity": quantity,
+                "requests": len(group),
+                "legal": group["legal_masked"].mean(),
+                "legal without mask": group["legal_unmasked"].mean(),
+                "median error": error.median(),
+                "Spearman": group[["requested", "realised"]].corr("spearman").iloc[0, 1],
+                "distinct designs": group["design"].nunique(),
+            }
+        )
+    return pd.DataFrame(rows)

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from graphnas_lib.clusters import Families, criterion_curve, stability
+import pandas as pd
+
+from graphnas_lib.clusters import ZC_NAMES, Families, criterion_curve, stability
+from graphnas_lib.plots import farthest_families
+from graphnas_lib.space import Cell
 from graphnas_lib.stages import cells, labels
 from graphnas_lib.stages.road import Stage
 
@@ -24,3 +28,22 @@ def make(stage: Stage) -> dict:
         bic_full=float(full["bic"].iloc[0]),
     )
     return {**families.save(), "criterion.csv": curve}
+
+
+def table(families: Families) -> pd.DataFrame:
+    """One row a family: cells, weight, centre in natural units, operations of its medoid."""
+    centres = families.inverse(families.means)
+    rows = []
+    for k in range(families.n_clusters):
+        medoid = Cell.from_dict(families.medoid_cells[k])
+        centre = dict(zip(ZC_NAMES, centres[k].tolist(), strict=True))
+        ops = " ".join(name for name in medoid.operations if name)
+        rows.append({"family": k, "cells": families.counts[k], "weight": families.weights[k], **centre, "medoid": ops})
+    return pd.DataFrame(rows)
+
+
+def distant(scale: str, n: int = 4) -> list[int]:
+    """The families that Fig. 2 colours: far apart in standardised z, chosen by rule."""
+    families = Families.load(scale)
+    zc = labels.vectors(labels.load(scale))
+    return farthest_families(families.transform(zc), families.assign(zc), n)
