@@ -35,6 +35,7 @@ from graphnas_lib.stages.shown import (
     quick_epochs,
     quick_sizes,
     refusal,
+    validation_table,
     written,
 )
 
@@ -77,6 +78,7 @@ __all__ = [
     "table3",
     "table4",
     "validation",
+    "validation_table",
     "variants",
     "written",
 ]

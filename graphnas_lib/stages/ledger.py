@@ -329,10 +329,9 @@ def _failures(claim: Claim, scale: str) -> Finding:
     asked = done[done["task"].isin(["deepsea", "satellite"])]
     if asked.empty:
         return Finding(why="neither task's files are there")
-    weak = done["value"].isna() | done["at_chance"].eq(True)
-    rival = _printed(TABLE_4, "WRN")
-    worse = [line.value > rival[table4.COLUMNS[line.task]].value for line in asked.itertuples()]
-    holds = bool((weak[asked.index] | worse).all()) if whole else None
+    weak, rival = done["value"].isna() | done["at_chance"].eq(True), _printed(TABLE_4, "WRN")
+    above = [line.value > rival[table4.COLUMNS[line.task]].value for line in asked.itertuples()]
+    holds = bool((weak[asked.index].to_numpy() | above).all()) if whole else None
     return Finding({"weak": ", ".join(done.loc[weak, "task"]) or "none"}, n=f"{len(done)} tasks", holds=holds)
 
 

@@ -8,11 +8,14 @@ from pathlib import Path
 import pandas as pd
 from IPython.display import Markdown
 
-from graphnas_lib import network, store
+from graphnas_lib import benchmarks, network, store
+from graphnas_lib.datasets import MissingDataError
 from graphnas_lib.design import Design
 from graphnas_lib.network import ExportError
 from graphnas_lib.plots import markdown
 from graphnas_lib.space import OPERATIONS
+from graphnas_lib.stages.road import produce
+from graphnas_lib.store import MissingArtifactError
 
 QUICK = {"smoke": (512, 256, 2), "lite": (1_000, 500, 2), "paper": (None, None, 12)}  # train, test images, epochs
 
@@ -83,3 +86,16 @@ def operation_costs(*, channels: int, side: int) -> pd.DataFrame:
         facts = {"operation": name, "layers": " ".join(layer.kind for layer in layers) or "-"}
         rows.append({**facts, "params": sum(layer.params(2) for layer in layers), "macs": macs, "flops": 2 * counted})
     return pd.DataFrame(rows)
+
+
+def validation_table(scale: str, *, seed: int, device: str) -> pd.DataFrame:
+    """Kendall's tau of each proxy with trained accuracy, for a reader: "-" where nothing is published.
+
+    Every tau reads `not run (why)` where the benchmark's accuracies or the scale's artifact are missing.
+    """
+    try:
+        produce("validation", scale, seed=seed, device=device)
+        table = store.load("validation", "validation.csv", scale)
+    except (MissingArtifactError, MissingDataError) as error:
+        table = benchmarks.not_run(str(error))
+    return table.astype(object).where(table.notna(), "-")

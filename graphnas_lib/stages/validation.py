@@ -7,10 +7,9 @@ import shutil
 import pandas as pd
 
 from graphnas_lib import benchmarks, store
-from graphnas_lib.datasets import MissingDataError
 from graphnas_lib.paper import NATS_TAU
-from graphnas_lib.stages.road import Stage, produce
-from graphnas_lib.store import MissingArtifactError, processes
+from graphnas_lib.stages.road import Stage
+from graphnas_lib.store import processes
 
 
 def make(stage: Stage) -> dict:
@@ -51,26 +50,10 @@ def make(stage: Stage) -> dict:
     }
 
 
-def table(scale: str, *, seed: int, device: str) -> pd.DataFrame:
-    """Kendall's tau of each proxy with trained accuracy, for a reader: "-" where nothing is published.
-
-    Every tau reads `not run (why)` where the benchmark's accuracies or the scale's artifact are missing.
-    """
-    try:
-        produce("validation", scale, seed=seed, device=device)
-        taus = store.load("validation", "validation.csv", scale)
-    except (MissingArtifactError, MissingDataError) as error:
-        taus = benchmarks.not_run(str(error))
-    return taus.astype(object).where(taus.notna(), "-")
-
-
 def intervals(taus: pd.DataFrame) -> dict:
-    """Arguments of `plots.plot_intervals` for the result of `table`."""
+    """Arguments of `plots.plot_intervals` for the stage's validation.csv."""
     return {
-        "names": taus["proxy"],
-        "values": taus["tau"],
-        "low": taus["low"],
-        "high": taus["high"],
+        **{"names": taus["proxy"], "values": taus["tau"], "low": taus["low"], "high": taus["high"]},
         "xlabel": "Kendall's tau with CIFAR-10 test accuracy (95% interval)",
         "groups": taus["skeleton"],
         "marks": {source: taus[source] for source in NATS_TAU},
