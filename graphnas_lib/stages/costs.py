@@ -31,33 +31,26 @@ def hours(stages: tuple[str, ...], scale: str) -> tuple[float, str]:
 
 
 def stage_costs(scale: str) -> pd.DataFrame:
-    """Seconds, device and seed of every stage that this scale has."""
+    """Seconds, device, seed and megabytes of every stage that this scale has."""
     rows = []
     for path in sorted(store.data_dir(scale).glob("*.manifest.json")):
         manifest = store.read(path)
-        size = sum(entry["bytes"] for entry in manifest["files"].values())
-        rows.append({**{k: manifest[k] for k in ("stage", "seconds", "device", "seed")}, "megabytes": size / 1e6})
+        megabytes = sum(entry["bytes"] for entry in manifest["files"].values()) / 1e6
+        rows.append({key: manifest[key] for key in ("stage", "seconds", "device", "seed")} | {"megabytes": megabytes})
     return pd.DataFrame(rows)
 
 
 def hyperparameters(scale: str) -> dict[str, dict[str, dict]]:
     """Our Table 6: the sizes of one scale under the paper's row names."""
-    s = SCALES[scale]
+    s, columns = SCALES[scale], ("G-VAE", "Metrics predictor", "CCNF", "Seq. Gen.")
     rows = {
-        "ARCH: Number of layers": {
-            "G-VAE": 4,
-            "Metrics predictor": 2,
-            "CCNF": s.ccnf_layers,
-            "Seq. Gen.": s.sequence_layers,
-        },
-        "ARCH: Hidden dimension": {"G-VAE": s.gvae_hidden, "Metrics predictor": s.latent_dim, "CCNF": s.ccnf_hidden},
-        "ARCH: Output dimension": {
-            "G-VAE": s.latent_dim,
-            "Metrics predictor": 4,
-            "CCNF": s.latent_dim,
-            "Seq. Gen.": s.sequence_hidden,
-        },
-        "TRAIN: Batch size": {"G-VAE": s.gvae_batch, "CCNF": s.ccnf_batch, "Seq. Gen.": s.sequence_batch},
-        "TRAIN: Learning rate": {"G-VAE": s.gvae_lr},
+        "ARCH: Number of layers": (4, 2, s.ccnf_layers, s.sequence_layers),
+        "ARCH: Hidden dimension": (s.gvae_hidden, s.latent_dim, s.ccnf_hidden, None),
+        "ARCH: Output dimension": (s.latent_dim, 4, s.latent_dim, s.sequence_hidden),
+        "TRAIN: Batch size": (s.gvae_batch, None, s.ccnf_batch, s.sequence_batch),
+        "TRAIN: Learning rate": (s.gvae_lr, None, None, None),
     }
-    return {row: {column: {"value": value, "n": 1} for column, value in cells.items()} for row, cells in rows.items()}
+    return {
+        row: {column: {"value": value, "n": 1} for column, value in zip(columns, values) if value is not None}
+        for row, values in rows.items()
+    }

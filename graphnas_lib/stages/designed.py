@@ -113,18 +113,8 @@ def best_table(best: pd.DataFrame, flat: pd.DataFrame) -> pd.DataFrame:
 
 def request_table(requests: pd.DataFrame) -> pd.DataFrame:
     """How well the generator follows a request, by quantity."""
-    rows = []
-    for quantity, group in requests.groupby("quantity"):
-        error = (group["realised"] / group["requested"] - 1).abs()
-        rows.append(
-            {
-                "quantity": quantity,
-                "requests": len(group),
-                "legal": group["legal_masked"].mean(),
-                "legal without mask": group["legal_unmasked"].mean(),
-                "median error": error.median(),
-                "Spearman": group[["requested", "realised"]].corr("spearman").iloc[0, 1],
-                "distinct designs": group["design"].nunique(),
-            }
-        )
-    return pd.DataFrame(rows)
+    groups = requests.assign(error=(requests["realised"] / requests["requested"] - 1).abs()).groupby("quantity")
+    shares = {"legal": ("legal_masked", "mean"), "legal without mask": ("legal_unmasked", "mean")}
+    table = groups.agg(requests=("requested", "size"), **shares, **{"median error": ("error", "median")})
+    table["Spearman"] = groups[["requested", "realised"]].corr("spearman")["requested"].xs("realised", level=1)
+    return table.assign(**{"distinct designs": groups["design"].nunique()}).reset_index()

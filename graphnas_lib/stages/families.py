@@ -32,14 +32,10 @@ def make(stage: Stage) -> dict:
 
 def table(families: Families) -> pd.DataFrame:
     """One row a family: cells, weight, centre in natural units, operations of its medoid."""
-    centres = families.inverse(families.means)
-    rows = []
-    for k in range(families.n_clusters):
-        medoid = Cell.from_dict(families.medoid_cells[k])
-        centre = dict(zip(ZC_NAMES, centres[k].tolist(), strict=True))
-        ops = " ".join(name for name in medoid.operations if name)
-        rows.append({"family": k, "cells": families.counts[k], "weight": families.weights[k], **centre, "medoid": ops})
-    return pd.DataFrame(rows)
+    medoids = [" ".join(filter(None, Cell.from_dict(cell).operations)) for cell in families.medoid_cells]
+    centres = pd.DataFrame(families.inverse(families.means).numpy(), columns=list(ZC_NAMES))
+    facts = pd.DataFrame({"family": range(len(medoids)), "cells": families.counts, "weight": families.weights})
+    return facts.join(centres).assign(medoid=medoids)
 
 
 def distant(scale: str, n: int = 4) -> list[int]:

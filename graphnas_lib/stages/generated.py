@@ -195,13 +195,6 @@ def _solver_error(sampler: CellSampler, n: int, seed: int) -> pd.DataFrame:
     return pd.DataFrame(rows).assign(n=n)
 
 
-RATIOS = (
-    ("flow", "neighbourhood"),
-    ("flow, checked", "neighbourhood"),
-    ("flow, checked", "neighbourhood, checked"),
-)
-
-
 def real_errors(real: pd.DataFrame) -> pd.DataFrame:
     """Mean |z - asked| a component (generated_conditions.csv), in standard deviations; the share of distinct cells.
 
@@ -217,7 +210,10 @@ def real_errors(real: pd.DataFrame) -> pd.DataFrame:
 
 def _with_ratio(table: pd.DataFrame) -> pd.DataFrame:
     """A table by draws, and below it the flow's values as shares of the neighbourhood's."""
-    pairs = [(a, b) for a, b in RATIOS if a in table.index and b in table.index]
+    flow, near = "flow, checked", "neighbourhood"
+    pairs = [
+        pair for pair in (("flow", near), (flow, near), (flow, f"{near}, checked")) if set(pair) <= set(table.index)
+    ]
     ratios = pd.DataFrame([table.loc[a] / table.loc[b] for a, b in pairs], index=[f"{a} / {b}" for a, b in pairs])
     return pd.concat([table, ratios]).rename_axis("draws")
 
