@@ -146,14 +146,9 @@ def test_tables_whose_cells_do_not_fit_are_refused():
 def test_a_wheel_holds_the_data_of_the_package(repository):
     declared = tomllib.loads((repository / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]
     package = repository / "graphnas_lib"
-    held = {
-        path
-        for room, globs in declared.items()
-        for g in globs
-        for path in (repository / room.replace(".", "/")).glob(g)
-    }
     data = {p for p in package.rglob("*") if p.is_file() and p.suffix != ".py" and "__pycache__" not in p.parts}
-    assert data == held and {path.name for path in data} >= {"claims.toml", "deviations.toml", "tables.toml"}
+    held = {path for pattern in declared["*"] for path in package.rglob(pattern)}
+    assert data <= held and {path.name for path in data} >= {"claims.toml", "deviations.toml", "tables.toml"}
 
 
 def test_our_rows_are_ours_and_the_rest_of_table_3_is_quoted():

@@ -24,7 +24,7 @@ from graphnas_lib.stages import (
     variants,
 )
 from graphnas_lib.stages.costs import costs, hyperparameters, stage_costs
-from graphnas_lib.stages.datacard import live_nodes, plot_distributions
+from graphnas_lib.stages.datacard import plot_distributions
 from graphnas_lib.stages.ledger import Finding, claims, deviations, status, status_counts
 from graphnas_lib.stages.road import NEEDS, STAGES, Stage, freshness, produce, run
 from graphnas_lib.stages.shown import (
@@ -61,7 +61,6 @@ __all__ = [
     "gvae",
     "hyperparameters",
     "labels",
-    "live_nodes",
     "operation_costs",
     "plot_distributions",
     "produce",

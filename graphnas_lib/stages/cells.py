@@ -7,7 +7,7 @@ import pandas as pd
 import torch
 
 from graphnas_lib import store
-from graphnas_lib.space import EDGES, CellCodes, random_cell, sample_cells
+from graphnas_lib.space import EDGES, UNUSED, CellCodes, random_cell, sample_cells
 from graphnas_lib.stages.road import Stage
 
 HELD_OUT = 0.1  # last tenth of the corpus: no model sees it in training
@@ -47,3 +47,9 @@ def law(scale: str) -> pd.DataFrame:
     """How raw draws fall out, and how many cells came of them."""
     facts = store.load_manifest("cells", scale)["config"]
     return pd.Series(facts["law"] | {"cells in the corpus": facts["n"]}).to_frame("value")
+
+
+def live_nodes(codes: CellCodes) -> pd.Series:
+    """How many cells have 1, 2, ... operation nodes on an input-output path."""
+    used = pd.Series((codes.operations != UNUSED).sum(dim=1), name="nodes")
+    return used.value_counts().sort_index().rename("cells")

@@ -67,15 +67,10 @@ def card(table: pd.DataFrame, codes: CellCodes, law: Mapping[str, float], facts:
     return "\n\n".join(part.strip() for part in sections) + "\n"
 
 
-def live_nodes(codes: CellCodes) -> pd.Series:
-    """How many cells have 1, 2, ... operation nodes on an input-output path."""
-    used = pd.Series((codes.operations != UNUSED).sum(dim=1), name="nodes")
-    return used.value_counts().sort_index().rename("cells")
-
-
 def node_shares(codes: CellCodes) -> pd.Series:
     """Share of cells with 1, 2, ... live operation nodes."""
-    return live_nodes(codes) / len(codes)
+    live = pd.Series((codes.operations != UNUSED).sum(dim=1).numpy())
+    return live.value_counts(normalize=True).sort_index()
 
 
 @figure
