@@ -205,3 +205,19 @@ def ablation_table(stage: Stage, data: Data, models: dict[Run, tuple[GVAE, Train
         row = {"change": run.change, "steps": run.steps, "kl": log.rows[-1]["kl"], **{key: found[key] for key in kept}}
         rows.append(row | near)
     return pd.DataFrame(rows)
+
+
+def cycle_errors(cycle: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Mean absolute errors of q a component, and the points behind them: a row for each cell and component.
+
+    Of gvae_cycle.csv the points have draws, component, z, q (of the latent), again (q of the cell encoded again).
+    """
+    wide = cycle.reset_index(names="cell")
+    points = pd.wide_to_long(wide, ["z", "q", "again"], i="cell", j="component", sep="_", suffix=r"\w+").reset_index(
+        "component"
+    )
+    named = points.rename(columns={"q": "q of the latent", "again": "q of the cell encoded again"})
+    off = named.melt(["draws", "component", "z"], named.columns[-2:], var_name="of")
+    off["error"] = (off["value"] - off["z"]).abs()
+    table = off.pivot_table(index=["draws", "of"], columns="component", values="error")[list(ZC_NAMES)]
+    return table.assign(mean=table.mean(axis=1)), points
