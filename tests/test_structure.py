@@ -6,7 +6,8 @@ import re
 import subprocess
 import sys
 import tomllib
-from graphlib import TopologicalSorter
+from collections import Counter
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -19,25 +20,8 @@ from graphnas_lib.runner.manifest import read_manifest
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "graphnas_lib"
-LONGEST = 400  # lines of a module
-
-# A module imports from a lower layer only (one paper concept a module). A new module gets its place here.
-LAYERS = (
-    "__init__ canonical checkpoints depthwise draw folding kernels pointwise workers",
-    "artifacts augment bottleneck claims deviations diagrams distillation dynamics embedding latents metrics probe "
-    "published recipes runner space zenblocks",
-    "archives ccnf clusters codes macro manifest operations paper results search",
-    "datasets losses mutations network proteins report vocabulary",
-    "evolution export fitting gvae nats proxies sequence tasks zennet",
-    "corpus designs nasbench360 roundtrip sgd synonyms validation",
-    "datacard foreign kept training",
-    "design scores",
-    "stages",
-    "ledger views",
-    "doctor readme reproduce",
-    "__main__",
-)
-LAYER = {module: number for number, layer in enumerate(LAYERS) for module in layer.split()}
+MOST_ROOMS, MOST_FLOORS, MOST_LINES = 24, 8, 16_500
+LONGEST_MODULE, LONGEST_BODY, MOST_CALLED_ONCE = 400, 40, 114  # lines, lines, private functions
 
 
 def modules() -> dict[str, Path]:
@@ -50,47 +34,162 @@ def modules() -> dict[str, Path]:
 
 
 MODULES = modules()
+TREES = {name: ast.parse(path.read_text(encoding="utf-8")) for name, path in MODULES.items()}
+ROOMS = sorted({name.split(".")[0] for name in MODULES} - {"__init__", "__main__"})
 
 
-def imports(path: Path) -> set[str]:
-    """Modules of the package that a file imports, lazily or not."""
+def imports(tree: ast.Module, name: str = "") -> set[str]:
+    """What a file imports of the package, below its name: modules, and names of modules; lazily or not."""
     found = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{path.name} must import by full name, not relatively (line {node.lineno})"
-            names = [f"{node.module}.{alias.name}" for alias in node.names]
-            found |= {n if n.removeprefix("graphnas_lib.") in MODULES else node.module for n in names}
+            assert node.level == 0, f"{name} must import by full name, not relatively (line {node.lineno})"
+            if node.module.split(".")[0] == "graphnas_lib":
+                found |= {f"{node.module}.{alias.name}" for alias in node.names}
         elif isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
-    found.discard("graphnas_lib")
-    return {name.removeprefix("graphnas_lib.") for name in found if name.startswith("graphnas_lib.")}
+            found |= {alias.name for alias in node.names if alias.name.split(".")[0] == "graphnas_lib"}
+    return {item.removeprefix("graphnas_lib").lstrip(".") for item in found} - {"", "__version__"}
+
+
+def arrows() -> dict[str, set[str]]:
+    """Room -> rooms that it imports."""
+    found = {room: set() for room in ROOMS}
+    for name, tree in TREES.items():
+        room = name.split(".")[0]
+        if room in found:
+            found[room] |= {item.split(".")[0] for item in imports(tree, name)} - {room}
+    return found
+
+
+def floors(graph: dict[str, set[str]]) -> dict[str, int]:
+    """Room -> 1 for those that import no other, else one above the highest that it imports; CycleError for a circle."""
+    floor = {}
+    for room in TopologicalSorter(graph).static_order():
+        floor[room] = 1 + max((floor[other] for other in graph[room]), default=0)
+    return floor
+
+
+def offered(room: str) -> set[str]:
+    """Names that a room offers: `__all__` of a package, the public names of a module."""
+    tree = TREES[room]
+    for node in tree.body:
+        if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") == "__all__":
+            return set(ast.literal_eval(node.value))
+    assert MODULES[room].name != "__init__.py", f"room {room} must name what it offers in __all__"
+    return {name for name in defined(tree) if not name.startswith("_")}
+
+
+def defined(tree: ast.Module) -> set[str]:
+    """Top-level names that a module itself defines."""
+    found = set()
+    for node in tree.body:
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+            found.add(node.name)
+        elif isinstance(node, (ast.Assign, ast.AnnAssign)):
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            found |= {item.id for target in targets for item in ast.walk(target) if isinstance(item, ast.Name)}
+    return found
+
+
+def inside(tree: ast.Module, own: str = "") -> list[str]:
+    """Imports that reach into a room from outside, or take what it does not offer."""
+    wrong = []
+    for item in sorted(imports(tree)):
+        room, _, rest = item.partition(".")
+        if room != own and rest and rest not in offered(room):
+            wrong.append(item)
+    return wrong
+
+
+def test_rooms_and_floors_are_few():
+    floor = floors(arrows())
+    assert len(ROOMS) <= MOST_ROOMS and max(floor.values()) <= MOST_FLOORS - 1, floor  # the top floor is __main__'s
+
+
+def test_a_circle_would_be_noticed():
+    with pytest.raises(CycleError):
+        floors({"a": {"b"}, "b": {"a"}})
 
 
 @pytest.mark.parametrize("module", MODULES)
-def test_module_imports_lower_layers_only(module):
-    package = module.split(".")[0]
-    assert package in LAYER, f"{package} has no layer; give it one in tests/test_structure.py"
-    others = {name.split(".")[0] for name in imports(MODULES[module])} - {package}
-    higher = [name for name in others if LAYER[name] >= LAYER[package]]
-    assert not higher, f"{module} (layer {LAYER[package]}) imports {higher}, which are not below it"
+def test_nothing_is_imported_from_inside_another_room(module):
+    room = module.split(".")[0]
+    assert not inside(TREES[module], room), f"{module} must import from rooms what they offer"
 
 
-def test_import_graph_has_no_circle():
-    TopologicalSorter({name: imports(path) - {name} for name, path in MODULES.items()}).prepare()
+def test_an_import_from_inside_would_be_noticed():
+    assert inside(ast.parse("from graphnas_lib.space.cell import Cell")) == ["space.cell.Cell"]
+    assert inside(ast.parse("from graphnas_lib.space import _binary")) == ["space._binary"]
+    assert inside(ast.parse("from graphnas_lib.space import cell")) == ["space.cell"]
+    assert inside(ast.parse("from graphnas_lib.space import Cell")) == []
+
+
+@pytest.mark.parametrize("notebook", sorted((ROOT / "notebooks").glob("[0-9]*.ipynb")), ids=lambda path: path.stem)
+def test_notebooks_import_rooms(notebook):
+    cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+    assert not inside(ast.parse("\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")))
+
+
+def test_no_name_has_two_homes():
+    """A room's `__init__` takes each name from the module that defines it; no other module passes a name on."""
+    for module, tree in TREES.items():
+        if MODULES[module].name == "__init__.py":
+            for item in imports(tree) - {f"{module}.{other.split('.')[-1]}" for other in MODULES}:
+                home, _, name = item.rpartition(".")
+                assert name in defined(TREES[home]), f"{module} offers {name}, which {home} only imports"
+        else:
+            listed = [
+                n for n in tree.body if isinstance(n, ast.Assign) and getattr(n.targets[0], "id", "") == "__all__"
+            ]
+            assert not listed, f"{module} has an __all__: what a room offers stands in its __init__"
+
+
+def test_no_import_hides_in_a_string():
+    for module, tree in TREES.items():
+        used = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
+        used |= {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+        if module != "cli.foreign":  # a user's own file is imported by its path
+            assert not used & {"import_module", "__import__"}, f"{module} imports by name"
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_a_room_says_what_it_is(room):
+    told = ast.get_docstring(TREES[room])
+    assert told and (MODULES[room].name != "__init__.py" or len(told.splitlines()) <= 10)
 
 
 @pytest.mark.parametrize("module", MODULES)
 def test_module_is_readable_alone(module):
-    text = MODULES[module].read_text(encoding="utf-8")
-    assert ast.get_docstring(ast.parse(text)), f"{module} needs a docstring"
-    assert len(text.splitlines()) <= LONGEST
+    assert ast.get_docstring(TREES[module]), f"{module} needs a docstring"
+    assert len(MODULES[module].read_text(encoding="utf-8").splitlines()) <= LONGEST_MODULE
     assert module.split(".")[-1] not in ("utils", "util", "helpers", "common", "misc")
+    for node in ast.walk(TREES[module]):
+        if isinstance(node, ast.FunctionDef):
+            body = node.body[1:] if ast.get_docstring(node) and len(node.body) > 1 else node.body
+            lines = node.end_lineno - body[0].lineno + 1
+            assert lines <= LONGEST_BODY, f"{module}.{node.name} has {lines} lines"
+
+
+def called_once(tree: ast.Module) -> list[str]:
+    """Private functions that their module names once."""
+    named = Counter()
+    for node in ast.walk(tree):
+        if isinstance(getattr(node, "ctx", None), ast.Load):
+            named[getattr(node, "id", None) or getattr(node, "attr", None)] += 1
+    private = [node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef) and node.name[0] == "_"]
+    return [name for name in private if name[:2] != "__" and named[name] == 1]
+
+
+def test_the_library_stays_a_thin_one():
+    lines = sum(len(path.read_text(encoding="utf-8").splitlines()) for path in MODULES.values())
+    once = [f"{module}.{name}" for module, tree in TREES.items() for name in called_once(tree)]
+    assert lines <= MOST_LINES and len(once) <= MOST_CALLED_ONCE, (lines, len(once), once)
 
 
 def test_looking_at_the_notebooks_imports_nothing_heavy():
     """A second `make reproduce` must take seconds, so that deciding what is fresh may not import PyTorch."""
     heavy = ("torch", "pandas", "papermill", "sklearn", "transformers", "matplotlib")
-    code = f"import sys, graphnas_lib.__main__, graphnas_lib.reproduce; print([m for m in {heavy} if m in sys.modules])"
+    code = f"import sys, graphnas_lib.__main__, graphnas_lib.runner; print([m for m in {heavy} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 
