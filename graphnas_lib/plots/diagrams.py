@@ -43,14 +43,15 @@ def plot_architecture(architecture, title: str = "", *, resolution: int | None =
         heights = [_STRIP_HEIGHT, sum(grid.heights)]
         fig = plt.figure(figsize=(max(width, grid.width), sum(heights)))
         top, bottom = fig.subfigures(2, 1, height_ratios=heights)
+        ax = top.subplots()
         grid.draw(bottom, [f"cell {letter}" for letter in letters])
     else:
-        fig = top = plt.figure(figsize=(width, _STRIP_HEIGHT))
-    _draw_strip(top.subplots(), architecture, kinds, names)
-    _mark_stages(top.axes[0], architecture, resolution)
+        fig, ax = subplots(figsize=(width, _STRIP_HEIGHT))
+    _draw_strip(ax, architecture, kinds, names)
+    _mark_stages(ax, architecture, resolution)
     key = "letter: distinct cell" if concrete else "number: family"
     text = f"height and number above: channels   ·   {key}   ·   /2: stride 2"
-    top.axes[0].text(0, -0.02, text, transform=top.axes[0].transAxes, fontsize=7.5, color="#666666", va="top")
+    ax.text(0, -0.02, text, transform=ax.transAxes, fontsize=7.5, color="#666666", va="top")
     if title:
         fig.suptitle(title)
     return fig

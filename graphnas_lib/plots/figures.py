@@ -76,7 +76,7 @@ def _draw_families(axes: Sequence[Axes], panels: Sequence[np.ndarray], labels, h
     labels = _array(labels).astype(int)
     shown = sorted(set(labels) if highlight is None else highlight)
     names = {k: f"family {k} (n = {(labels == k).sum():,})" for k in shown}
-    looks = {names[k]: cluster_style(k if highlight is None else i) for i, k in enumerate(shown)}
+    looks = {names[k]: cluster_style(k if highlight is None else 9 * i) for i, k in enumerate(shown)}
     looks = {"other families": ("#C9C9C9", "o"), **looks}
     group = pd.Series(labels).map(names).fillna("other families")
     order = [name for name in looks if (group == name).any()]
@@ -216,27 +216,25 @@ def plot_search(curves: Mapping[str, Sequence], ylabel: str = "best T-CET so far
     import pandas as pd
     import seaborn as sns
 
-    tables = {}
-    for name, values in curves.items():
-        runs = pd.DataFrame(np.atleast_2d(np.asarray(values, dtype=float)).T)
-        runs.index += 1
-        moves = runs.diff().fillna(1.0).ne(0).any(axis=1)  # a step stays until the next one
-        moves.iloc[-1:] = True
-        tables[f"{name} ({len(runs):,})"] = runs[moves].melt(ignore_index=False)
-    table = pd.concat(tables, names=["method", "evaluations"]).reset_index()
-    lengths = table.groupby("method")["evaluations"].max()
-    look = {key: value for key, value in _colours(list(tables)).items() if key != "markers"}
-    fig, ax = subplots(figsize=(6.6, 3.8))
-    sns.lineplot(table, x="evaluations", y="value", hue="method", style="method", ax=ax, **look, estimator="median",
-                 errorbar=("pi", 100), drawstyle="steps-post", err_kws={"step": "post", "linewidth": 0})  # fmt: skip
-    ends = table.groupby(["method", "evaluations"])["value"].median().groupby("method").tail(1).reset_index()
-    sns.scatterplot(ends, x="evaluations", y="value", hue="method", ax=ax, hue_order=look["hue_order"],
-                    palette=look["palette"], legend=False, zorder=3)  # fmt: skip
-    if lengths.max() > 12 * lengths.min():
+    aside = len(curves) > 4  # a legend of many long names would lie on the lines
+    fig, ax = subplots(figsize=(WIDEST if aside else 6.6, 3.8))
+    medians = {}
+    for (name, values), colour in zip(curves.items(), cycle(PALETTE), strict=False):
+        runs = np.atleast_2d(np.asarray(values, dtype=float))
+        steps = np.arange(1, runs.shape[1] + 1)
+        ax.fill_between(steps, runs.min(0), runs.max(0), step="post", color=colour, alpha=0.15, linewidth=0)
+        ax.scatter(steps[-1:], np.median(runs, 0)[-1:], s=18, color=colour, zorder=3)
+        medians[f"{name} ({len(steps):,})"] = pd.Series(np.median(runs, 0), steps)
+    table = pd.concat(medians, names=["method", "evaluations"]).rename("score").reset_index()
+    look = {key: value for key, value in _colours(list(medians)).items() if key != "markers"}
+    sns.lineplot(table, x="evaluations", y="score", hue="method", style="method", ax=ax, **look,
+                 estimator=None, drawstyle="steps-post")  # fmt: skip
+    lengths = [len(median) for median in medians.values()]
+    if max(lengths) > 12 * min(lengths):
         ax.set_xscale("log")
     ax.set(xlabel="ZC evaluations", ylabel=ylabel)
-    beside = {"loc": "center left", "bbox_to_anchor": (1.01, 0.5)} if len(curves) > 6 else {"loc": "best"}
-    ax.legend(title="method (evaluations)", title_fontsize=8.5, alignment="left", **beside)
+    place = {"loc": "center left", "bbox_to_anchor": (1.01, 0.5)} if aside else {"loc": "best"}
+    ax.legend(title="method (evaluations)", alignment="left", **place)
     return fig
 
 
@@ -386,8 +384,8 @@ def plot_intervals(
             ax.errorbar(part["value"], part["y"], xerr=ends, elinewidth=1.2, label=kind, **look)
     for i, label in enumerate(marks or {}):
         part = table.drop_duplicates("name").dropna(subset=label)
-        look = {"color": DARK, "marker": "|+"[i % 2], "s": 130 - 70 * (i % 2)}
-        ax.scatter(part[label], part["name"].map(order.index), linewidths=1.4, label=label, zorder=3, **look)
+        look = {"color": DARK, "fmt": "|+"[i % 2], "markersize": (11, 8)[i % 2], "markeredgewidth": 1.4}
+        ax.errorbar(part[label], part["name"].map(order.index), label=label, zorder=3, **look)
     ax.set_yticks(range(len(order)), order)
     ax.set(xlabel=xlabel, ylim=(len(order) - 0.4, -0.6))
     ax.grid(axis="x", color=LIGHT, linewidth=0.6)
