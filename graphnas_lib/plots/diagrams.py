@@ -5,7 +5,9 @@ Everything here reads plain attributes (`triples`), takes data and returns a clo
 
 from __future__ import annotations
 
+import tomllib
 from itertools import groupby
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from graphnas_lib.plots.draw import CellGrid, draw_box
@@ -17,6 +19,8 @@ if TYPE_CHECKING:
 
 _HATCHES = ("", "////", "....", "xxxx")  # bars have no markers: eight colours four times
 _STRIP_HEIGHT = 2.7  # inches
+_TINT = {"data": "#E8EDF2", "model": "#FBEBCB", "search": "#D9EFE6", "result": "#F4E0EC"}
+_BOX, _STEP = (2.5, 0.98), (3.55, 1.62)  # size of a box; distance of columns and of rows
 
 
 @figure
@@ -96,82 +100,22 @@ def _mark_stages(ax: Axes, architecture, resolution: int | None) -> None:
         ax.text(middle, -0.1, f"{side}²", ha="center", va="top", fontsize=8, color="#555555")
 
 
-# ---- Figures 1 and 3
-
-_TINT = {"data": "#E8EDF2", "model": "#FBEBCB", "search": "#D9EFE6", "result": "#F4E0EC"}
-_BOX = (2.5, 0.98)  # width and height, data units
-_STEP = (3.55, 1.62)  # distance of columns and of rows
-
-# name: (column, row, kind, title, text)
-_OVERVIEW = {
-    "space": (0, 0, "data", "1 · Cells $\\Omega$", "graphs of 6 operations,\nabout $10^{17}$"),
-    "zc": (0, 1, "data", "ZC vectors $z(x)$", "NASWOT, SNIP-SSNR,\nparameters, FLOPs"),
-    "gvae": (1, 0, "model", "2 · G-VAE $f$, $f^{-1}$, $q$", "reconstruction, KL,\ntriplets, predictor"),
-    "gmm": (1, 1, "model", "2 · Mixture (GMM)", "$K$ families of cells,\ncentres $\\mu_k$ (Eq. 3)"),
-    "ccnf": (2, 0, "model", "3 · CCNF $g$", "noise to latent cell,\ngiven $z(r)$ (Eq. 6–7)"),
-    "evolution": (2, 1, "search", "4 · HL-Evo", "families, widths, strides;\nmaximise T-CET (App. C)"),
-    "budget": (3, 2, "data", "Budget $y$", "parameters, FLOPs"),
-    "generator": (3, 1, "model", "5 · Generator (SG)", "GPT-Neo on the history\n(Eq. 10–12)"),
-    "realise": (3, 0, "search", "6 · Realise $\\alpha(\\hat{\\alpha})$", "a cell for each family\n(Eq. 8–9)"),
-    "network": (4, 0, "result", "Networks", "select by T-CET,\ntrain"),
-}
-_OVERVIEW_ARROWS = (
-    ("space", "zc", "score a part"),
-    ("space", "gvae", "train"),
-    ("zc", "gmm", "fit"),
-    ("zc", "gvae", "regularise"),
-    ("gvae", "ccnf", "latents"),
-    ("gmm", "evolution", "families"),
-    ("ccnf", "evolution", "cells"),
-    ("evolution", "generator", "history $H$"),
-    ("budget", "generator", "condition"),
-    ("generator", "realise", "$\\hat{\\alpha}$"),
-    ("ccnf", "realise", "cells"),
-    ("realise", "network", ""),
-)
-_CELLS = {
-    "cell": (0, 2, "data", "Cell $x = (A, F)$", "8×8 and 8×13"),
-    "encoder": (1, 2, "model", "Encoder $f$", "4 graph convolutions"),
-    "latent": (2, 2, "data", "Latent $f(x)$", "256 numbers"),
-    "decoder": (3, 2, "model", "Decoder $f^{-1}$", "edges and operations"),
-    "rebuilt": (4, 2, "result", "Cell $\\tilde{x}$", "valid, canonical"),
-    "predictor": (1, 1, "model", "Predictor $q$", "ZC vector from latent"),
-    "condition": (1, 0, "data", "Condition", "$z(r)$, or centre $\\mu_k$"),
-    "noise": (2, 0, "data", "Noise $\\epsilon$", "$u_0$, standard normal"),
-    "flow": (2, 1, "model", "CCNF $g(u_t, t, z)$", "$t: 0 \\to T$ samples,\nback: likelihood"),
-    "sample": (3, 1, "data", "Latent $u_T$", "a synonym of $r$"),
-}
-_CELLS_ARROWS = (
-    ("cell", "encoder", ""),
-    ("encoder", "latent", ""),
-    ("latent", "decoder", ""),
-    ("decoder", "rebuilt", ""),
-    ("latent", "predictor", "MSE"),
-    ("latent", "flow", "train (Eq. 6)"),
-    ("noise", "flow", ""),
-    ("flow", "sample", "sample"),
-    ("sample", "decoder", "decode"),
-    ("predictor", "condition", "$q(f(r))$"),
-    ("condition", "flow", "given"),
-)
-
-
 @figure
 def plot_pipeline(which: str = "overview") -> Figure:
     """The method as a diagram: "overview" is Figure 1, "cells" is Figure 3 (G-VAE and CCNF, training and sampling)."""
-    diagrams = {"overview": (_OVERVIEW, _OVERVIEW_ARROWS), "cells": (_CELLS, _CELLS_ARROWS)}
+    diagrams = tomllib.loads(Path(__file__).with_name("diagrams.toml").read_text(encoding="utf-8"))
     if which not in diagrams:
         raise ValueError(f"which must be one of {tuple(diagrams)}; got {which!r}.")
-    boxes, arrows = diagrams[which]
+    boxes = diagrams[which]["boxes"]
     fig, ax = subplots(figsize=(10.8, 3.5))
-    for source, target, label in arrows:
-        _draw_arrow(ax, boxes[source][:2], boxes[target][:2], label)
-    for column, row, kind, title, text in boxes.values():
-        x, y = column * _STEP[0], row * _STEP[1]
-        draw_box(ax, (x, y), _BOX, _TINT[kind], "#8A8A8A")
-        ax.text(x, y + 0.27, title, ha="center", va="center", fontsize=8.3, fontweight="bold", color="#1A1A1A")
-        ax.text(x, y - 0.16, text, ha="center", va="center", fontsize=7.2, color=DARK, linespacing=1.2)
-    ends = [(max(box[i] for box in boxes.values()) * _STEP[i], _BOX[i] / 2 + 0.1) for i in (0, 1)]
+    for source, target, label in diagrams[which]["arrows"]:
+        _draw_arrow(ax, boxes[source]["at"], boxes[target]["at"], label)
+    for box in boxes.values():
+        x, y = (place * step for place, step in zip(box["at"], _STEP, strict=True))
+        draw_box(ax, (x, y), _BOX, _TINT[box["kind"]], "#8A8A8A")
+        ax.text(x, y + 0.27, box["title"], ha="center", va="center", fontsize=8.3, weight="bold", color="#1A1A1A")
+        ax.text(x, y - 0.16, box["text"], ha="center", va="center", fontsize=7.2, color=DARK, linespacing=1.2)
+    ends = [(max(box["at"][i] for box in boxes.values()) * _STEP[i], _BOX[i] / 2 + 0.1) for i in (0, 1)]
     ax.set(xlim=(-ends[0][1], sum(ends[0])), ylim=(-ends[1][1], sum(ends[1])), aspect="equal")
     ax.axis("off")
     return fig

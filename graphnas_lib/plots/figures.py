@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from graphnas_lib.plots.style import DARK, GREY, LIGHT, MARKERS, PALETTE, cluster_style, figure, subplots
+from graphnas_lib.plots.style import DARK, GREY, MARKERS, PALETTE, cluster_style, figure, subplots
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -40,8 +40,8 @@ def farthest_families(zc, labels, n: int = 4) -> list[int]:
     """
     zc, labels = _array(zc), _array(labels).astype(int)
     names, counts = np.unique(labels, return_counts=True)
-    seen = counts >= 0.01 * len(labels)
-    names, counts = (names[seen], counts[seen]) if seen.any() else (names, counts)
+    seen = (counts >= 0.01 * len(labels)) | (counts.max() < 0.01 * len(labels))
+    names, counts = names[seen], counts[seen]
     centres = np.array([zc[labels == k].mean(0) for k in names])
     chosen = [int(counts.argmax())]
     while len(chosen) < min(n, len(names)):
@@ -55,49 +55,40 @@ def _array(values) -> np.ndarray:
     return np.asarray(values.detach().cpu() if hasattr(values, "detach") else values)
 
 
-def _colours(names: Sequence) -> dict:
-    """seaborn's hue and style arguments for groups in this order: a colour and a marker each."""
-    return {
-        "hue_order": names,
-        "palette": [PALETTE[i % len(PALETTE)] for i in range(len(names))],
-        "style_order": names,
-        "markers": [MARKERS[i % len(MARKERS)] for i in range(len(names))],
-    }
+def _looks(names: Sequence, *markers: Sequence[str]) -> dict:
+    """seaborn's arguments for groups in this order: a colour each, and one of the `markers`, where any are given."""
+    looks = {"hue_order": names, "palette": [PALETTE[i % len(PALETTE)] for i in range(len(names))]}
+    for choice in markers:
+        looks |= {"style_order": names, "markers": [choice[i % len(choice)] for i in range(len(names))]}
+    return looks
 
 
 def _draw_families(axes: Sequence[Axes], panels: Sequence[np.ndarray], labels, highlight, size: float) -> None:
-    """Scatter of the same cells in every panel, (n, 2), families in colour over the others in grey; one legend below.
+    """Scatter of the same cells in every panel, (n, 2): families in colour over the others in grey; one legend below.
 
-    Highlighted families take distinct colours by rank; without `highlight` each takes its own.
+    Highlighted families take distinct looks by rank; without `highlight` each has its own.
     """
-    import pandas as pd
     import seaborn as sns
 
     labels = _array(labels).astype(int)
-    shown = sorted(set(labels) if highlight is None else highlight)
-    names = {k: f"family {k} (n = {(labels == k).sum():,})" for k in shown}
-    looks = {names[k]: cluster_style(k if highlight is None else 9 * i) for i, k in enumerate(shown)}
-    looks = {"other families": ("#C9C9C9", "o"), **looks}
-    group = pd.Series(labels).map(names).fillna("other families")
-    order = [name for name in looks if (group == name).any()]
-    rows = group.map(order.index).argsort(kind="stable")  # grey first, so that it lies below
-    look = {
-        "hue_order": order,
-        "style_order": order,
-        "size_order": order,
-        "palette": {name: colour for name, (colour, _) in looks.items()},
-        "markers": {name: marker for name, (_, marker) in looks.items()},
-        "sizes": {name: size * (0.45 if name == "other families" else 1.6) for name in looks},
+    names = {
+        k: f"family {k} (n = {(labels == k).sum():,})" for k in sorted(set(labels) if highlight is None else highlight)
     }
+    look = _looks(list(names.values()), MARKERS)
+    if highlight is None:
+        look["palette"], look["markers"] = zip(*map(cluster_style, names), strict=True)
+    shown = np.isin(labels, list(names))
+    group = [names[k] for k in labels[shown]]
     for ax, points in zip(axes, panels, strict=True):
-        table = pd.DataFrame({"x": points[:, 0], "y": points[:, 1], "family": group}).iloc[rows]
-        sns.scatterplot(table, x="x", y="y", hue="family", style="family", size="family", ax=ax, **look,
-                        linewidth=0, alpha=0.8, rasterized=True, legend=ax is axes[0])  # fmt: skip
-    handles, texts = axes[0].get_legend_handles_labels()
-    axes[0].get_legend().remove()
-    if 1 < len(order) <= 12:
-        legend = {"loc": "outside lower center", "ncols": min(len(order), 5), "markerscale": 1.6}
-        axes[0].figure.legend(handles, texts, **legend)
+        if not shown.all():
+            grey = {"color": "#C9C9C9", "label": "other families"}
+            ax.scatter(*points[~shown].T, s=0.45 * size, linewidths=0, rasterized=True, **grey)
+        sns.scatterplot(x=points[shown, 0], y=points[shown, 1], hue=group, style=group, s=1.6 * size, alpha=0.8,
+                        linewidth=0, rasterized=True, ax=ax, **look)  # fmt: skip
+        handles, texts = ax.get_legend_handles_labels()
+        ax.get_legend().remove()
+    if 1 < len(handles) <= 12:
+        ax.figure.legend(handles, texts, loc="outside lower center", ncols=min(len(handles), 5), markerscale=1.6)
 
 
 @figure
@@ -114,15 +105,13 @@ def plot_clusters(zc, labels, names: Sequence[str], highlight: int | Sequence[in
     if isinstance(highlight, int):
         highlight = farthest_families(zc.argsort(0).argsort(0) / len(zc), labels, highlight)
     views = [("params", "naswot"), ("params", "snip_ssnr"), ("snip_ssnr", "naswot")]
-    if set(names) != set(ZC_AXES):
-        views = [(names[0], names[1]), (names[1], names[2]), (names[0], names[2])]
+    panels = [zc[:, [names.index(x), names.index(y)]] for x, y in views]
     fig, axes = subplots(1, 3, figsize=(WIDEST, 3.9))
-    panels = [zc[:, [names.index(a), names.index(b)]] for a, b in views]
     _draw_families(axes, panels, labels, highlight, size=9)
     for ax, points, view in zip(axes, panels, views, strict=True):
         for axis, name, values in zip("xy", view, points.T, strict=True):
-            label, log = ZC_AXES.get(name, (name, False))
-            ax.set(**{f"{axis}label": label, f"{axis}scale": "log" if log and (values > 0).all() else "linear"})
+            label, log = ZC_AXES[name]
+            ax.set(**{f"{axis}label": label, f"{axis}scale": "log" if log and values.min() > 0 else "linear"})
     return fig
 
 
@@ -155,7 +144,8 @@ def plot_criterion(curve: pd.DataFrame, marked: Mapping[str, int]) -> Figure:
 
     table = curve.rename(columns=str.upper).melt("K", ["BIC", "AIC"], "criterion", "value")
     fig, ax = subplots(figsize=(6.2, 3.5))
-    sns.lineplot(table, x="K", y="value", hue="criterion", style="criterion", ax=ax, **_colours(["BIC", "AIC"]))
+    look = _looks(["BIC", "AIC"], MARKERS)
+    sns.lineplot(table, x="K", y="value", hue="criterion", style="criterion", ax=ax, **look)
     for (text, k), line in zip(marked.items(), cycle((":", "--", "-.")), strict=False):
         ax.axvline(k, color=DARK, linewidth=1, linestyle=line, label=f"{text}: K = {k}")
     ax.set(xlabel="number of families K", ylabel="criterion (lower is better)")
@@ -188,14 +178,13 @@ def plot_log(rows: Sequence[Mapping], keys: Sequence[str], *, x: str = "step") -
     fig, axes = subplots(lines, columns, figsize=size, squeeze=False)
     for key, ax in zip(keys, axes.flat, strict=False):
         seen = table[[x, key]].dropna().astype(float)
-        many = len(seen) >= 40
+        many, finite = len(seen) >= 40, seen[key][np.isfinite(seen[key])]
         faint = {"alpha": 0.3, "linewidth": 1.0} if many else {}
         sns.lineplot(seen, x=x, y=key, color=PALETTE[0], errorbar=("pi", 100), ax=ax, **faint)
         if many:
-            smooth = seen.groupby(x)[key].mean()
-            smooth = smooth.rolling(max(len(smooth) // 25, 3), center=True, min_periods=1).mean()
-            sns.lineplot(smooth, color=PALETTE[0], ax=ax)
-        finite = seen[key][np.isfinite(seen[key])]
+            mean = seen.groupby(x)[key].mean()
+            mean = mean.rolling(max(len(mean) // 25, 3), center=True, min_periods=1).mean()
+            sns.lineplot(mean, color=PALETTE[0], ax=ax)
         log = len(finite) > 0 and 0 < 30 * finite.min() < finite.max()
         ax.set(title=key.replace("_", " "), xlabel=x, ylabel="", yscale="log" if log else "linear")
         ax.locator_params(axis="x", nbins=3, integer=True)
@@ -221,18 +210,15 @@ def plot_search(curves: Mapping[str, Sequence], ylabel: str = "best T-CET so far
     medians = {}
     for (name, values), colour in zip(curves.items(), cycle(PALETTE), strict=False):
         runs = np.atleast_2d(np.asarray(values, dtype=float))
-        steps = np.arange(1, runs.shape[1] + 1)
-        ax.fill_between(steps, runs.min(0), runs.max(0), step="post", color=colour, alpha=0.15, linewidth=0)
-        ax.scatter(steps[-1:], np.median(runs, 0)[-1:], s=18, color=colour, zorder=3)
-        medians[f"{name} ({len(steps):,})"] = pd.Series(np.median(runs, 0), steps)
-    table = pd.concat(medians, names=["method", "evaluations"]).rename("score").reset_index()
-    look = {key: value for key, value in _colours(list(medians)).items() if key != "markers"}
-    sns.lineplot(table, x="evaluations", y="score", hue="method", style="method", ax=ax, **look,
-                 estimator=None, drawstyle="steps-post")  # fmt: skip
+        median = pd.Series(np.median(runs, 0), np.arange(1, runs.shape[1] + 1), name="score")
+        ax.fill_between(median.index, runs.min(0), runs.max(0), step="post", color=colour, alpha=0.15, linewidth=0)
+        ax.scatter(median.index[-1:], median[-1:], s=18, color=colour, zorder=3)
+        medians[f"{name} ({len(median):,})"] = median
+    table = pd.concat(medians, names=["method", "evaluations"]).reset_index()
+    lines = {"estimator": None, "drawstyle": "steps-post", **_looks(list(medians))}
+    sns.lineplot(table, x="evaluations", y="score", hue="method", style="method", ax=ax, **lines)
     lengths = [len(median) for median in medians.values()]
-    if max(lengths) > 12 * min(lengths):
-        ax.set_xscale("log")
-    ax.set(xlabel="ZC evaluations", ylabel=ylabel)
+    ax.set(xlabel="ZC evaluations", ylabel=ylabel, xscale="log" if max(lengths) > 12 * min(lengths) else "linear")
     place = {"loc": "center left", "bbox_to_anchor": (1.01, 0.5)} if aside else {"loc": "best"}
     ax.legend(title="method (evaluations)", alignment="left", **place)
     return fig
@@ -256,20 +242,19 @@ def plot_scatter(x, y, labels: tuple[str, str], identity: bool = False, *, group
     table = pd.DataFrame({"x": _array(x).ravel(), "y": _array(y).ravel()}, dtype=float)
     table["group"] = "" if groups is None else [str(group) for group in groups]
     table = table[np.isfinite(table[["x", "y"]]).all(axis=1)]
-    few, names = len(table) < 200, list(table["group"].unique())
+    look = _looks(list(table["group"].unique()), MARKERS) | {"s": 30 if len(table) < 200 else 12}
     fig, ax = subplots(figsize=(4.6, 4.3))
-    sns.scatterplot(table, x="x", y="y", hue="group", style="group", s=30 if few else 12, alpha=0.75, linewidth=0,
-                    rasterized=len(table) > 2000, ax=ax, **_colours(names), legend=groups is not None)  # fmt: skip
-    if log:
-        ax.set(xscale="log", yscale="log")
+    sns.scatterplot(table, x="x", y="y", hue="group", style="group", alpha=0.75, linewidth=0, ax=ax, **look,
+                    rasterized=len(table) > 2000, legend=groups is not None)  # fmt: skip
     if identity and len(table):
         span = [table[["x", "y"]].min(axis=None), table[["x", "y"]].max(axis=None)]
         ax.plot(span, span, color=GREY, linewidth=1, linestyle="--", zorder=0)
     rank = table["x"].corr(table["y"], method="spearman") if len(table) > 2 else float("nan")
     ax.set_title(f"Spearman {rank:.2f}, n = {len(table):,}", fontsize=9, color="#555555", loc="right")
-    ax.set(xlabel=labels[0], ylabel=labels[1])
+    scale = "log" if log else "linear"
+    ax.set(xlabel=labels[0], ylabel=labels[1], xscale=scale, yscale=scale)
     if groups is not None:
-        ax.legend(title=None, markerscale=1.4)
+        ax.legend(markerscale=1.4)
     return fig
 
 
@@ -298,23 +283,18 @@ def _name_places(ax: Axes, names: Sequence[str], longest: int) -> None:
 @figure
 def plot_strip(names, values, ylabel: str, *, groups=None) -> Figure:
     """Every value as a point above its name, beside its neighbours, the mean as a bar; `groups` sets the colour."""
-    import pandas as pd
     import seaborn as sns
 
-    table = pd.DataFrame({"name": list(names), "value": _array(values).astype(float)})
-    table["group"] = "" if groups is None else list(groups)
-    order, kinds = list(table["name"].unique()), list(table["group"].unique())
-    look = {"x": "name", "y": "value", "hue": "group", "order": order, "hue_order": kinds}
-    look["palette"] = [PALETTE[i % len(PALETTE)] for i in range(len(kinds))]
+    names, values = list(names), _array(values).astype(float)
+    groups = [""] * len(names) if groups is None else list(groups)
+    order, kinds = list(dict.fromkeys(names)), list(dict.fromkeys(groups))
     fig, ax = subplots(figsize=(min(WIDEST, 2.5 + 1.1 * len(order)), 3.8))
-    sns.swarmplot(table, **look, dodge=True, size=4.5, alpha=0.8, ax=ax, legend=len(kinds) > 1, warn_thresh=1)
-    dodge = 0.8 - 0.8 / len(kinds) if len(kinds) > 1 else False
-    sns.pointplot(table, **look, dodge=dodge, errorbar=None, linestyle="none", marker="_", markersize=18, ax=ax,
-                  legend=False)  # fmt: skip
+    look = {"x": names, "y": values, "hue": groups, "order": order, "ax": ax, **_looks(kinds)}
+    sns.swarmplot(**look, dodge=True, size=4.5, alpha=0.8, legend=len(kinds) > 1, warn_thresh=1)
+    dodge = 0.8 - 0.8 / len(kinds) or False  # as far as the points of the groups stand apart
+    sns.pointplot(**look, dodge=dodge, errorbar=None, linestyle="none", marker="_", markersize=18, legend=False)
     _name_places(ax, order, longest=12)
-    ax.set(xlabel="", ylabel=ylabel, xlim=(-0.6, len(order) - 0.4))
-    if len(kinds) > 1:
-        ax.legend()
+    ax.set(ylabel=ylabel, xlim=(-0.6, len(order) - 0.4))
     return fig
 
 
@@ -335,21 +315,22 @@ def plot_families_over_depth(hl_architectures: Sequence) -> Figure:
     ]
     table = pd.DataFrame(rows)
     share = pd.crosstab(table["family"], table["depth"], normalize="columns")
-    fig, _ = subplots(figsize=(WIDEST, 4.2))
-    fig.clear()
-    panels = fig.subplot_mosaic([["family", "channels"], ["family", "halves"]], width_ratios=[1.25, 1])
-    heat = {"cmap": "cividis", "vmin": 0, "cbar_kws": {"label": "share of architectures", "pad": 0.02}}
-    sns.heatmap(share, ax=panels["family"], rasterized=True, **heat)
-    panels["family"].set(xlabel="position in the sequence", ylabel="family")
-    panels["family"].tick_params(rotation=0)
-    middle_half = {"estimator": "median", "errorbar": ("pi", 50), "color": PALETTE[0], "marker": "o"}
-    sns.lineplot(table, x="depth", y="channels", ax=panels["channels"], **middle_half)
-    panels["channels"].set(xlabel="", ylabel="channels\n(median, middle half)")
-    sns.barplot(table, x="depth", y="halves", errorbar=None, native_scale=True, color=GREY, ax=panels["halves"])
-    panels["halves"].set(xlabel="position in the sequence", ylabel="share of stride 2", ylim=(0, 1))
-    for name in ("channels", "halves"):
-        panels[name].set_xlim(0.4, table["depth"].max() + 0.6)
-        panels[name].locator_params(axis="x", integer=True)
+    fig, axes = subplots(2, 2, figsize=(WIDEST, 4.2), width_ratios=[1.25, 1])
+    (family, channels), (below, halves) = axes
+    below.remove()
+    family.set_subplotspec(family.get_gridspec()[:, 0])
+    bar = {"label": "share of architectures", "pad": 0.02}
+    sns.heatmap(share, cmap="cividis", vmin=0, rasterized=True, cbar_kws=bar, ax=family)
+    family.set(xlabel="position in the sequence", ylabel="family")
+    family.tick_params(rotation=0)
+    middle = {"estimator": "median", "errorbar": ("pi", 50), "marker": "o", "color": PALETTE[0]}
+    sns.lineplot(table, x="depth", y="channels", ax=channels, **middle)
+    sns.barplot(table, x="depth", y="halves", errorbar=None, native_scale=True, color=GREY, ax=halves)
+    channels.set(xlabel="", ylabel="channels\n(median, middle half)")
+    halves.set(xlabel="position in the sequence", ylabel="share of stride 2", ylim=(0, 1))
+    for ax in (channels, halves):
+        ax.set_xlim(0.4, share.columns.max() + 0.6)
+        ax.locator_params(axis="x", integer=True)
     return fig
 
 
@@ -372,23 +353,24 @@ def plot_intervals(
 
     numbers = {"value": values, "low": low, "high": high, **(marks or {})}
     table = pd.DataFrame({key: pd.to_numeric(pd.Series(list(v)), errors="coerce") for key, v in numbers.items()})
-    table["name"], table["group"] = list(names), list(groups)
-    order, kinds = list(table["name"].unique()), list(table["group"].unique())
-    table["y"] = table["name"].map(order.index) + 0.26 * (table["group"].map(kinds.index) - (len(kinds) - 1) / 2)
+    order, kinds = list(dict.fromkeys(names)), list(dict.fromkeys(groups))
+    table["y"], table["kind"] = [order.index(name) for name in names], [kinds.index(group) for group in groups]
     fig, ax = subplots(figsize=(6.4, 1.2 + 0.3 * len(order)))
     for i, kind in enumerate(kinds):
-        part = table[(table["group"] == kind) & table["value"].notna()]
-        ends = [part["value"] - part["low"], part["high"] - part["value"]]
+        part = table[table["kind"] == i].dropna(subset="value")
+        ends, y = (
+            [part["value"] - part["low"], part["high"] - part["value"]],
+            part["y"] + 0.26 * (i - (len(kinds) - 1) / 2),
+        )
         look = {"color": PALETTE[i % len(PALETTE)], "fmt": MARKERS[i % len(MARKERS)], "markersize": 5}
         if len(part):
-            ax.errorbar(part["value"], part["y"], xerr=ends, elinewidth=1.2, label=kind, **look)
-    for i, label in enumerate(marks or {}):
-        part = table.drop_duplicates("name").dropna(subset=label)
-        look = {"color": DARK, "fmt": "|+"[i % 2], "markersize": (11, 8)[i % 2], "markeredgewidth": 1.4}
-        ax.errorbar(part[label], part["name"].map(order.index), label=label, zorder=3, **look)
+            ax.errorbar(part["value"], y, xerr=ends, elinewidth=1.2, label=kind, **look)
+    for label, marker, size in zip(marks or {}, cycle("|+"), cycle((11, 8)), strict=False):
+        part = table.drop_duplicates("y")
+        look = {"color": DARK, "fmt": marker, "markersize": size, "markeredgewidth": 1.4}
+        ax.errorbar(part[label], part["y"], label=label, zorder=3, **look)
     ax.set_yticks(range(len(order)), order)
     ax.set(xlabel=xlabel, ylim=(len(order) - 0.4, -0.6))
-    ax.grid(axis="x", color=LIGHT, linewidth=0.6)
     if ax.get_legend_handles_labels()[0]:
         ax.legend(loc="upper left", bbox_to_anchor=(1.01, 1))
     return fig
