@@ -227,9 +227,11 @@ def test_clusters_and_latents_share_colours(families):
         plots.plot_latents({"b": z[:, :2], "c": z[:, 2:]}, labels, highlight=chosen),
     )
     for seen, fig in zip(styles, figs, strict=True):
-        drawn = {tuple(colour) for ax in fig.axes for colour in ax.collections[0].get_facecolor()[:, :3]}
+        dots = [dots for ax in fig.axes for dots in ax.collections]
+        drawn = {tuple(colour) for each in dots for colour in each.get_facecolor()[:, :3]}
         for dot in fig.legends[0].legend_handles:
-            seen[dot.get_label().split(" (")[0]] = matplotlib.colors.to_rgb(dot.get_markerfacecolor())
+            colour = dot.get_facecolor()[0] if hasattr(dot, "get_offsets") else dot.get_markerfacecolor()
+            seen[dot.get_label().split(" (")[0]] = matplotlib.colors.to_rgb(colour)
         assert drawn == set(seen.values())
     assert list(styles[0]) == ["other families", *(f"family {k}" for k in chosen)]
     assert styles[0] == styles[1] and len(set(styles[0].values())) == 4
@@ -372,8 +374,8 @@ def test_compare_treats_nan_as_not_run_with_its_own_reason():
 
 
 def test_compare_knows_quoted_rows_and_rows_of_our_own():
-    frame = pd.DataFrame([{"row": "450M: random search", "quantity": "Acc. (%)", "value": 40.0, "n": 3}])
-    table = plots.compare(paper.TABLE_3, frame, scale="lite", columns=["Acc. (%)"])
+    own = {"450M: random search": {"Acc. (%)": {"value": 40.0, "n": 3}}}
+    table = plots.compare(paper.TABLE_3, own, scale="lite", columns=["Acc. (%)"])
     assert len(table) == 17
     assert table.iloc[0]["ours"] == "not run (quoted from other work)"
     assert table.iloc[-1][["row", "paper", "ours", "n"]].tolist() == ["450M: random search", "-", "40.00", "3"]

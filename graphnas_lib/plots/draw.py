@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from graphnas_lib.plots.layout import BOX_HEIGHT, BOX_WIDTH, layered_layout
-from graphnas_lib.plots.style import DARK, GREY, figure
+from graphnas_lib.plots.style import GREY, figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -36,17 +36,17 @@ class CellDrawing:
     """A cell laid out: where its boxes and lines go, and how large that is in the units of the layout."""
 
     def __init__(self, cell):
-        self.names = {n: name for n, name in enumerate(cell.operations, start=1) if name is not None}
-        self.names = {0: "input", **self.names, 7: "output"}
+        names = enumerate(["input", *cell.operations, "output"])
+        self.names = {node: name for node, name in names if name is not None}
         self.edges = [(int(a), int(b)) for a, b in cell.edges]
         self.place, self.lanes = layered_layout(list(self.names), self.edges)
         points = np.array([*self.place.values(), *(point for route in self.lanes.values() for point in route)])
         self.middle = (points.max(0) + points.min(0)) / 2
         self.size = np.ptp(points, axis=0) + (1.24, 0.84)
 
-    def draw(self, ax: Axes, size: tuple[float, float] | None = None, font: float = 8.5) -> None:
-        """Draw into axes, in the middle of a field of `size` units (default: as large as the drawing)."""
-        (x, y), (width, height) = self.middle, self.size if size is None else size
+    def draw(self, ax: Axes, size: tuple[float, float], font: float) -> None:
+        """Draw into axes, in the middle of a field of `size` units."""
+        (x, y), (width, height) = self.middle, size
         ax.set(xlim=(x - width / 2, x + width / 2), ylim=(y - height / 2, y + height / 2), aspect="equal")
         ax.axis("off")
         for points in self.routes().values():
@@ -133,15 +133,11 @@ class CellGrid:
 
     def draw(self, fig: Figure | SubFigure, titles: Sequence[str]) -> None:
         """Fill the figure; it should be `width` by the sum of `heights`."""
-        axes = fig.subplots(len(self.heights), self.columns, height_ratios=self.heights, squeeze=False)
-        for i, ax in enumerate(axes.flat):
+        grid = fig.add_gridspec(len(self.heights), self.columns, height_ratios=self.heights)
+        for i, drawing in enumerate(self.drawings):
+            ax = fig.add_subplot(grid[i], title=titles[i] if i < len(titles) else "")
             ax.axis("off")
-            if i >= len(self.drawings):
-                continue
-            if self.drawings[i] is None:
+            if drawing is None:
                 ax.text(0.5, 0.5, "no valid cell", ha="center", va="center", color=GREY, transform=ax.transAxes)
             else:
-                size = (self.span, self.spans[i // self.columns])
-                self.drawings[i].draw(ax, size, min(8.5, 11.5 * self.unit))
-            if i < len(titles):
-                ax.set_title(titles[i], fontsize=9, color=DARK)
+                drawing.draw(ax, (self.span, self.spans[i // self.columns]), min(8.5, 11.5 * self.unit))

@@ -55,12 +55,11 @@ def _array(values) -> np.ndarray:
     return np.asarray(values.detach().cpu() if hasattr(values, "detach") else values)
 
 
-def _looks(names: Sequence, *markers: Sequence[str]) -> dict:
-    """seaborn's arguments for groups in this order: a colour each, and one of the `markers`, where any are given."""
-    looks = {"hue_order": names, "palette": [PALETTE[i % len(PALETTE)] for i in range(len(names))]}
-    for choice in markers:
-        looks |= {"style_order": names, "markers": [choice[i % len(choice)] for i in range(len(names))]}
-    return looks
+def _looks(names: Sequence, markers: Sequence[str] = ()) -> dict:
+    """seaborn's arguments for groups in this order: a colour each and, where markers are given, one of them."""
+    styled = {"style_order": names, "markers": [m for _, m in zip(names, cycle(markers), strict=False)]}
+    colours = [colour for _, colour in zip(names, cycle(PALETTE), strict=False)]
+    return {"hue_order": names, "palette": colours, **(styled if markers else {})}
 
 
 def _draw_families(axes: Sequence[Axes], panels: Sequence[np.ndarray], labels, highlight, size: float) -> None:

@@ -22,10 +22,8 @@ _RC = {  # over seaborn's style "ticks" at the size "paper"
     "figure.dpi": 110,
     "savefig.dpi": 160,
     "font.sans-serif": ["DejaVu Sans"],  # comes with matplotlib: the same text on every machine
-    "axes.titlesize": 10.5,
     "axes.spines.top": False,
     "axes.spines.right": False,
-    "axes.edgecolor": "#666666",
     "axes.grid": True,
     "grid.color": "#E6E6E6",
     "legend.frameon": False,

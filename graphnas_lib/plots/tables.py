@@ -113,7 +113,7 @@ def text(value) -> str:
 
 def compare(
     paper_rows: Iterable[Row],
-    ours: Mapping[str, Mapping] | pd.DataFrame,
+    ours: Mapping[str, Mapping],
     *,
     scale: str,
     columns: Iterable[str] | None = None,
@@ -123,8 +123,8 @@ def compare(
 
     Args:
         paper_rows: one of `paper.TABLE_1` to `TABLE_6`, or some of its rows.
-        ours: row key -> quantity -> number, or -> dict with value and, where known, spread, n, note; or a DataFrame
-            with the columns row, quantity, value and these. Rows the paper lacks come last.
+        ours: row key -> quantity -> number, or -> dict with value and, where known, spread, n, note. Rows the paper
+            lacks come last.
         scale: the scale of our numbers.
         columns: quantities to show; default all that are numbers in the paper.
         why: reason for numbers not run, one for all or by row key ("" key: default).
@@ -142,17 +142,10 @@ def compare(
     published = {row.key: row for row in paper_rows}
     known = list(dict.fromkeys(column for row in published.values() for column, _ in row))
     wanted = known if columns is None else list(columns)
-    results = ours.to_dict("records") if isinstance(ours, pd.DataFrame) else [
-        {"row": key, "quantity": quantity, **(given if isinstance(given, Mapping) else {"value": given})}
-        for key, quantities in ours.items()
-        for quantity, given in quantities.items()
-    ]  # fmt: skip
-    strange = {result["quantity"] for result in results} | set(wanted)
-    if strange - set(known):
-        raise ValueError(
-            f"Quantities must be columns of the table, {tuple(known)}; got {sorted(strange - set(known))}."
-        )
-    found = {(result["row"], result["quantity"]): result for result in results}
+    found = {(key, quantity): given for key, row in ours.items() for quantity, given in row.items()}
+    strange = sorted(({quantity for _, quantity in found} | set(wanted)) - set(known))
+    if strange:
+        raise ValueError(f"Quantities must be columns of the table, {tuple(known)}; got {strange}.")
     pairs = [(key, quantity) for key in published for quantity in wanted]
     pairs += [pair for pair in found if pair[0] not in published and pair[1] in wanted]
     lines = []
@@ -160,14 +153,15 @@ def compare(
         row = published.get(key)
         printed, result = row[quantity] if row else _NOT_PRINTED, found.get((key, quantity))
         if printed.value is not None or result is not None:
+            result = result if isinstance(result, Mapping) else {"value": result}
             reason = why.get(key, why.get("", "")) if isinstance(why, Mapping) else why
             reason = reason or ("quoted from other work" if row and row.quoted else f"no result at {scale}")
-            lines.append((key, quantity, *_line(printed, result or {}, reason, scale)))
+            lines.append((key, quantity, *_line(printed, result, reason, scale)))
     return pd.DataFrame(lines, columns=list(COLUMNS))
 
 
 def _line(printed: Printed, result: Mapping, reason: str, scale: str) -> tuple:
-    """The columns of `compare` from "paper" on, for one published number and our result ({}: none)."""
+    """The columns of `compare` from "paper" on, for one published number and our result."""
     value, note, paper = result.get("value"), text(result.get("note")), printed.text or "-"
     if text(value) == "":
         return paper, f"not run ({note or reason})", np.nan, "-", "-", printed.note
