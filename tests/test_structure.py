@@ -3,6 +3,7 @@
 import ast
 import json
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -15,6 +16,7 @@ import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from graphnas_lib.paper import CLAIMS
 from graphnas_lib.runner import Project, readme
 from graphnas_lib.runner.manifest import read_manifest
 
@@ -250,29 +252,116 @@ def test_citation_parses():
 # ---- README and manifest
 
 
-def test_readme_names_both_commands_and_is_fresh():
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert "GraphNAS/GraphNAS" in text.splitlines()[0] and "graph neural networks" in text.splitlines()[0]
-    assert "make reproduce" in text and "make test" in text and "not the authors' code" in text
-    assert readme.render(Project(ROOT), text) == text, "README is stale: make readme"
+def read(name: str) -> str:
+    return (ROOT / name).read_text(encoding="utf-8")
 
 
-def test_readme_promises_only_what_is_there():
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
-    assert set(re.findall(r"`make ([a-z]+)|^make ([a-z]+)", text, re.MULTILINE)) != set()
-    for found in re.findall(r"(?:`|^)make ([a-z]+)", text, re.MULTILINE):
-        assert found in targets, f"README promises `make {found}`"
-    for link in re.findall(r"\]\((?!https?:)([^)#]+)\)", text):
-        assert (ROOT / link).exists(), f"README links {link}"
+def test_readme_is_one_screen():
+    text = read("README.md")
+    assert len(text.splitlines()) < 150 and len(text.encode()) < 8192
+    assert "make reproduce" in text and "make test" in text
+    assert len(read("CONTRIBUTING.md").splitlines()) < 80
 
 
-def test_stale_readme_is_noticed():
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    edited = text.replace("make reproduce NOTEBOOKS=", "make reproduced NOTEBOOKS=")
-    assert edited != text and readme.render(Project(ROOT), edited) != edited
+@pytest.mark.parametrize("name", readme.BLOCKS)
+def test_generated_blocks_are_fresh(name):
+    text = read(name)
+    assert readme.render(Project(ROOT), name, text) == text, f"{name} is stale: make readme"
+    edited = text.replace("| lite |", "| lite, edited |", 1)
+    assert edited != text and readme.render(Project(ROOT), name, edited) == text
     with pytest.raises(ValueError, match="generated blocks"):
-        readme.render(Project(ROOT), text.replace("<!-- generated: results -->", ""))
+        readme.render(Project(ROOT), name, text.replace("<!-- generated: scoreboard -->", ""))
+    with pytest.raises(ValueError, match="must end with"):
+        readme.render(Project(ROOT), name, text.replace("<!-- end: scoreboard -->", ""))
+
+
+def test_stale_documents_are_written_once(tmp_path):
+    for name in ("README.md", "REPORT.md", "notebooks/manifest.toml", "notebooks/runtimes.json"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        shutil.copy(ROOT / name, tmp_path / name)
+    for name in ("data", "figures"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    stale = tmp_path / "REPORT.md"
+    stale.write_text(read("REPORT.md").replace("D02-flops", "D02"), encoding="utf-8")
+    assert readme.update(Project(tmp_path)) == ["wrote REPORT.md"]
+    assert stale.read_text(encoding="utf-8") == read("REPORT.md") and readme.update(Project(tmp_path)) == []
+
+
+def test_scoreboard_counts_every_claim():
+    for found in readme.by_status(Project(ROOT)).values():
+        assert sorted(row["id"] for rows in found.values() for row in rows) == sorted(claim.id for claim in CLAIMS)
+
+
+@pytest.mark.parametrize("name", ["README.md", "REPORT.md", "CONTRIBUTING.md"])
+def test_documents_promise_only_what_is_there(name):
+    text = read(name)
+    targets = set(re.findall(r"^([a-z]+):", read("Makefile"), re.MULTILINE))
+    promised = re.findall(r"(?:`|^)make ([a-z]+)", text, re.MULTILINE)
+    assert promised and set(promised) <= targets, f"{name} promises {sorted(set(promised) - targets)}"
+    links = re.findall(r"\]\((?!https?:)([^)#]*)#?([^)]*)\)", text)
+    links += [(link, "") for link in re.findall(r'(?:src|href)="([^"]+)"', text)]
+    assert links and [link for link, _ in links if not (ROOT / link).exists()] == []
+    anchors = [(link or name, anchor) for link, anchor in links if anchor]
+    assert [(link, anchor) for link, anchor in anchors if anchor not in headings(read(link))] == []
+
+
+def headings(text: str) -> set[str]:
+    """Anchors of the headings of a Markdown file, as GitHub makes them."""
+    found = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in found}
+
+
+def test_gallery_links_each_figure_to_its_notebook():
+    pictures = r'href="notebooks/(\w+)\.ipynb"><img src="figures/lite/(\w+)\.png"'
+    shown = re.findall(pictures, read("README.md"))
+    figures = {notebook.name: notebook.figures for notebook in Project(ROOT).notebooks()}
+    assert len(shown) >= 5  # the picture at the top and four more
+    assert [(notebook, figure) for notebook, figure in shown if figure not in figures[notebook]] == []
+
+
+def test_map_of_concept_to_room_leads_there():
+    """Each row's names are defined in its room, and the room's files name each of the row's equations."""
+    rows = re.findall(r"^\| (.+) \| (.+) \| \[(\w+)\]\((graphnas_lib/[\w./]+)\) \|$", read("README.md"), re.MULTILINE)
+    assert len(rows) >= 12
+    equations = set()
+    for concept, names, room, link in rows:
+        files = [ROOT / link] if link.endswith(".py") else sorted((ROOT / link).rglob("*.py"))
+        text = "\n".join(path.read_text(encoding="utf-8") for path in files)
+        for name in re.findall(r"`(\w+)`", names):
+            assert re.search(rf"^\s*(?:def |class )?{name}\b(?: =|\(|:)", text, re.MULTILINE), (
+                f"{room} defines no {name}"
+            )
+        for first, last in re.findall(r"Eq\. (\d+)(?:-(\d+))?", concept):
+            equations |= set(range(int(first), int(last or first) + 1))
+            assert re.search(rf"Eq\. (?:{first}\b|\d+-{first}\b)", text), f"{room} names no Eq. {first}"
+    assert equations == set(range(1, 13))
+
+
+def test_contributing_has_every_room_on_its_floor():
+    rows = re.findall(r"^\| (\d) \| (.+) \|$", read("CONTRIBUTING.md"), re.MULTILINE)
+    listed = [(room, int(floor)) for floor, rooms in rows for room in re.findall(r"`(\w+)`", rooms)]
+    assert sorted(room for room, _ in listed) == ROOMS
+    floor = dict(listed)
+    assert [(room, other) for room, others in arrows().items() for other in others if floor[other] >= floor[room]] == []
+
+
+@pytest.mark.slow
+def test_quick_start_prints_what_readme_shows():
+    code, output = re.search(r"```python\n(.+?)```\n\n```text\n(.+?)```", read("README.md"), re.DOTALL).groups()
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    shown, printed = ([line.split() for line in text.splitlines()] for text in (output, done.stdout))
+    assert [row[:3] + row[4:] for row in printed[1:]] == [row[:3] + row[4:] for row in shown[1:]]
+    tcet = [[float(row[3]) for row in rows[1:]] for rows in (printed, shown)]
+    assert tcet[0] == pytest.approx(tcet[1], rel=1e-3)  # last digits follow the machine and its number of threads
+
+
+def test_line_endings_are_left_alone():
+    """A checksum is of bytes, so that git may convert no line ending."""
+    for name in ("data/lite/results/claims.csv", "data/lite/families.json", "README.md", "figures/lite/any.pdf"):
+        done = subprocess.run(["git", "check-attr", "text", name], cwd=ROOT, capture_output=True, text=True)
+        if done.returncode:
+            pytest.skip("not a git checkout")
+        assert done.stdout.strip().endswith("text: unset")
 
 
 def test_every_table_and_figure_of_the_paper_has_one_notebook():

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,7 +18,7 @@ import joblib
 import numpy as np
 import pandas as pd
 import torch
-from scipy.stats import rankdata
+from scipy.stats import DegenerateDataWarning, bootstrap, kendalltau
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -33,7 +34,7 @@ SCORES = (
 )
 DISCONNECTED = "disconnected"
 RESAMPLES = 1_000
-TOLERANCE = 0.05  # of tau: "within" a published value
+MAX_TAU_GAP = 0.05  # "within" a published tau
 SHARD = 4  # architectures a task and file
 TAU_COLUMNS = ("skeleton", "proxy", "tau", "low", "high", "n", "disconnected", "failed", *NATS_TAU, "within")
 
@@ -42,11 +43,9 @@ TAU_COLUMNS = ("skeleton", "proxy", "tau", "low", "high", "n", "disconnected", "
 
 
 def score_architecture(text: str, skeleton: str, images: Tensor, labels: Tensor, *, seed: int, classes: int) -> dict:
-    """`SCORES` of one architecture on one skeleton, at initialisation.
+    """`SCORES` of one connected architecture on one of `nats.SKELETONS`, at initialisation; ProxyError where one fails.
 
     Args:
-        text: a connected NATS-Bench architecture.
-        skeleton: of `nats.SKELETONS`.
         images: (2 B, C, H, W), normalised. The first B serve every proxy; ZiCo takes both halves as its two batches.
         labels: (2 B,) class indices.
         seed: of the initial weights and of Zen-score's draws.
@@ -56,9 +55,6 @@ def score_architecture(text: str, skeleton: str, images: Tensor, labels: Tensor,
         Each score by name. "naswot_relu" is NASWOT as published (ReLU units, train mode), but at B images; "tcet" has
         the paper's log1p and "tcet_none" the T-CET paper's formula, both with the saliency in eval mode (D18);
         "tcet_train" is that formula with it in train mode. flops are 2 x MACs (`proxies`).
-
-    Raises:
-        ProxyError: a proxy cannot score this network.
     """
     model = nats.skeleton(text, skeleton, classes=classes, seed=seed)
     model.to(images.device, memory_format=torch.channels_last)
@@ -160,17 +156,8 @@ def _digest(content: bytes) -> str:
 def kendall_tau(x, y, *, resamples: int = RESAMPLES, seed: int = 0) -> tuple[float, float, float]:
     """Kendall's tau-b of two series, and its percentile bootstrap 95% interval over pairs (x_i, y_i).
 
-    A resample that draws i c_i times has tau_b = c'(X o Y)c / sqrt(c'X^2 c c'Y^2 c), with X[i, j] = sign(x_i - x_j):
-    all resamples are three matrix products. Infinite values rank at the ends, equal ones tie.
-
-    Args:
-        x: (n,), no NaN.
-        y: (n,), no NaN.
-        resamples: bootstrap draws.
-        seed: of the draws.
-
-    Returns:
-        (tau, low, high); NaN where x or y is constant.
+    Infinite values rank at the ends, equal ones tie. Resamples in which a series is constant have no tau and are left
+    out; without any other, low and high are NaN.
 
     Raises:
         ValueError: lengths differ, fewer than two pairs, or NaN.
@@ -178,65 +165,63 @@ def kendall_tau(x, y, *, resamples: int = RESAMPLES, seed: int = 0) -> tuple[flo
     x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
     if x.shape != y.shape or x.ndim != 1 or len(x) < 2 or np.isnan(x).any() or np.isnan(y).any():
         raise ValueError(f"Kendall's tau needs two series of one length >= 2 without NaN; got {x.shape} and {y.shape}.")
-    ranks = [rankdata(series, method="dense") for series in (x, y)]  # differences of infinities would be NaN
-    signs = [torch.from_numpy(np.sign(r[:, None] - r[None, :]).astype(np.float32)) for r in ranks]  # (n, n)
-    draws = np.random.default_rng(seed).integers(len(x), size=(resamples, len(x)))
-    counts = np.stack([np.bincount(draw, minlength=len(x)) for draw in draws]) if resamples else draws
-    counts = torch.from_numpy(np.concatenate([np.ones((1, len(x))), counts])).float()  # (1 + resamples, n)
-    both, own_x, own_y = (
-        # float32 holds sums of up to n whole numbers exactly; the sum over pairs is in float64
-        ((counts @ matrix).double() * counts).sum(1)
-        for matrix in (signs[0] * signs[1], signs[0].abs(), signs[1].abs())
-    )
-    taus = (both / (own_x * own_y).sqrt()).numpy()
-    drawn = taus[1:][np.isfinite(taus[1:])]
+    drawn = np.empty(0)
+    if resamples:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DegenerateDataWarning)  # of scipy's own interval, which is not used
+            options = {"paired": True, "n_resamples": resamples, "rng": np.random.default_rng(seed)}
+            drawn = bootstrap((x, y), _tau, method="percentile", **options).bootstrap_distribution
+    drawn = drawn[np.isfinite(drawn)]
     low, high = np.quantile(drawn, [0.025, 0.975]) if len(drawn) else (np.nan, np.nan)
-    return float(taus[0]), float(low), float(high)
+    return float(_tau(x, y)), float(low), float(high)
+
+
+def _tau(x: np.ndarray, y: np.ndarray, axis: int = -1) -> np.ndarray:
+    return kendalltau(x, y, axis=axis).statistic
 
 
 def tau_table(
-    scores: pd.DataFrame, accuracies: pd.Series, *, resamples: int = RESAMPLES, seed: int = 0
+    scores: pd.DataFrame, accuracies: pd.Series, *, resamples: int | None = None, seed: int = 0
 ) -> pd.DataFrame:
-    """Kendall's tau of each proxy on each skeleton with accuracy, published values beside it.
-
-    Args:
-        scores: from `score_all`.
-        accuracies: from `nats.accuracies`, in percent.
-        resamples: bootstrap draws.
-        seed: of the draws.
+    """Kendall's tau of each proxy on each skeleton (`score_all`) with accuracy (`accuracies`), beside published values.
 
     Returns:
         `TAU_COLUMNS`: low and high bound the 95% interval; n networks, of which `disconnected` rank lowest; `failed`
         are left out; the published values (NaN where there is none); within: "yes" when every published value lies
-        within `TOLERANCE` of ours or in our interval, "no" when one does not, "-" when there is none.
+        within `MAX_TAU_GAP` of ours or in our interval, "no" when one does not, "-" when there is none.
     """
-    known = scores[scores["arch"].isin(accuracies.index)]
-    lines = []
+    known, lines = scores[scores["arch"].isin(accuracies.index)], []
+    options = {"resamples": RESAMPLES if resamples is None else resamples, "seed": seed}
     for (skeleton, group), name in [(item, name) for item in known.groupby("skeleton", sort=False) for name in SCORES]:
         lowest = group["error"] == DISCONNECTED
         used = group[lowest | (group["error"] == "")]
         values = used[name].where(used["error"] == "", -np.inf)
-        tau, low, high = kendall_tau(values, accuracies[used["arch"]], resamples=resamples, seed=seed)
-        printed = {source: taus.get(name, np.nan) for source, taus in NATS_TAU.items()}
+        tau, low, high = kendall_tau(values, accuracies[used["arch"]], **options)
+        printed = _published(name)
         counts = {"n": len(used), "disconnected": int(lowest.sum()), "failed": len(group) - len(used)}
         line = {"skeleton": skeleton, "proxy": name, "tau": tau, "low": low, "high": high, **counts, **printed}
         lines.append(line | {"within": within(tau, low, high, [v for v in printed.values() if not np.isnan(v)])})
     return pd.DataFrame(lines, columns=list(TAU_COLUMNS))
 
 
+def _published(proxy: str) -> dict[str, float]:
+    """What each paper prints for a proxy; NaN where it prints nothing."""
+    return {source: taus.get(proxy, np.nan) for source, taus in NATS_TAU.items()}
+
+
 def within(tau: float, low: float, high: float, printed: Sequence[float]) -> str:
-    """Verdict "yes" when each printed tau is within `TOLERANCE` of ours or in [low, high], else "no"; "-": none."""
+    """Verdict "yes" when each printed tau is within `MAX_TAU_GAP` of ours or in [low, high], else "no"; "-": none."""
     if not printed or np.isnan(tau):
         return "-"
-    near = [round(abs(value - tau), 9) <= TOLERANCE or low <= value <= high for value in printed]
+    near = [round(abs(value - tau), 9) <= MAX_TAU_GAP or low <= value <= high for value in printed]
     return "yes" if all(near) else "no"
 
 
 def not_run(why: str) -> pd.DataFrame:
     """`tau_table` without results: the published values, and `not run (why)` in place of each tau."""
-    lines = []
-    for skeleton in nats.SKELETONS:
-        for name in SCORES:
-            printed = {source: taus.get(name, np.nan) for source, taus in NATS_TAU.items()}
-            lines.append({"skeleton": skeleton, "proxy": name, "tau": f"not run ({why})", **printed, "within": "-"})
+    lines = [
+        {"skeleton": skeleton, "proxy": name, "tau": f"not run ({why})", **_published(name), "within": "-"}
+        for skeleton in nats.SKELETONS
+        for name in SCORES
+    ]
     return pd.DataFrame(lines, columns=list(TAU_COLUMNS))

@@ -25,8 +25,8 @@ RECIPE = {"smoke": "nats12", "lite": "nats12", "paper": "zennas_cifar"}
 COLUMNS = {"cifar10": "C-10", "digits": "C-10", "cifar100": "C-100"}
 CHANCE = {"cifar10": 10.0, "digits": 10.0, "cifar100": 1.0}  # accuracy of guessing (%)
 HELD_OUT = 0.1  # of the training images: the split on which a method's network is chosen
-MARGIN = 1.0  # points within which two accuracies count as equal, and at most
-SHARE = 0.1  # this share of the second: a point is much where accuracies are low
+MAX_EQUAL_POINTS = 1.0  # gap within which two accuracies count as equal, and at most
+MAX_EQUAL_SHARE = 0.1  # this share of the second: a point is much where accuracies are low
 
 ZEN, FLAT, SIZE = "ZenNet: Evo(T-CET)", "GraphNet: Evo(T-CET)", "GraphNet: Evo(parameters)"
 HL, SG = "GraphNet: HL-Evo(T-CET)+CCNF", "GraphNet: SG+CCNF"
@@ -192,6 +192,15 @@ class Question:
     b: str
     expected: Callable[[float, float, float], bool | None]  # low, high, margin -> True, False, or None for open
 
+    def verdict(self, a: np.ndarray, b: np.ndarray, gap: dict, dataset: str) -> str:
+        """What test accuracies (%) of the two methods say, given the interval of their difference."""
+        if min(len(a), len(b)) < 2:
+            return "open"
+        if max(a.mean(), b.mean()) < 2 * CHANCE[dataset]:
+            return "open (near chance)"
+        holds = self.expected(gap["low"], gap["high"], min(MAX_EQUAL_POINTS, MAX_EQUAL_SHARE * b.mean()))
+        return {True: "confirmed", False: "contradicted", None: "open"}[holds]
+
 
 def above(low: float, high: float, margin: float) -> bool | None:
     """a > b: the interval lies above 0; contradicted where it lies below."""
@@ -227,14 +236,5 @@ def verdicts(table: pd.DataFrame) -> pd.DataFrame:
             a, b = (group.loc[group["method"] == method, "accuracy"].to_numpy() for method in (asked.a, asked.b))
             line = {"question": name, "claim": asked.text, "dataset": dataset, "a": asked.a, "b": asked.b}
             gap = mean_difference(a, b) if len(a) and len(b) else dict.fromkeys(("difference", "low", "high"))
-            lines.append({**line, **gap, "n": f"{len(a)}, {len(b)}", "verdict": _verdict(asked, a, b, gap, dataset)})
+            lines.append({**line, **gap, "n": f"{len(a)}, {len(b)}", "verdict": asked.verdict(a, b, gap, dataset)})
     return pd.DataFrame(lines)
-
-
-def _verdict(asked: Question, a: np.ndarray, b: np.ndarray, gap: dict, dataset: str) -> str:
-    if min(len(a), len(b)) < 2:
-        return "open"
-    if max(a.mean(), b.mean()) < 2 * CHANCE[dataset]:
-        return "open (near chance)"
-    holds = asked.expected(gap["low"], gap["high"], min(MARGIN, SHARE * b.mean()))
-    return {True: "confirmed", False: "contradicted", None: "open"}[holds]
