@@ -23,7 +23,7 @@ from graphnas_lib import store
 from graphnas_lib.ccnf import CCNF
 from graphnas_lib.clusters import Families, zc_distance
 from graphnas_lib.gvae import GVAE
-from graphnas_lib.macro import Architecture, HLArchitecture, Triple, stack_cell
+from graphnas_lib.macro import Architecture, HLArchitecture, stack_cell
 from graphnas_lib.network import Costs, count
 from graphnas_lib.space import Cell
 
@@ -330,16 +330,8 @@ def realise(hl_architecture: HLArchitecture, sampler: CellSampler, *, seed: int)
     Raises:
         ValueError: a triple names a family that the sampler lacks.
     """
-    return assemble(
-        hl_architecture, sampler.generate_cells([triple.cluster for triple in hl_architecture.triples], seed=seed)
-    )
-
-
-def assemble(hl_architecture: HLArchitecture, cells: Sequence[Cell]) -> Architecture:
-    """The architecture with these cells in place of the families."""
-    pairs = zip(cells, hl_architecture.triples, strict=True)
-    triples = tuple(Triple(cell, triple.channels, triple.stride) for cell, triple in pairs)
-    return Architecture(triples, hl_architecture.head_channels, hl_architecture.stem_stride)
+    families = [triple.cluster for triple in hl_architecture.triples]
+    return hl_architecture.with_cells(sampler.generate_cells(families, seed=seed))
 
 
 def synonyms(

@@ -155,8 +155,8 @@ def test_onnx_says_what_is_missing(tmp_path, monkeypatch):
 def designed(seed: int = 0) -> Design:
     """A design of random parts."""
     made = architecture(seed)
-    hl = HLArchitecture(tuple(HLTriple(0, t.channels, t.stride) for t in made.triples), made.head_channels, 1)
-    return Design(architecture=made, hl=hl, **vars(count(made)), tcet=1.5, batch="two images")
+    made = replace(made, triples=tuple(replace(t, family=0) for t in made.triples))
+    return Design(architecture=made, **vars(count(made)), tcet=1.5, batch="two images")
 
 
 @pytest.mark.parametrize("suffix", ["json", "py", "png", "pdf", "svg"])

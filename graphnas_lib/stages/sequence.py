@@ -13,7 +13,7 @@ from torch import Tensor
 from graphnas_lib import sequence, store
 from graphnas_lib.clusters import Families
 from graphnas_lib.design import FILE, KeptNetworks
-from graphnas_lib.evolution import HLIndividual
+from graphnas_lib.macro import Architecture
 from graphnas_lib.paper import Scale
 from graphnas_lib.sequence import SequenceConfig
 from graphnas_lib.stages import evolution
@@ -27,7 +27,7 @@ def make(stage: Stage) -> dict:
     """Train on every network that HL-Evo recorded; conditions are params, FLOPs and NASWOT where it was taken."""
     scale = stage.scale
     table = evolution.load(scale.name)
-    individuals = [HLIndividual.from_json(text) for text in table["individual"]]
+    individuals = [Architecture.from_json(text) for text in table["individual"]]
     designs = [individual.hl for individual in individuals]
     conditions = torch.tensor(
         [[row.params, row.flops, row.naswot, math.nan] for row in table.itertuples()], dtype=torch.float64
