@@ -97,9 +97,9 @@ def design(
     if not isinstance(classes, int) or classes < 1:
         raise ValueError(f"classes must be a positive number; got {classes!r}.")
     place = store.pick_device(device)
-    batch = _Batch.of(images, labels, input_shape, classes, dense, seed)
-    trained = trained or Trained.load(scale, device=place)
     request = Request(target, tuple(input_shape), classes, dense, seed)
+    batch = request.batch(images, labels)
+    trained = trained or Trained.load(scale, device=place)
     near = None if fresh else trained.near(**request.conditions(trained.generator.config.input_shape))
     macros = macro_designs(trained.generator, request, near)
     found = Drawer(request, trained.sampler, near).candidates(macros, wanted)
@@ -172,6 +172,24 @@ class Request:
         area = math.prod(reference[1:]) / math.prod(self.input_shape[1:]) * self.stem_stride ** (len(reference) - 1)
         return {"params": self.target.params, "flops": self.target.flops and self.target.flops * area}
 
+    def batch(self, images: Tensor | None, labels: Tensor | None) -> tuple[Tensor, Tensor, str]:
+        """Images and labels for T-CET, checked, or noise where none are given; and what they are in words."""
+        if (images is None) != (labels is None):
+            raise ValueError("images and labels must be given together, or neither; got one of them.")
+        shape, n = self.input_shape, NOISE_BATCH_SIZE
+        if images is None:
+            source = torch.Generator().manual_seed(self.seed)
+            images = torch.randn(n, *shape, generator=source)
+            labels = torch.randint(self.classes, (n, *shape[1:]) if self.dense else (n,), generator=source)
+            return images, labels, f"{n} images of standard normal noise with random labels (none were given)"
+        if tuple(images.shape[1:]) != shape or len(images) != len(labels):
+            came = f"{tuple(images.shape)} and {len(labels)} labels"
+            raise ValueError(f"images must be (B, {', '.join(map(str, shape))}) with a label each; got {came}.")
+        if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < self.classes:
+            came, last = f"{int(labels.min())} to {int(labels.max())}", self.classes - 1
+            raise ValueError(f"labels must be classes 0 to {last}; got {came}. Give the number of classes.")
+        return images, labels, f"{len(images)} given images"
+
 
 # ---- macro designs
 
@@ -195,14 +213,14 @@ def macro_designs(
 
 def plain_macros(n_families: int, max_strides: int, stem_stride: int) -> list[HLArchitecture]:
     """One family throughout, doubled in width at each stride: where the generator's designs cannot be fitted."""
-    macros = []
-    for depth, family in ((1, 0), (1, 0), (1, 0), (3, n_families // 2), (10, n_families - 1), (1, n_families - 1)):
+    macros, last = [], n_families - 1
+    for depth, family, draws in ((1, 0, 3), (3, n_families // 2, 1), (10, last, 1), (1, last, 1)):
         strided = {round((i + 1) * depth / (max_strides + 1)) for i in range(max_strides)} & set(range(1, depth))
         triples, width = [], 32
         for i in range(depth):
             width = min(width * (2 if i in strided else 1), CHANNELS[-1])
             triples.append(HLTriple(family, width, 2 if i in strided else 1))
-        macros.append(HLArchitecture(tuple(triples), None, stem_stride))
+        macros += draws * [HLArchitecture(tuple(triples), None, stem_stride)]  # each draw has other cells
     return macros
 
 
@@ -235,7 +253,7 @@ class Drawer:
     def attempt(
         self, macros: list[HLArchitecture], first: int, *, max_misses: int | None = None, closest: bool = True
     ) -> list[Fitted]:
-        """A draw of each macro design, numbered from `first`, misses included; it ends with the `max_misses`-th miss."""
+        """A draw of each macro design, numbered from `first`, misses included; ends with the `max_misses`-th miss."""
         drawn, misses = [], 0
         for number, hl in enumerate(macros, start=first):
             drawn.append(self.draw(hl, number, closest=closest))
@@ -287,41 +305,11 @@ class Drawer:
 # ---- selection
 
 
-@dataclass(frozen=True)
-class _Batch:
-    """Images and labels for T-CET, and what they are."""
-
-    images: Tensor
-    labels: Tensor
-    words: str
-
-    @classmethod
-    def of(cls, images, labels, input_shape, classes: int, dense: bool, seed: int) -> _Batch:
-        if (images is None) != (labels is None):
-            raise ValueError("images and labels must be given together, or neither; got one of them.")
-        shape = tuple(input_shape)
-        if images is not None:
-            if tuple(images.shape[1:]) != shape or len(images) != len(labels):
-                came = f"{tuple(images.shape)} and {len(labels)} labels"
-                raise ValueError(f"images must be (B, {', '.join(map(str, shape))}) with a label each; got {came}.")
-            if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < classes:
-                came = f"{int(labels.min())} to {int(labels.max())}"
-                raise ValueError(f"labels must be classes 0 to {classes - 1}; got {came}. Give the number of classes.")
-            return cls(images, labels, f"{len(images)} given images")
-        source = torch.Generator().manual_seed(seed)
-        noise = torch.randn(NOISE_BATCH_SIZE, *shape, generator=source)
-        size = (NOISE_BATCH_SIZE, *shape[1:]) if dense else (NOISE_BATCH_SIZE,)
-        made = torch.randint(classes, size, generator=source)
-        return cls(
-            noise, made, f"{NOISE_BATCH_SIZE} images of standard normal noise with random labels (none were given)"
-        )
-
-
-def _selected(found: list[Fitted], request: Request, batch: _Batch, n: int, device, progress: bool) -> Designs:
+def _selected(found: list[Fitted], request: Request, batch: tuple, n: int, device, progress: bool) -> Designs:
     """Score every candidate by T-CET and keep the n best; a candidate whose score fails is counted, not ranked."""
     from tqdm.auto import tqdm
 
-    images, labels = batch.images.to(device), batch.labels.to(device)
+    images, labels, words = batch[0].to(device), batch[1].to(device), batch[2]
     given = {"input_shape": request.input_shape, "classes": request.classes, "dense": request.dense}
     designs, unscored, last = Designs(), 0, None
     for fitted in tqdm(found, desc="T-CET", disable=not progress):
@@ -331,9 +319,7 @@ def _selected(found: list[Fitted], request: Request, batch: _Batch, n: int, devi
         except proxies.ProxyError as error:
             unscored, last = unscored + 1, error
             continue
-        designs.append(
-            Design(architecture=fitted.architecture, **vars(fitted.costs), tcet=tcet, batch=batch.words, **given)
-        )
+        designs.append(Design(architecture=fitted.architecture, **vars(fitted.costs), tcet=tcet, batch=words, **given))
     if not designs and last is not None:
         raise last
     designs.sort(key=lambda made: -made.tcet)

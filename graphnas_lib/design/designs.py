@@ -122,14 +122,10 @@ class Design:
         if path.suffix == ".onnx":
             return network.to_onnx(model or self.build(seed=0), path)
         if path.suffix.removeprefix(".") in store.DESIGN_FORMATS:
-            return self._draw(path)
+            title, side = f"{self.params:,} parameters", self.input_shape[1]
+            return render(plot_architecture(self.architecture, title, resolution=side, cells=True), path)
         endings = ", ".join(f".{name}" for name in store.DESIGN_FORMATS)
         raise ValueError(f"A design is saved as {endings}; got {path.name!r}.")
-
-    def _draw(self, path: Path) -> Path:
-        title = f"{self.params:,} parameters"
-        fig = plot_architecture(self.architecture, title, resolution=self.input_shape[1], cells=True)
-        return render(fig, path)
 
     @classmethod
     def load(cls, path: Path | str) -> Design:

@@ -33,8 +33,8 @@ class BudgetUnreachable(ValueError):  # noqa: N818 - the name is part of the int
     def __init__(self, target: Target, nearest: Costs):
         asked = [f"{name} = {getattr(target, name):,.0f}" for name in ("params", "flops") if getattr(target, name)]
         super().__init__(
-            f"A budget must be one that some design meets within {target.tolerance:.0%}; got {' and '.join(asked)}. The "
-            f"nearest reachable point found is params = {nearest.params:,}, flops = {nearest.flops:,} "
+            f"A budget must be one that some design meets within {target.tolerance:.0%}; got {' and '.join(asked)}. "
+            f"The nearest reachable point found is params = {nearest.params:,}, flops = {nearest.flops:,} "
             f"({target.error(nearest):.0%} off). Ask for that, or raise `tolerance`."
         )
         self.nearest = nearest

@@ -13,7 +13,7 @@ import math
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -91,8 +91,8 @@ class KeptNetworks:
         cells = dict(zip(used, self.codes[torch.tensor(used)].cells(), strict=True))
         networks = []
         for score, triples, places in zip(*(x[rows].tolist() for x in (self.scores, self.triples, self.places))):
-            filled = [(HLTriple(*triple), cells[i]) for triple, i in zip(triples, places, strict=True) if i >= 0]
-            networks.append(KeptNetwork(score, *zip(*filled, strict=True)))
+            own = tuple(HLTriple(*triple) for triple in triples if triple[0] >= 0)
+            networks.append(KeptNetwork(score, own, tuple(cells[i] for i in places if i >= 0), _counts(own)))
         return NearNetworks(networks, sampler)
 
     def to_tensors(self) -> dict[str, Tensor]:
@@ -112,18 +112,13 @@ class KeptNetworks:
         return cls.from_tensors(store.load("sequence", FILE, scale))
 
 
-@dataclass(frozen=True)
-class KeptNetwork:
+class KeptNetwork(NamedTuple):
     """T-CET, macro design and cells of a kept network."""
 
     score: float
     triples: tuple[HLTriple, ...]
     cells: tuple[Cell, ...]
-
-    @cached_property
-    def counts(self) -> tuple[Counter, Counter]:
-        """How often each family and each triple occurs."""
-        return _counts(self.triples)
+    counts: tuple[Counter, Counter]  # how often each family and each triple occurs
 
 
 def _counts(triples: Sequence[HLTriple]) -> tuple[Counter, Counter]:

@@ -7,17 +7,18 @@ its 64 positions (Tab. 6) are 4 conditions and 20 cells of 3 tokens. `head_chann
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import asdict, dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
+from graphnas_lib.clusters import ZC_NAMES
 from graphnas_lib.macro import CHANNELS, MAX_CELLS, STRIDES, HLArchitecture, HLTriple
 
-CONDITIONS = ("params", "flops", "naswot", "snip_ssnr")
-LOGARITHMIC = (True, True, False, True)  # ours: bins of log10; NASWOT is a log-determinant already
+CONDITIONS = (*ZC_NAMES[2:], *ZC_NAMES[:2])  # y: the sizes first, then naswot and snip_ssnr; trained weights hold this
+LOGARITHMIC = tuple(name != "naswot" for name in CONDITIONS)  # ours: bins of log10; NASWOT is a log-determinant already
 PAD, BOS, EOS, DROP = range(4)
 PREFIX = 1 + len(CONDITIONS)
 MAX_NEW = 3 * MAX_CELLS + 1
@@ -81,6 +82,10 @@ class Vocabulary:
         offset = 4 + self.bins * torch.arange(len(CONDITIONS), device=values.device)
         return torch.where(values.isnan(), torch.full_like(bins, DROP), bins + offset)
 
+    def prefix(self, conditions: Tensor, *, jitter: Tensor | float = 0.0) -> Tensor:
+        """BOS and the tokens of raw conditions (n, 4), (n, 5)."""
+        return functional.pad(self.condition_tokens(conditions, jitter=jitter), (1, 0), value=BOS)
+
     def range(self, name: str) -> tuple[float, float]:
         """Raw range of one condition that the bins cover."""
         i = CONDITIONS.index(name)
@@ -122,15 +127,6 @@ class Vocabulary:
     def from_dict(cls, data: dict) -> Vocabulary:
         """Inverse of `to_dict`."""
         return cls(data["n_families"], data["bins"], tuple(data["low"]), tuple(data["high"]))
-
-    def to_json(self) -> str:
-        """Text that `from_json` reads."""
-        return json.dumps(self.to_dict())
-
-    @classmethod
-    def from_json(cls, text: str) -> Vocabulary:
-        """Inverse of `to_json`."""
-        return cls.from_dict(json.loads(text))
 
 
 def check_conditions(conditions: Tensor) -> Tensor:
