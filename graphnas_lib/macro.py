@@ -39,8 +39,38 @@ class Triple:
         _check_size(self.channels, self.stride)
 
 
+class _Sequence:
+    """What a sequence of triples of either kind shares: its checks and its JSON."""
+
+    def __post_init__(self):
+        object.__setattr__(self, "triples", tuple(self.triples))
+        n, head = len(self.triples), self.head_channels
+        if not 1 <= n <= MAX_CELLS:
+            raise ValueError(f"An architecture must have 1 to {MAX_CELLS} cells (Sec. 3); got {n}.")
+        for i, triple in enumerate(self.triples):
+            if not isinstance(triple, self.kind):
+                raise ValueError(f"Triple {i} must be a {self.kind.__name__}; got {type(triple).__name__}.")
+        if head is not None and (not isinstance(head, int) or head < 1):
+            raise ValueError(f"head_channels must be None or a positive number; got {head!r}.")
+        if self.stem_stride not in STRIDES:
+            raise ValueError(f"stem_stride must be 1 or 2; got {self.stem_stride!r}.")
+
+    def to_json(self) -> str:
+        """Text that `from_json` reads anywhere."""
+        return json.dumps(self.to_dict())
+
+    @classmethod
+    def from_json(cls, text: str):
+        """Inverse of `to_json`."""
+        try:
+            return cls.from_dict(json.loads(text))
+        except json.JSONDecodeError as error:
+            place = f"line {error.lineno}, column {error.colno}: {error.msg}"
+            raise ValueError(f"An architecture must be valid JSON; {place}.") from error
+
+
 @dataclass(frozen=True)
-class Architecture:
+class Architecture(_Sequence):
     """alpha(t_1, ..., t_n), n <= 20 (Sec. 3).
 
     Args:
@@ -49,13 +79,10 @@ class Architecture:
         stem_stride: 1, or 2 at ImageNet size.
     """
 
+    kind = Triple
     triples: tuple[Triple, ...]
     head_channels: int | None = None
     stem_stride: int = 1
-
-    def __post_init__(self):
-        object.__setattr__(self, "triples", tuple(self.triples))
-        _check_macro(self, Triple)
 
     @property
     def stem_channels(self) -> int:
@@ -94,15 +121,6 @@ class Architecture:
             lambda row: Triple(Cell.from_dict(row["cell"]), row["channels"], row["stride"], row.get("family")),
         )
 
-    def to_json(self) -> str:
-        """Text that `from_json` reads anywhere."""
-        return json.dumps(self.to_dict())
-
-    @classmethod
-    def from_json(cls, text: str) -> Architecture:
-        """Inverse of `to_json`."""
-        return cls.from_dict(_parse(text))
-
     def key(self) -> str:
         """Hash of the sequence of canonical cells, widths and strides; families take no part: they are no network."""
         parts = [(t.cell.key(), t.channels, t.stride) for t in self.triples]
@@ -123,16 +141,13 @@ class HLTriple:
 
 
 @dataclass(frozen=True)
-class HLArchitecture:
+class HLArchitecture(_Sequence):
     """alpha-hat: a sequence over families instead of cells (Sec. 3.3)."""
 
+    kind = HLTriple
     triples: tuple[HLTriple, ...]
     head_channels: int | None = None
     stem_stride: int = 1
-
-    def __post_init__(self):
-        object.__setattr__(self, "triples", tuple(self.triples))
-        _check_macro(self, HLTriple)
 
     def with_cells(self, cells: Sequence[Cell]) -> Architecture:
         """alpha(alpha-hat) of Eq. 8 with a cell for each family; widths, strides, head and stem are kept."""
@@ -149,15 +164,6 @@ class HLArchitecture:
     def from_dict(cls, data: dict) -> HLArchitecture:
         """Inverse of `to_dict`; ValueError names the place that is wrong."""
         return _from_dict(cls, data, lambda row: HLTriple(*row))
-
-    def to_json(self) -> str:
-        """Text that `from_json` reads anywhere."""
-        return json.dumps(self.to_dict())
-
-    @classmethod
-    def from_json(cls, text: str) -> HLArchitecture:
-        """Inverse of `to_json`."""
-        return cls.from_dict(_parse(text))
 
 
 def stack_cell(cell: Cell, *, width: int = 16, repeats: int = 5) -> Architecture:
@@ -185,20 +191,6 @@ def _check_size(channels, stride) -> None:
         raise ValueError(f"Stride must be 1 or 2 (Sec. 3); got {stride!r}.")
 
 
-def _check_macro(architecture, kind) -> None:
-    n = len(architecture.triples)
-    if not 1 <= n <= MAX_CELLS:
-        raise ValueError(f"An architecture must have 1 to {MAX_CELLS} cells (Sec. 3); got {n}.")
-    for i, triple in enumerate(architecture.triples):
-        if not isinstance(triple, kind):
-            raise ValueError(f"Triple {i} must be a {kind.__name__}; got {type(triple).__name__}.")
-    head = architecture.head_channels
-    if head is not None and (not isinstance(head, int) or head < 1):
-        raise ValueError(f"head_channels must be None or a positive number; got {head!r}.")
-    if architecture.stem_stride not in STRIDES:
-        raise ValueError(f"stem_stride must be 1 or 2; got {architecture.stem_stride!r}.")
-
-
 def _from_dict(cls, data, triple):
     if not isinstance(data, dict) or not isinstance(data.get("triples"), list):
         raise ValueError(f"{cls.__name__} must be an object with a list 'triples'; got {str(data)[:80]!r}.")
@@ -210,12 +202,3 @@ def _from_dict(cls, data, triple):
             reason = f"'{error.args[0]}' is missing" if isinstance(error, KeyError) else error
             raise ValueError(f"{cls.__name__}, triple {i}: {reason}") from error
     return cls(tuple(triples), data.get("head_channels"), data.get("stem_stride", 1))
-
-
-def _parse(text: str):
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ValueError(
-            f"An architecture must be valid JSON; line {error.lineno}, column {error.colno}: {error.msg}."
-        ) from error

@@ -66,9 +66,8 @@ class Design:
             ValueError: a field is missing, damaged, or does not fit the architecture; names it and the reason.
         """
         if isinstance(data, dict) and "hl" in data:
-            data = {name: value for name, value in data.items() if name != "hl"} | {
-                "architecture": {"architecture": data.get("architecture"), "hl": data["hl"]}
-            }
+            data = {**data, "architecture": {"architecture": data.get("architecture"), "hl": data["hl"]}}
+            del data["hl"]
         wanted = set(cls.__dataclass_fields__)
         if not isinstance(data, dict) or set(data) != wanted:
             came = sorted(data) if isinstance(data, dict) else data
@@ -145,19 +144,14 @@ class Designs(list):
         """One row a design."""
         import pandas as pd
 
-        rows = [
-            {
-                "params": d.params,
-                "flops": d.flops,
-                "macs": d.macs,
-                "tcet": d.tcet,
-                "cells": len(d.architecture.triples),
-                "channels": " ".join(str(t.channels) for t in d.architecture.triples),
-                "strides": " ".join(str(t.stride) for t in d.architecture.triples),
-                "head": d.architecture.head_channels or 0,
-            }
-            for d in self
-        ]
+        rows = []
+        for design in self:
+            triples = design.architecture.triples
+            rows.append(
+                {name: getattr(design, name) for name in ("params", "flops", "macs", "tcet")}
+                | {"cells": len(triples), "channels": " ".join(str(t.channels) for t in triples)}
+                | {"strides": " ".join(str(t.stride) for t in triples), "head": design.architecture.head_channels or 0}
+            )
         return pd.DataFrame(rows)
 
     def __repr__(self) -> str:

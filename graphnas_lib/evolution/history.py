@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 MAX_DISCARDS_IN_A_ROW = 20_000  # children after which a search gives up
 MAX_FAILURES_IN_A_ROW = 100  # likewise, children without a score
+STORED = ("population", "step", "fruitless", "counts", "failures")  # attributes that a checkpoint holds as they are
 
 
 class SearchError(RuntimeError):
@@ -41,6 +42,7 @@ class History:
         records: key -> score and its columns, or why there is none.
         waiting: children that are drawn and not yet in H.
         step: iterations that are used up.
+        fruitless: children in a row that did not enter H, a failure counted as 200.
         generator: source of parents and mutations.
         counts, failures, seconds: see `search.SearchResult`.
     """
@@ -53,10 +55,10 @@ class History:
         self.waiting: deque[Child] = deque()
         self.step = 0
         self.generator = torch.Generator().manual_seed(seed)
-        self.counts = Counter(recorded=0, discarded=0, failed=0, redrawn=0, duplicates=0)
+        self.counts = dict.fromkeys(("recorded", "discarded", "failed", "redrawn", "duplicates"), 0)
         self.failures: list[str] = []
         self._describe, self._count_discards = describe, count_discards
-        self._fruitless, self._began = 0, time.monotonic()
+        self.fruitless, self._began = 0, time.monotonic()
         self._texts: list[str] = []  # dumped individuals of H, each dumped once
 
     @property
@@ -72,7 +74,7 @@ class History:
     def add(self, child: Child, record: dict, *, removed: int) -> None:
         """Put a scored child into P and H; `removed` is the iteration of the one that left P for it, -1 for none."""
         self.step += child.parent >= 0  # alpha_0 uses up none
-        self._fruitless = 0
+        self.fruitless = 0
         self.counts["recorded"] += 1
         self.counts["duplicates"] += child.key in self.records
         self.records[child.key] = record
@@ -92,11 +94,11 @@ class History:
         """Count a child that does not enter H; SearchError where there were too many in a row."""
         self.counts[reason] += 1
         self.step += self._count_discards
-        self._fruitless += weight
-        if self._fruitless >= MAX_DISCARDS_IN_A_ROW:
+        self.fruitless += weight
+        if self.fruitless >= MAX_DISCARDS_IN_A_ROW:
             raise SearchError(
                 f"A search must find children to record; the last {MAX_DISCARDS_IN_A_ROW:,} broke its constraints or "
-                f"the last {MAX_FAILURES_IN_A_ROW} could not be scored ({dict(self.counts)}; "
+                f"the last {MAX_FAILURES_IN_A_ROW} could not be scored ({self.counts}; "
                 f"{self.failures[-1:] or 'no failures'}). Loosen the constraints, or mend the score."
             )
 
@@ -105,30 +107,26 @@ class History:
         self._texts += [dump(row["individual"]) for row in self.rows[len(self._texts) :]]
         rows = [{name: value for name, value in row.items() if name != "individual"} for row in self.rows]
         return {
+            **{name: getattr(self, name) for name in STORED},
             "rows": json.dumps(rows),
             "individuals": self._texts,
-            "population": self.population,
             "waiting": [[child.parent, dump(child.individual), child.key, child.phase] for child in self.waiting],
             "records": json.dumps(self.records),
-            "counts": dict(self.counts),
-            "failures": self.failures,
-            "step": self.step,
-            "fruitless": self._fruitless,
             "seconds": self.seconds,
             "generator": self.generator.get_state(),
         }
 
     def restore(self, state: dict, parse: Callable[[str], Any]) -> None:
         """Inverse of `state`."""
+        for name in STORED:
+            setattr(self, name, state[name])
         self._texts = state["individuals"]
         rows = zip(json.loads(state["rows"]), self._texts, strict=True)
         self.rows = [{**row, "individual": parse(text)} for row, text in rows]
         self.scores = [row["score"] for row in self.rows]
         self.records = json.loads(state["records"])
         self.waiting = deque(Child(parent, parse(text), key, phase) for parent, text, key, phase in state["waiting"])
-        self.counts = Counter(state["counts"])
-        self.population, self.failures, self.step = state["population"], state["failures"], state["step"]
-        self._fruitless, self._began = state["fruitless"], self._began - state["seconds"]
+        self._began -= state["seconds"]
         self.generator.set_state(state["generator"])
 
 

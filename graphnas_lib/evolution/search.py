@@ -75,7 +75,6 @@ def evolve(
     iterations: int,
     population: int,
     seed: int,
-    exploration_share: float = 0.5,
     count_discards: bool = False,
     workers: int = 1,
     checkpoint: Checkpoint | None = None,
@@ -88,7 +87,6 @@ def evolve(
         iterations: T, children to record (or to try, with `count_discards`).
         population: N.
         seed: of parents and mutations.
-        exploration_share: part of the iterations whose mutations get `exploration = True` (paper: one half).
         count_discards: a discarded child uses up an iteration, as App. C's text has it; then |H| < T.
         workers: processes that score children; with more than one, a child is drawn from the population as it was
             `CHILDREN_AHEAD_PER_WORKER` children a worker earlier, so that nobody waits; 1 is Algorithm 1.
@@ -111,7 +109,7 @@ def evolve(
     with tqdm(total=iterations, initial=history.step, disable=not progress, desc="evolution") as bar:
         while history.step < iterations:  # line 23
             while len(history.waiting) < ahead and history.drawn < iterations:
-                exploration = history.drawn < exploration_share * iterations  # line 22: e
+                exploration = history.drawn < iterations / 2  # line 22: e
                 child = offspring(problem, history, exploration)  # lines 24, 25
                 if problem.feasible(child.individual):
                     history.waiting.append(child)
@@ -136,7 +134,7 @@ def evolve(
     if checkpoint.path is not None:
         checkpoint.save(_state(history, problem))  # a later search may be killed
     best = max(history.rows, key=lambda row: row["score"])  # line 34
-    found = best["individual"], best["score"], history.rows, dict(history.counts), history.failures
+    found = best["individual"], best["score"], history.rows, history.counts, history.failures
     return SearchResult(*found, history.seconds)
 
 
