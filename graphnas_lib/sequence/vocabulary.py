@@ -70,6 +70,11 @@ class Vocabulary:
         """First stride token."""
         return self.channels + len(CHANNELS)
 
+    def block(self, place: int) -> tuple[int, int]:
+        """First and one past the last token of a place of a design: families, channels and strides take turns."""
+        starts = (self.families, self.channels, self.strides, len(self))
+        return starts[place % 3], starts[place % 3 + 1]
+
     def __len__(self) -> int:
         return self.strides + len(STRIDES)
 
@@ -106,17 +111,16 @@ class Vocabulary:
 
     def decode(self, tokens: list[int]) -> HLArchitecture:
         """Design of tokens without the prefix, up to EOS; IllegalSequenceError names the first bad place."""
-        starts = (self.families, self.channels, self.strides)
-        ends = (self.channels, self.strides, len(self))
         fields = []
         for i, token in enumerate(tokens):
             if token == EOS and i % 3 == 0 and 3 <= i <= 3 * MAX_CELLS:
                 rows = [fields[j : j + 3] for j in range(0, i, 3)]
                 return HLArchitecture(tuple(HLTriple(k, CHANNELS[c], STRIDES[s]) for k, c, s in rows))
-            if not starts[i % 3] <= token < ends[i % 3]:
+            start, end = self.block(i)
+            if not start <= token < end:
                 name = ("a family or EOS", "channels", "a stride")[i % 3]
                 raise IllegalSequenceError(f"Token {i} of a design must be {name}; got {token}.")
-            fields.append(token - starts[i % 3])
+            fields.append(token - start)
         raise IllegalSequenceError(f"A design must end in EOS after 1 to {MAX_CELLS} cells; got {len(tokens)} tokens.")
 
     def to_dict(self) -> dict:
@@ -174,8 +178,7 @@ class GrammarMask:
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """ids (B, prefix + tokens so far), scores (B, vocabulary) -> scores with -inf at illegal tokens."""
         v, place = self.vocabulary, input_ids.shape[1] - PREFIX  # the prefix is constant: all rows share the phase
-        start = (v.families, v.channels, v.strides)[place % 3]
-        end = (v.channels, v.strides, len(v))[place % 3]
+        start, end = v.block(place)
         legal = torch.zeros_like(scores, dtype=torch.bool)
         if place < 3 * MAX_CELLS:
             legal[:, start:end] = True

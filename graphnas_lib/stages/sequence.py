@@ -20,7 +20,7 @@ from graphnas_lib.stages import evolution
 from graphnas_lib.stages.road import Stage
 
 PRETRAINED = "GRAPHNAS_GPT_NEO"  # names a folder with the weights of GPT-Neo 125M, from which paper scale starts
-ALIKE = 0.25  # sizes so near, in ln, are ranked together
+LOG_COST_BIN_WIDTH = 0.25  # of ln params and of ln FLOPs; networks of one bin are ranked together
 
 
 def make(stage: Stage) -> dict:
@@ -63,7 +63,7 @@ def _weights(history: pd.DataFrame) -> Tensor:
     """
     ranks = []
     for cost in ("params", "flops"):
-        sizes = np.floor(np.log(history[cost]) / ALIKE)
+        sizes = np.floor(np.log(history[cost]) / LOG_COST_BIN_WIDTH)
         ranks.append(history["score"].groupby(sizes).rank(pct=True))
     return torch.tensor(np.maximum(*ranks).to_numpy() ** 4)
 
