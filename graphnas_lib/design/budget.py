@@ -27,8 +27,6 @@ from graphnas_lib.network import Costs, build, count
 from graphnas_lib.sequence import CONDITIONS, SequenceGenerator
 from graphnas_lib.synonyms import CellSampler, realise
 
-__all__ = ["BudgetUnreachable", "Design", "Designs", "Trained", "design"]
-
 REQUEST_SHARES = (1.0, 0.97, 0.93, 0.88)  # ours; each gets one greedy macro design
 SAMPLES_PER_SHARE = 16  # further designs, sampled, where kept networks say which to take
 MAX_PROMISING_MACROS = 4  # of these so many are taken
