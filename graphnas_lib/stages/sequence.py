@@ -44,7 +44,7 @@ def make(stage: Stage) -> tuple[dict, dict]:
         seed=stage.seed,
         pretrained=pretrained,
         device=stage.device,
-        checkpoint=stage.checkpoint("training", config, pretrained, SIZES_ALIKE),
+        checkpoint=stage.checkpoint("training", config, pretrained, LOG_COST_BIN_WIDTH),
         log_every=max(1, scale.sequence_steps // 50),
         progress=stage.progress,
     )
