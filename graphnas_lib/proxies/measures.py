@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from graphnas_lib.macro import stack_cell
-from graphnas_lib.network import Costs, build, count
+from graphnas_lib.network import Costs, accelerated, build, count
 from graphnas_lib.proxies.probe import (
     LAYERS,
     Loss,
@@ -246,7 +246,7 @@ def zen(model: nn.Module, shape: Sequence[int], *, seed: int = 0, gamma: float =
     clone = copy.deepcopy(model)
     generator = torch.Generator().manual_seed(seed)
     scores = []
-    with moded(clone, "train"), torch.no_grad():
+    with moded(clone, "train"), torch.no_grad(), accelerated(clone):
         for _ in range(repeats):
             _draw_gaussian(clone, generator)
             device = next(clone.parameters()).device

@@ -17,6 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from graphnas_lib.network import accelerated
+
 LAYERS = (nn.Conv1d, nn.Conv2d, nn.Linear)  # the layers that proxies score, by their `weight`
 SINGULAR = 1e-8  # a code kernel with a pivot below this share of its largest is singular: log-determinant 0
 BLOCK = 1 << 16  # units a matrix product; far below 2^24, so float32 counts exactly
@@ -159,7 +161,7 @@ def run(
     if mode == "eval":
         size = chunk or (size if images.is_cuda else CHUNK)
     together = images.is_cuda and labels is not None and size >= len(images)
-    with moded(model, mode), substituted(model, state):
+    with moded(model, mode), substituted(model, state), accelerated(model):
         if watch and not together:
             with hooked(watch, see), torch.no_grad():
                 check_finite(model(images))

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from graphnas_lib.datasets import DivergedError
+from graphnas_lib.network import accelerated
 from graphnas_lib.store import Checkpoint
 from graphnas_lib.training.recipes import Recipe, learning_rate, steps_per_epoch
 
@@ -141,7 +142,7 @@ def fit(
     batches = _batches(n, recipe, draw, seed, range(begin, recipe.epochs * per_epoch), ahead, rank, world)
     bar = tqdm(total=recipe.epochs * per_epoch, initial=begin, disable=not progress, desc=recipe.name, unit="step")
     model.train()
-    with bar, torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+    with bar, torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), accelerated(model):
         for inputs, loss_of in batches:
             _reseed(device, stream(seed, "step", state.step, rank))
             rate = learning_rate(recipe, state.step, per_epoch)

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from graphnas_lib.network import Costs, PointwiseConv2d
+from graphnas_lib.network import Costs
 from graphnas_lib.zennet.blocks import (
     BASIC_KINDS,
     BOTTLENECK_KINDS,
@@ -232,8 +232,7 @@ class _SqueezeExcite(nn.Module):
 
 
 def _conv_norm(conv: Conv) -> list[nn.Module]:
-    pointwise = conv.kernel == 1 and conv.groups == 1 and conv.stride != 1
-    weights = (PointwiseConv2d if pointwise else nn.Conv2d)(
+    weights = nn.Conv2d(
         *(conv.inputs, conv.outputs, conv.kernel, conv.stride), padding=conv.kernel // 2, groups=conv.groups, bias=False
     )
     return [weights, nn.BatchNorm2d(conv.outputs, eps=BN_EPS)]
