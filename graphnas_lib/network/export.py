@@ -231,7 +231,7 @@ def to_onnx(model: Network, path: Path | str, *, seed: int = 0) -> Path:
         import onnxscript  # noqa: F401 - torch.onnx needs it
     except ImportError as error:
         raise ExportError(f"ONNX needs '{error.name}': pip install -e '.[onnx]'.") from error
-    twin = copy.deepcopy(model).cpu().eval()
+    twin = copy.deepcopy(model).cpu().eval()  # the caller keeps mode and device
     example = torch.randn(2, *model.input_shape, generator=torch.Generator().manual_seed(seed))
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{os.getpid()}.{path.name}")
@@ -240,7 +240,11 @@ def to_onnx(model: Network, path: Path | str, *, seed: int = 0) -> Path:
         session = onnxruntime.InferenceSession(str(part), providers=["CPUExecutionProvider"])
         for batch in (example, torch.cat([example, -example[:1]])):
             (found,) = session.run(None, {"images": batch.numpy()})
-            _check(torch.from_numpy(found), _outputs(model, batch))
+            with torch.no_grad():
+                wanted = twin(batch)
+            error = ((torch.from_numpy(found) - wanted).abs().max() / wanted.abs().max().clamp(min=1)).item()
+            if not error <= TOLERANCE:
+                raise ExportError(f"ONNX must give the network's outputs within {TOLERANCE:g}; off {error:g}.")
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)
@@ -267,18 +271,3 @@ def _export(twin: nn.Module, example: Tensor, path: Path) -> None:
             )
     finally:
         log.setLevel(level)
-
-
-@torch.no_grad()
-def _outputs(model: Network, images: Tensor) -> Tensor:
-    training, device = model.training, next(model.parameters()).device
-    try:
-        return model.eval()(images.to(device)).cpu()
-    finally:
-        model.train(training)
-
-
-def _check(found: Tensor, wanted: Tensor) -> None:
-    error = ((found - wanted).abs().max() / wanted.abs().max().clamp(min=1)).item()
-    if not error <= TOLERANCE:
-        raise ExportError(f"The exported network must give the original's outputs within {TOLERANCE:g}; off {error:g}.")

@@ -79,7 +79,16 @@ def bottleneck(module: nn.Sequential, x: Tensor) -> Tensor:
     pays = module[1].out_channels > module[1].in_channels and module[4].stride == (1, 1)
     if torch.is_grad_enabled() and pays and not folding.is_seen(layers):
         if training == {True}:
-            return layers[8](_trained(*layers[1:8], layers[0](x)))
+            weights = [p for layer in (layers[i] for i in (1, 2, 4, 5, 7)) for p in layer.parameters()]
+            out, *moments = _Fused.apply(layers[0](x), *weights, norms[0].eps, norms[1].eps)
+            positions = x.numel() // x.shape[1]
+            with torch.no_grad():
+                for norm, mean, var in ((norms[0], *moments[:2]), (norms[1], *moments[2:])):
+                    norm.num_batches_tracked += 1
+                    norm.running_mean.lerp_(mean.float(), norm.momentum)
+                    unbiased = var * (positions / max(1, positions - 1))
+                    norm.running_var.lerp_(unbiased.float(), norm.momentum)
+            return layers[8](out)
         if all(map(folding.is_constant, norms)):
             constants = *folding.affine(norms[0]), module[4].weight, *folding.affine(norms[1])
             return _FusedEval.apply(layers[0](x), module[1].weight, *constants, *folding.folded(*layers[7:]))
@@ -96,19 +105,6 @@ def _rectified(norm: nn.BatchNorm2d, x: Tensor) -> Tensor:
     rows = _rows(x).numpy()
     kernels.norm_relu(rows, scale.numpy(), shift.numpy(), rows)
     return x
-
-
-def _trained(expand, norm1, _relu1, depthwise, norm2, _relu2, project, x: Tensor) -> Tensor:
-    """The seven layers' train-mode output; running statistics move as they do layer by layer."""
-    values = x, expand.weight, norm1.weight, norm1.bias, depthwise.weight, norm2.weight, norm2.bias, project.weight
-    out, *statistics = _Fused.apply(*values, norm1.eps, norm2.eps)
-    positions = x.numel() // x.shape[1]
-    with torch.no_grad():
-        for norm, mean, var in ((norm1, *statistics[:2]), (norm2, *statistics[2:])):
-            norm.num_batches_tracked += 1
-            norm.running_mean.lerp_(mean.float(), norm.momentum)
-            norm.running_var.lerp_((var * (positions / max(1, positions - 1))).float(), norm.momentum)  # unbiased
-    return out
 
 
 class _Fused(torch.autograd.Function):

@@ -34,34 +34,33 @@ def accelerated(model: nn.Module) -> Iterator[None]:
         for module in model.modules():
             if pointwise.applies(module):
                 _put(undo, module, "_conv_forward", pointwise.convolve)
-        if type(model) is Network and _is_served(model):
+        kinds = {(p.dtype, p.device.type) for p in model.parameters()}
+        watched = _has_any_global_hook() or torch.is_autocast_enabled("cpu")
+        if type(model) is Network and kinds == {(torch.float32, "cpu")} and not watched:
             sums = {
                 node
                 for cell in model.modules()
-                if type(cell) is CellModule
+                if type(cell) is CellModule and not folding.is_seen([cell])
                 for node, places in zip(cell.nodes.values(), cell.wiring)
                 if len(places) > 1
             }
             for module in model.modules():
                 if type(module) is CellModule and not folding.is_seen([module]):
-                    _put(undo, module, "forward", _sum_in_place)
-                elif type(module) is nn.Sequential and _is_own(module):
+                    _put(undo, module, "forward", sum_in_place)
+                elif type(module) is nn.Sequential:
                     speed_up(undo, module, owned=module in sums)
         yield
 
 
-def _is_served(model: Network) -> bool:
-    plain = {(p.dtype, p.device.type) for p in model.parameters()} == {(torch.float32, "cpu")}
-    return plain and not _has_any_global_hook() and not torch.is_autocast_enabled("cpu")
-
-
-def _is_own(module: nn.Sequential) -> bool:
-    """Whether a sequence holds layers of PyTorch's own classes alone, and nothing sees them."""
-    return all(type(layer) in _LAYERS for layer in module) and not folding.is_seen((module, *module))
-
-
 def speed_up(undo: ExitStack, module: nn.Sequential, *, owned: bool) -> None:
-    """The fast paths of a sequence; `owned`: nothing else reads its input."""
+    """The fast paths of a sequence, if its layers are all of PyTorch's own classes and nothing sees them.
+
+    Args:
+        undo: takes what gives the sequence its own ways back.
+        owned: nothing else reads the sequence's input.
+    """
+    if folding.is_seen((module, *module)) or not all(type(layer) in _LAYERS for layer in module):
+        return
     _put(undo, module, "forward", bottleneck.bottleneck if bottleneck.applies(module) else folding.sequence)
     for before, layer in zip((None, *module), module):
         if type(layer) is nn.ReLU and not layer.inplace and (owned if before is None else type(before) in _NORMS):
@@ -78,7 +77,7 @@ def _put(undo: ExitStack, module: nn.Module, name: str, function: Callable) -> N
         undo.callback(vars(module).pop, name)
 
 
-def _sum_in_place(cell: CellModule, x: Tensor) -> Tensor:
+def sum_in_place(cell: CellModule, x: Tensor) -> Tensor:
     """`CellModule.forward`; only the first addition of a sum makes a new tensor."""
     values = [cell.projection(x), x]
     for places, node in zip(cell.wiring, cell.nodes.values()):
