@@ -148,7 +148,8 @@ def label(
         _killed(out, spans),
         tqdm(total=len(cells), initial=done, smoothing=0, disable=not progress, unit="cell", desc="ZC vectors") as bar,
     ):
-        for found in _on_dask(dask, calls) if dask else _on_processes(workers, calls):
+        processes = joblib.Parallel(n_jobs=workers, backend="loky", return_as="generator")
+        for found in _on_dask(dask, calls) if dask else processes(joblib.delayed(_label_task)(*c) for c in calls):
             rows += found
             bar.update(len(found))
             if span is not None and len(rows) == len(span):
@@ -195,14 +196,6 @@ def _killed(out: Path, spans: list[range]) -> Iterator[None]:
             f"A labelling process was killed, from outside or for want of memory; {done} of {sum(map(len, spans))} "
             f"cells are kept in {out.name}. Run the same command again to go on."
         ) from error
-
-
-def _on_processes(workers: int, calls: Iterator[tuple]) -> Iterator[list[dict]]:
-    """Results of `_label_task` in order, from processes of this machine."""
-    with joblib.parallel_config(backend="loky"):
-        yield from joblib.Parallel(n_jobs=workers, return_as="generator")(
-            joblib.delayed(_label_task)(*c) for c in calls
-        )
 
 
 def _on_dask(address: str, calls: Iterator[tuple]) -> Iterator[list[dict]]:
