@@ -201,9 +201,12 @@ class CCNF(nn.Module):
                 stacklevel=4,
             )
 
-    def to_files(self, name: str = "ccnf") -> dict[str, object]:
-        """Files of this flow for `artifacts.save("ccnf", ...)`."""
-        return {f"{name}.safetensors": self.state_dict(), f"{name}.json": asdict(self.config)}
+    def to_files(self, name: str = "ccnf", *, half: bool = False) -> dict[str, object]:
+        """Files of this flow for `store.save("ccnf", ...)`; `half` keeps the weights in float16, `load` gives float32."""
+        weights = dict(self.state_dict())
+        if half:
+            weights |= {key: weight.half() for key, weight in self.named_parameters()}
+        return {f"{name}.safetensors": weights, f"{name}.json": asdict(self.config)}
 
     @classmethod
     def load(cls, scale: str | None = None, *, name: str = "ccnf", device: str | torch.device = "cpu") -> CCNF:

@@ -98,7 +98,7 @@ def make(stage: Stage) -> dict:
         measures.append({**facts, **_measures(model, data, seed)})
         neighbours.append(cluster_metrics(latent, data.unseen_zc, family, seed).assign(**facts))
         if seed == stage.seed:
-            files |= model.to_files(gvae.VARIANTS[variant])
+            files |= model.to_files(gvae.VARIANTS[variant], half=variant == "naive")
             xy = embed(latent, seed)
             maps.append(pd.DataFrame({**facts, "x": xy[:, 0], "y": xy[:, 1], "family": family.numpy()}))
             if model.regularised:
