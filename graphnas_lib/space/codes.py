@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from graphnas_lib.space.canonical import NONE, SHIFT, canonical
+from graphnas_lib.space.canonical import NONE, SHIFT, canonical, live
 from graphnas_lib.space.cell import (
     EDGES,
     KERNELS,
@@ -226,7 +226,8 @@ def decoded(codes: CellCodes) -> list[Decoded]:
     rows = torch.cat([kept, codes.operations, clean], dim=1).cpu()  # (n, 28 + 6 + 1)
     distinct, inverse = torch.unique(rows, dim=0, return_inverse=True)
     raw = CellCodes(distinct[:, : len(EDGES)], distinct[:, len(EDGES) : -1])
-    tight = distinct[:, -1].bool() & (_live(raw) == (raw.operations != UNUSED)).all(dim=1)
+    on_path = torch.from_numpy(live(predecessor_masks(_adjacency(raw.edges))))
+    tight = distinct[:, -1].bool() & (on_path == (raw.operations != UNUSED)).all(dim=1)
     found, lengths, _ = _canonical(raw)
     outcomes = [
         _outcome(tuple(code[: length + 1]), strict)
@@ -283,18 +284,6 @@ def connect_loose_ends(codes: CellCodes) -> CellCodes:
         edges[:, EDGES.index((0, node))] |= used[:, node] & ~entered[:, node]
         edges[:, EDGES.index((node, N_NODES - 1))] |= used[:, node] & ~left[:, node]
     return CellCodes(edges.to(torch.uint8), codes.operations)
-
-
-def _live(codes: CellCodes) -> Tensor:
-    """Slots that lie on a path from input to output, bool (n, 6)."""
-    forward, backward = (torch.zeros(len(codes), N_NODES, dtype=torch.bool) for _ in range(2))
-    forward[:, 0] = backward[:, -1] = True
-    edges = codes.edges.bool()
-    for i, (a, b) in enumerate(EDGES):  # targets ascend
-        forward[:, b] |= forward[:, a] & edges[:, i]
-    for i, (a, b) in reversed(list(enumerate(EDGES))):
-        backward[:, a] |= backward[:, b] & edges[:, i]
-    return (forward & backward)[:, 1:-1]
 
 
 def _outcome(code: tuple[int, ...], strict: bool) -> Decoded:
