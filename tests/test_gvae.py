@@ -13,14 +13,12 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from sklearn.metrics import r2_score
 from torch_geometric.nn import DenseGraphConv, GraphConv
 
 from graphnas_lib.gvae import (
     GVAE,
     GVAEConfig,
     element_accuracy,
-    r_squared,
     reconstruction_rate,
     train,
     valid_draws,
@@ -51,7 +49,6 @@ from graphnas_lib.space import (
     Logits,
     connect_loose_ends,
     decoded,
-    featurise,
     graph_view,
     hard_decode,
     sample_cells,
@@ -114,7 +111,7 @@ def test_view_has_the_papers_shape_and_a_global_node(codes):
 
 def test_view_is_invertible(cells):
     """A second reading of the view, slot by slot, gives back the cell."""
-    for cell, adjacency, features in zip(cells, *featurise(cells), strict=True):
+    for cell, adjacency, features in zip(cells, *graph_view(CellCodes.of(cells)), strict=True):
         assert (adjacency[1:, 1:].numpy() - torch.eye(8).numpy() == cell.adjacency).all()
         for row, name in zip(features[2:8], cell.operations, strict=True):
             bits = torch.nonzero(row).flatten().tolist()
@@ -125,7 +122,7 @@ def test_view_is_invertible(cells):
 def test_a_skip_that_cannot_be_folded_is_a_row_with_kernel_one_alone():
     cell = UNFOLDED.canonical()
     assert "skip" in cell.operations
-    row = featurise([UNFOLDED])[1][0, 2 + cell.operations.index("skip")]
+    row = graph_view(CellCodes.of([UNFOLDED]))[1][0, 2 + cell.operations.index("skip")]
     assert torch.nonzero(row).flatten().tolist() == [12]
 
 
@@ -441,7 +438,7 @@ def test_the_encoder_s_weights_stay_where_they_are_when_its_layers_are_built(cel
     for other in (copy, deepcopy(model), pickle.loads(pickle.dumps(model)), pickle.loads(pickle.dumps(GVAE(TINY)))):
         other.load_state_dict(model.state_dict())
         assert torch.equal(other.encode(cells), latent)
-    view = [part.double() for part in featurise(cells)]
+    view = [part.double() for part in graph_view(CellCodes.of(cells))]
     torch.testing.assert_close(model.double().encoder.of_view(*view)[0].float(), latent, atol=1e-5, rtol=1e-5)
 
 
@@ -659,12 +656,6 @@ def test_repair_joins_loose_ends_and_nothing_else(cells, codes):
     assert repaired["valid"] >= plain["valid"] and repaired["raw_strict"] == repaired["valid"]
     with pytest.raises(ValueError, match="repair must be None or 'loose_ends'; got 'dvae'"):
         model.decode(latent, repair="dvae")
-
-
-def test_r_squared_is_scikit_learns():
-    found, wanted = (torch.randn(50, 4, generator=generator(seed)) for seed in (1, 2))
-    expected = r2_score(wanted.numpy(), found.numpy(), multioutput="raw_values")
-    assert r_squared(found, wanted) == pytest.approx(expected, rel=1e-4)
 
 
 def test_valid_draws_are_valid():

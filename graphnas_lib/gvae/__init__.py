@@ -9,7 +9,6 @@ from graphnas_lib.gvae.model import GVAE, VARIANTS
 from graphnas_lib.gvae.networks import GVAEConfig
 from graphnas_lib.gvae.roundtrip import (
     element_accuracy,
-    r_squared,
     random_latents,
     reconstruction_rate,
     valid_draws,
@@ -24,7 +23,6 @@ __all__ = [
     "cluster_metrics",
     "element_accuracy",
     "embed",
-    "r_squared",
     "random_latents",
     "reconstruction_rate",
     "train",

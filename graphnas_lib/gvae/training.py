@@ -11,31 +11,20 @@ import torch
 from torch import Tensor
 from tqdm.auto import trange
 
+import graphnas_lib.gvae.losses as losses
 from graphnas_lib import store
-from graphnas_lib.gvae.losses import (
-    GVAELoss,
-    choose_triplets,
-    cycle_loss,
-    decorrelation_loss,
-    gradient_through,
-    kl_divergence,
-    loose_ends_loss,
-    predictor_loss,
-    reconstruction_loss,
-    triplet_margin_loss,
-)
 from graphnas_lib.gvae.model import GVAE
 from graphnas_lib.gvae.networks import GVAEConfig
 from graphnas_lib.space import Cell, CellCodes, Logits, MixedBatches, as_codes, graph_view, soft_decodes
 from graphnas_lib.store import Checkpoint, TrainLog
 
-PARTS = tuple(field.name for field in fields(GVAELoss))
+PARTS = tuple(field.name for field in fields(losses.GVAELoss))
 MAX_STATISTICS_CELLS = 20_000  # training cells over which a latent's mean and deviation are taken
 
 
 def gvae_loss(
     model: GVAE, codes: CellCodes, zc: Tensor, *, kl_weight: float, regularised: bool, generator: torch.Generator
-) -> GVAELoss:
+) -> losses.GVAELoss:
     """Eq. 4-5 on one batch whose first `len(zc)` cells are the labelled ones.
 
     The latent is sampled, f = mu + sigma * noise, for the decoder and for q; the triplet term takes mu. With
@@ -48,24 +37,24 @@ def gvae_loss(
     noise = torch.randn(mu.shape, generator=generator, device=mu.device)
     latent = mu + (0.5 * logvar).exp() * noise
     parts = {
-        "reconstruction": reconstruction_loss(model.logits(latent, codes.edges), codes),
-        "kl": kl_divergence(mu / unit, logvar - 2 * unit.log()),
+        "reconstruction": losses.reconstruction_loss(model.logits(latent, codes.edges), codes),
+        "kl": losses.kl_divergence(mu / unit, logvar - 2 * unit.log()),
     }
     if regularised and len(zc):
-        triples = choose_triplets(zc, min_gap=config.min_gap, generator=generator)
+        triples = losses.choose_triplets(zc, min_gap=config.min_gap, generator=generator)
         ordered = (mu / unit)[:, : config.triplet_dims or None]
-        parts["triplet"] = triplet_margin_loss(ordered[: len(zc)], *triples, margin=config.margin)
-        parts["predictor"] = predictor_loss(model.predictor(latent[: len(zc)]), zc)
+        parts["triplet"] = losses.triplet_margin_loss(ordered[: len(zc)], *triples, margin=config.margin)
+        parts["predictor"] = losses.predictor_loss(model.predictor(latent[: len(zc)]), zc)
         if config.decorrelation_weight:
-            parts["decorrelation"] = decorrelation_loss(mu)
+            parts["decorrelation"] = losses.decorrelation_loss(mu)
             if config.triplet_dims:
-                parts["decorrelation"] = parts["decorrelation"] + decorrelation_loss(ordered)
+                parts["decorrelation"] = parts["decorrelation"] + losses.decorrelation_loss(ordered)
         if config.cycle_weight or config.loose_ends_weight:
             random = torch.randn(len(zc), mu.shape[1], generator=generator, device=mu.device)
             random = random * mu.detach().std(dim=0) + mu.detach().mean(dim=0)
             said = model.logits(random)
-            parts |= {"loose_ends": loose_ends_loss(said), "cycle": cycle(model, random, said)}
-    return GVAELoss.of(parts, config, kl_weight=kl_weight)
+            parts |= {"loose_ends": losses.loose_ends_loss(said), "cycle": cycle(model, random, said)}
+    return losses.GVAELoss.of(parts, config, kl_weight=kl_weight)
 
 
 def cycle(model: GVAE, latent: Tensor, logits: Logits) -> Tensor:
@@ -80,8 +69,8 @@ def cycle(model: GVAE, latent: Tensor, logits: Logits) -> Tensor:
     given, asked = features.detach().requires_grad_(), latent[rows].detach()
     again, _ = model.encoder.of_view(graph_view(cells)[0], given)
     q, unit = model.predictor, model.encoder.unit
-    loss = cycle_loss(q(again), q(asked), again / unit, asked / unit, latent_weight=model.config.cycle_latent)
-    return gradient_through(loss, given, features)
+    loss = losses.cycle_loss(q(again), q(asked), again / unit, asked / unit, latent_weight=model.config.cycle_latent)
+    return losses.gradient_through(loss, given, features)
 
 
 def train(
