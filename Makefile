@@ -81,7 +81,7 @@ bench: $(STAMP) ## benchmarks, each beside a plain reference
 format: $(STAMP) ## ruff format and the fixes ruff is sure of, code and notebooks
 	@"$(PY)" -m ruff check --quiet --fix . ; "$(PY)" -m ruff format .
 
-readme: $(STAMP) ## write README's generated blocks again
+readme: $(STAMP) ## write REPORT.md and README's generated blocks again
 	@"$(PY)" -m graphnas_lib reproduce --readme
 
 lab: $(STAMP) ## the notebooks in JupyterLab

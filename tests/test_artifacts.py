@@ -99,7 +99,7 @@ def test_data_at_hand(home, tmp_path, monkeypatch):
 
 def test_library_files_are_the_import_closure():
     names = {path.name for path in artifacts.library_files(["graphnas_lib.macro"])}
-    assert names == {"macro.py", "space.py", "canonical.py"}
+    assert names == {"macro.py", "__init__.py", "cell.py", "canonical.py", "codes.py"}
 
 
 def test_checkpoint_round_trip_and_refusal(tmp_path):

@@ -104,7 +104,7 @@ FORTY = {"seed": 0, "width": 8, "repeats": 1, "shard_size": 4, "workers": 2, "pr
 SCRIPT = """
 import sys
 import torch
-from graphnas_lib import corpus
+from graphnas_lib.proxies import corpus
 from graphnas_lib.space import sample_cells
 
 g = torch.Generator().manual_seed(0)

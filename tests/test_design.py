@@ -275,7 +275,7 @@ def test_kept_cells_vary_with_the_seed_alone(parts, history):
 
 
 def test_a_history_is_thinned_to_the_best_of_each_size(parts, history, monkeypatch):
-    monkeypatch.setattr("graphnas_lib.kept.OF_BIN", 1)
+    monkeypatch.setattr("graphnas_lib.design.kept.OF_BIN", 1)
     individuals, costs, scores = history
     kept = KeptNetworks.of(*history)
     bins = (costs.double().log() / 0.1).floor()

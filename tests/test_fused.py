@@ -60,7 +60,7 @@ def test_strided_pointwise_gradients_are_those_of_pytorch(width):
 
 NARROW = """
 import torch
-from graphnas_lib import operations
+from graphnas_lib.network import operations
 
 torch.set_num_threads(2)
 projection = operations.sequence(operations.projection(8, 8, 2), 2)

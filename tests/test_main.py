@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from graphnas_lib.cli.main import number
 
 from graphnas_lib.cli import foreign, main
+from graphnas_lib.cli.commands import number
 from graphnas_lib.macro import stack_cell
 from graphnas_lib.network import count
 from graphnas_lib.proxies import measures as proxies

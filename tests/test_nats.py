@@ -10,10 +10,10 @@ from scipy.stats import kendalltau
 from torch.nn import functional as F
 
 from graphnas_lib import paper, stages
+from graphnas_lib import plots as report
 from graphnas_lib.benchmarks import nats, validation
 from graphnas_lib.datasets import MissingDataError
 from graphnas_lib.paper import NATS_TAU
-from graphnas_lib.plots import figures as report
 from graphnas_lib.proxies import measures as proxies
 from graphnas_lib.runner import Project
 from graphnas_lib.runner.manifest import Notebook, freshness

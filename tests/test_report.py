@@ -11,10 +11,13 @@ import pytest
 
 matplotlib.use("Agg")
 
-from graphnas_lib import paper
+from graphnas_lib import gvae, paper
+from graphnas_lib import plots as report
 from graphnas_lib.macro import Architecture, HLArchitecture, HLTriple, Triple, stack_cell  # noqa: E402
-from graphnas_lib.plots import draw  # noqa: E402
-from graphnas_lib.plots import figures as report
+from graphnas_lib.plots import (
+    draw,  # noqa: E402
+    figures,
+)
 from graphnas_lib.space import Cell, sample_cells
 from graphnas_lib.store import artifacts  # noqa: E402
 
@@ -92,7 +95,7 @@ def test_spacing_is_the_nearest_that_keeps_order_and_gaps():
 
 
 def test_plot_cell_names_every_operation_and_draws_every_edge():
-    fig = report.plot_cell(FULL, "full")
+    fig = draw.plot_cell(FULL, "full")
     texts = [text.get_text() for text in fig.axes[0].texts]
     assert texts == [
         "input",
@@ -109,15 +112,15 @@ def test_plot_cell_names_every_operation_and_draws_every_edge():
 
 
 def test_texts_stay_in_their_boxes():
-    figs = [report.plot_cell(FULL), report.plot_cells([FULL, *sample_cells(3, seed=0)])]
+    figs = [draw.plot_cell(FULL), report.plot_cells([FULL, *sample_cells(3, seed=0)])]
     figs += [report.plot_pipeline(), report.plot_pipeline("cells")]
     assert [_overflowing(fig) for fig in figs] == [[], [], [], []]
 
 
 def test_plot_cell_accepts_what_a_decoder_may_make():
-    report.plot_cell(Cell.from_edges([], [None] * 6))
-    report.plot_cell(Cell.from_edges([(0, 7)], [None] * 6))
-    report.plot_cell(Cell.from_edges([(1, 2), (0, 7)], ["conv_1", "conv_3", None, None, None, None]))
+    draw.plot_cell(Cell.from_edges([], [None] * 6))
+    draw.plot_cell(Cell.from_edges([(0, 7)], [None] * 6))
+    draw.plot_cell(Cell.from_edges([(1, 2), (0, 7)], ["conv_1", "conv_3", None, None, None, None]))
     fig = report.plot_cells([FULL, None], ["a", "b"])
     assert [ax.get_title() for ax in fig.axes] == ["a", "b"]
     assert fig.axes[1].texts[0].get_text() == "no valid cell"
@@ -182,7 +185,7 @@ def test_clusters_and_latents_share_colours(families):
 
 
 def test_cluster_styles_are_distinct_for_64_families():
-    assert len({report.cluster_style(k) for k in range(64)}) == 64
+    assert len({draw.cluster_style(k) for k in range(64)}) == 64
 
 
 def test_criterion_marks_numbers():
@@ -209,10 +212,10 @@ def test_plot_search_draws_one_line_a_method_and_bands_over_runs():
 
 
 def test_hist_and_scatter_state_n_and_rank():
-    fig = report.plot_hist({"a": np.arange(10), "b": np.arange(5)}, "NASWOT")
+    fig = figures.plot_hist({"a": np.arange(10), "b": np.arange(5)}, "NASWOT")
     assert [text.get_text() for text in fig.axes[0].get_legend().get_texts()] == ["a (n = 10)", "b (n = 5)"]
     with pytest.raises(ValueError, match="at least one finite positive number"):
-        report.plot_hist([-1.0, 0.0], "params", log=True)
+        figures.plot_hist([-1.0, 0.0], "params", log=True)
     x = np.array([1.0, 2.0, 3.0, np.nan])
     fig = report.plot_scatter(x, -x, ("x", "y"))
     assert fig.axes[0].get_title(loc="right") == "Spearman -1.00, n = 3"
@@ -226,7 +229,7 @@ def test_families_over_depth_are_shares_of_those_that_reach():
 
 def test_plots_leave_no_open_figure_and_no_changed_style():
     before = dict(plt.rcParams)
-    report.plot_hist([1.0, 2.0], "x")
+    figures.plot_hist([1.0, 2.0], "x")
     assert plt.get_fignums() == [] and dict(plt.rcParams) == before
 
 
@@ -235,8 +238,8 @@ def test_plots_leave_no_open_figure_and_no_changed_style():
 
 def test_figure_files_are_complete_and_repeatable(home):
     data = pd.DataFrame({"x": [1, 2], "y": [0.5, 0.25]})
-    first = [p.read_bytes() for p in report.save_figure(report.plot_cell(FULL), "fig", scale="lite", data=data)]
-    paths = report.save_figure(report.plot_cell(FULL), "fig", scale="lite", data=data)
+    first = [p.read_bytes() for p in report.save_figure(draw.plot_cell(FULL), "fig", scale="lite", data=data)]
+    paths = report.save_figure(draw.plot_cell(FULL), "fig", scale="lite", data=data)
     assert [p.read_bytes() for p in paths] == first
     assert [p.relative_to(home).as_posix() for p in paths] == [
         f"figures/lite/fig.{s}" for s in ("pdf", "png", "csv", "json")
@@ -250,7 +253,7 @@ def test_figure_files_are_complete_and_repeatable(home):
 def test_only_smoke_figures_say_that_they_are_smoke(home):
     notes = {}
     for scale in ("smoke", "lite"):
-        fig = report.plot_hist([1.0, 2.0], "x")
+        fig = figures.plot_hist([1.0, 2.0], "x")
         report.save_figure(fig, "h", scale=scale, data={"x": [1.0, 2.0]})
         report.save_figure(fig, "h", scale=scale, data={"x": [1.0, 2.0]})
         notes[scale] = [text.get_text() for text in fig.texts]
@@ -259,9 +262,9 @@ def test_only_smoke_figures_say_that_they_are_smoke(home):
 
 def test_figure_names_stay_in_their_folder(home):
     with pytest.raises(ValueError, match="plain file name"):
-        report.save_figure(report.plot_hist([1.0], "x"), "../x", scale="lite", data=[])
+        report.save_figure(figures.plot_hist([1.0], "x"), "../x", scale="lite", data=[])
     with pytest.raises(ValueError, match="scale must be one of"):
-        report.save_figure(report.plot_hist([1.0], "x"), "x", scale="huge", data=[])
+        report.save_figure(figures.plot_hist([1.0], "x"), "x", scale="huge", data=[])
 
 
 def test_table_files(home):
@@ -321,18 +324,18 @@ def test_compare_refuses_a_misspelt_quantity():
 
 def test_embedding_is_repeatable_and_separates(families):
     z, _, labels = families
-    points = report.embed(z[::5], seed=3)
-    assert points.shape == (60, 2) and np.array_equal(points, report.embed(z[::5], seed=3))
+    points = gvae.embed(z[::5], seed=3)
+    assert points.shape == (60, 2) and np.array_equal(points, gvae.embed(z[::5], seed=3))
     near = ((points[:, None] - points[None]) ** 2).sum(-1).argsort(1)[:, 1]
     assert (labels[::5][near] == labels[::5]).mean() > 0.95
     with pytest.raises(ValueError, match="at least 8 points; got 5"):
-        report.embed(z[:5])
+        gvae.embed(z[:5])
 
 
 def test_cluster_metrics_reward_structure_and_not_the_control(families):
     z, _, labels = families
-    kept = report.cluster_metrics(np.concatenate([z, -z], 1), z, labels, seed=0).set_index("metric")
-    lost = report.cluster_metrics(np.random.default_rng(1).normal(size=(300, 8)), z, labels, seed=0).set_index("metric")
+    kept = gvae.cluster_metrics(np.concatenate([z, -z], 1), z, labels, seed=0).set_index("metric")
+    lost = gvae.cluster_metrics(np.random.default_rng(1).normal(size=(300, 8)), z, labels, seed=0).set_index("metric")
     assert list(kept.index) == list(lost.index) and len(kept) == 5
     assert (kept["value"] > kept["shuffled"] + 0.3).all()
     assert (kept["value"] > lost["value"] + 0.3).all()
@@ -342,9 +345,9 @@ def test_cluster_metrics_reward_structure_and_not_the_control(families):
 def test_cluster_metrics_refuse_mismatched_rows(families):
     z, _, labels = families
     with pytest.raises(ValueError, match="one row a cell; got 300, 299 and 300"):
-        report.cluster_metrics(z, z[:-1], labels)
+        gvae.cluster_metrics(z, z[:-1], labels)
     with pytest.raises(ValueError, match="need 40 cells; got 20"):
-        report.cluster_metrics(z[:20], z[:20], labels[:20])
+        gvae.cluster_metrics(z[:20], z[:20], labels[:20])
 
 
 def test_bars_and_strips_show_every_value_and_say_what_is_missing():

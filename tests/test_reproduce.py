@@ -265,7 +265,7 @@ import sys
 sys.path.insert(0, {tests!r})
 from pathlib import Path
 from test_reproduce import toy_project
-from graphnas_lib.reproduce import reproduce
+from graphnas_lib.runner import reproduce
 sys.exit(reproduce(toy_project(Path({root!r})), "smoke"))
 """
 
@@ -339,9 +339,9 @@ def test_unknown_notebook_and_scale_are_refused(chain):
 
 
 def test_imported_modules_are_seen():
-    sources = ["from graphnas_lib import report, space", "import graphnas_lib.gvae as g, torch", "%bad syntax"]
+    sources = ["from graphnas_lib import plots, space", "import graphnas_lib.gvae as g, torch", "%bad syntax"]
     names = manifest.imported(sources, "graphnas_lib")
-    assert {"graphnas_lib.report", "graphnas_lib.space", "graphnas_lib.gvae"} < set(names) and "torch" not in names
+    assert {"graphnas_lib.plots", "graphnas_lib.space", "graphnas_lib.gvae"} < set(names) and "torch" not in names
 
 
 def test_missing_notebook_is_told_before_anything_runs(chain):

@@ -10,7 +10,7 @@ from graphnas_lib import paper, stages
 from graphnas_lib.datasets import MissingDataError
 from graphnas_lib.paper import CLAIMS
 from graphnas_lib.space import sample_cells
-from graphnas_lib.stages import STAGES, labels, ledger, rows
+from graphnas_lib.stages import STAGES, labels, ledger, road, rows
 from graphnas_lib.store import MissingArtifactError, artifacts
 
 
@@ -73,9 +73,9 @@ def test_a_stage_reads_no_size_that_its_key_leaves_out(home):
     for name in ("cells", "labels", "families"):
         scale = Watched(paper.SCALES["smoke"])
         job = stages.Stage(name, scale, 0, torch.device("cpu"), "test", progress=False)
-        files = stages._function(name)(job)
+        files = road._function(name)(job)
         artifacts.save(name, files, scale="smoke", seed=0, seconds=0, config=job.config, key="")
-        known = set(stages.sizes_read(f"graphnas_lib.stages.{name}", paper.SCALES["smoke"]))
+        known = set(road.sizes_read(f"graphnas_lib.stages.{name}", paper.SCALES["smoke"]))
         assert scale.asked - {"name"} <= known < set(asdict(paper.SCALES["smoke"]))
 
 
@@ -173,7 +173,7 @@ def test_the_seconds_of_a_killed_run_count(home, monkeypatch):
     whole = stages.run("cells", "smoke", device="cpu", progress=False)
     noted = home / "data/smoke/checkpoints" / f"cells-{whole['key']}.json"
     assert 0 < whole["seconds"] < 1000 and not noted.exists()
-    make, waited = stages._function("cells"), threading.Event()
+    make, waited = road._function("cells"), threading.Event()
 
     def killed(stage):
         waited.wait(0.2)
@@ -181,11 +181,11 @@ def test_the_seconds_of_a_killed_run_count(home, monkeypatch):
         raise RuntimeError("killed here")
 
     artifacts.write(noted, {"seconds": 1000.0})
-    monkeypatch.setattr(stages, "NOTED", 0.02)
-    monkeypatch.setattr(stages, "_function", lambda _: killed)
+    monkeypatch.setattr(road, "NOTED", 0.02)
+    monkeypatch.setattr(road, "_function", lambda _: killed)
     with pytest.raises(RuntimeError, match="killed here"):
         stages.run("cells", "smoke", device="cpu", progress=False)
-    monkeypatch.setattr(stages, "_function", lambda _: make)
+    monkeypatch.setattr(road, "_function", lambda _: make)
     after_kill = artifacts.read(noted)["seconds"]
     assert stages.run("cells", "smoke", device="cpu", progress=False)["seconds"] > after_kill - 0.01 > 1000
     assert not noted.exists()

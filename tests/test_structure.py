@@ -3,10 +3,12 @@
 import ast
 import json
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
-from graphlib import TopologicalSorter
+from collections import Counter
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -14,30 +16,14 @@ import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from graphnas_lib.paper import CLAIMS
 from graphnas_lib.runner import Project, readme
 from graphnas_lib.runner.manifest import read_manifest
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "graphnas_lib"
-LONGEST = 400  # lines of a module
-
-# A module imports from a lower layer only (one paper concept a module). A new module gets its place here.
-LAYERS = (
-    "__init__ canonical checkpoints depthwise draw folding kernels pointwise workers",
-    "artifacts augment bottleneck claims deviations diagrams distillation dynamics embedding latents metrics probe "
-    "published recipes runner space zenblocks",
-    "archives ccnf clusters codes macro manifest operations paper results search",
-    "datasets losses mutations network proteins report vocabulary",
-    "evolution export fitting gvae nats proxies sequence tasks zennet",
-    "corpus designs nasbench360 roundtrip sgd synonyms validation",
-    "datacard foreign kept training",
-    "design scores",
-    "stages",
-    "ledger views",
-    "doctor readme reproduce",
-    "__main__",
-)
-LAYER = {module: number for number, layer in enumerate(LAYERS) for module in layer.split()}
+MOST_ROOMS, MOST_FLOORS, MOST_LINES = 24, 8, 16_500
+LONGEST_MODULE, LONGEST_BODY, MOST_CALLED_ONCE = 400, 40, 114  # lines, lines, private functions
 
 
 def modules() -> dict[str, Path]:
@@ -50,47 +36,162 @@ def modules() -> dict[str, Path]:
 
 
 MODULES = modules()
+TREES = {name: ast.parse(path.read_text(encoding="utf-8")) for name, path in MODULES.items()}
+ROOMS = sorted({name.split(".")[0] for name in MODULES} - {"__init__", "__main__"})
 
 
-def imports(path: Path) -> set[str]:
-    """Modules of the package that a file imports, lazily or not."""
+def imports(tree: ast.Module, name: str = "") -> set[str]:
+    """What a file imports of the package, below its name: modules, and names of modules; lazily or not."""
     found = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{path.name} must import by full name, not relatively (line {node.lineno})"
-            names = [f"{node.module}.{alias.name}" for alias in node.names]
-            found |= {n if n.removeprefix("graphnas_lib.") in MODULES else node.module for n in names}
+            assert node.level == 0, f"{name} must import by full name, not relatively (line {node.lineno})"
+            if node.module.split(".")[0] == "graphnas_lib":
+                found |= {f"{node.module}.{alias.name}" for alias in node.names}
         elif isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
-    found.discard("graphnas_lib")
-    return {name.removeprefix("graphnas_lib.") for name in found if name.startswith("graphnas_lib.")}
+            found |= {alias.name for alias in node.names if alias.name.split(".")[0] == "graphnas_lib"}
+    return {item.removeprefix("graphnas_lib").lstrip(".") for item in found} - {"", "__version__"}
+
+
+def arrows() -> dict[str, set[str]]:
+    """Room -> rooms that it imports."""
+    found = {room: set() for room in ROOMS}
+    for name, tree in TREES.items():
+        room = name.split(".")[0]
+        if room in found:
+            found[room] |= {item.split(".")[0] for item in imports(tree, name)} - {room}
+    return found
+
+
+def floors(graph: dict[str, set[str]]) -> dict[str, int]:
+    """Room -> 1 for those that import no other, else one above the highest that it imports; CycleError for a circle."""
+    floor = {}
+    for room in TopologicalSorter(graph).static_order():
+        floor[room] = 1 + max((floor[other] for other in graph[room]), default=0)
+    return floor
+
+
+def offered(room: str) -> set[str]:
+    """Names that a room offers: `__all__` of a package, the public names of a module."""
+    tree = TREES[room]
+    for node in tree.body:
+        if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") == "__all__":
+            return set(ast.literal_eval(node.value))
+    assert MODULES[room].name != "__init__.py", f"room {room} must name what it offers in __all__"
+    return {name for name in defined(tree) if not name.startswith("_")}
+
+
+def defined(tree: ast.Module) -> set[str]:
+    """Top-level names that a module itself defines."""
+    found = set()
+    for node in tree.body:
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+            found.add(node.name)
+        elif isinstance(node, (ast.Assign, ast.AnnAssign)):
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            found |= {item.id for target in targets for item in ast.walk(target) if isinstance(item, ast.Name)}
+    return found
+
+
+def inside(tree: ast.Module, own: str = "") -> list[str]:
+    """Imports that reach into a room from outside, or take what it does not offer."""
+    wrong = []
+    for item in sorted(imports(tree)):
+        room, _, rest = item.partition(".")
+        if room != own and rest and rest not in offered(room):
+            wrong.append(item)
+    return wrong
+
+
+def test_rooms_and_floors_are_few():
+    floor = floors(arrows())
+    assert len(ROOMS) <= MOST_ROOMS and max(floor.values()) <= MOST_FLOORS - 1, floor  # the top floor is __main__'s
+
+
+def test_a_circle_would_be_noticed():
+    with pytest.raises(CycleError):
+        floors({"a": {"b"}, "b": {"a"}})
 
 
 @pytest.mark.parametrize("module", MODULES)
-def test_module_imports_lower_layers_only(module):
-    package = module.split(".")[0]
-    assert package in LAYER, f"{package} has no layer; give it one in tests/test_structure.py"
-    others = {name.split(".")[0] for name in imports(MODULES[module])} - {package}
-    higher = [name for name in others if LAYER[name] >= LAYER[package]]
-    assert not higher, f"{module} (layer {LAYER[package]}) imports {higher}, which are not below it"
+def test_nothing_is_imported_from_inside_another_room(module):
+    room = module.split(".")[0]
+    assert not inside(TREES[module], room), f"{module} must import from rooms what they offer"
 
 
-def test_import_graph_has_no_circle():
-    TopologicalSorter({name: imports(path) - {name} for name, path in MODULES.items()}).prepare()
+def test_an_import_from_inside_would_be_noticed():
+    assert inside(ast.parse("from graphnas_lib.space.cell import Cell")) == ["space.cell.Cell"]
+    assert inside(ast.parse("from graphnas_lib.space import _binary")) == ["space._binary"]
+    assert inside(ast.parse("from graphnas_lib.space import cell")) == ["space.cell"]
+    assert inside(ast.parse("from graphnas_lib.space import Cell")) == []
+
+
+@pytest.mark.parametrize("notebook", sorted((ROOT / "notebooks").glob("[0-9]*.ipynb")), ids=lambda path: path.stem)
+def test_notebooks_import_rooms(notebook):
+    cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+    assert not inside(ast.parse("\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")))
+
+
+def test_no_name_has_two_homes():
+    """A room's `__init__` takes each name from the module that defines it; no other module passes a name on."""
+    for module, tree in TREES.items():
+        if MODULES[module].name == "__init__.py":
+            for item in imports(tree) - {f"{module}.{other.split('.')[-1]}" for other in MODULES}:
+                home, _, name = item.rpartition(".")
+                assert name in defined(TREES[home]), f"{module} offers {name}, which {home} only imports"
+        else:
+            listed = [
+                n for n in tree.body if isinstance(n, ast.Assign) and getattr(n.targets[0], "id", "") == "__all__"
+            ]
+            assert not listed, f"{module} has an __all__: what a room offers stands in its __init__"
+
+
+def test_no_import_hides_in_a_string():
+    for module, tree in TREES.items():
+        used = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
+        used |= {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+        if module != "cli.foreign":  # a user's own file is imported by its path
+            assert not used & {"import_module", "__import__"}, f"{module} imports by name"
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_a_room_says_what_it_is(room):
+    told = ast.get_docstring(TREES[room])
+    assert told and (MODULES[room].name != "__init__.py" or len(told.splitlines()) <= 10)
 
 
 @pytest.mark.parametrize("module", MODULES)
 def test_module_is_readable_alone(module):
-    text = MODULES[module].read_text(encoding="utf-8")
-    assert ast.get_docstring(ast.parse(text)), f"{module} needs a docstring"
-    assert len(text.splitlines()) <= LONGEST
+    assert ast.get_docstring(TREES[module]), f"{module} needs a docstring"
+    assert len(MODULES[module].read_text(encoding="utf-8").splitlines()) <= LONGEST_MODULE
     assert module.split(".")[-1] not in ("utils", "util", "helpers", "common", "misc")
+    for node in ast.walk(TREES[module]):
+        if isinstance(node, ast.FunctionDef):
+            body = node.body[1:] if ast.get_docstring(node) and len(node.body) > 1 else node.body
+            lines = node.end_lineno - body[0].lineno + 1
+            assert lines <= LONGEST_BODY, f"{module}.{node.name} has {lines} lines"
+
+
+def called_once(tree: ast.Module) -> list[str]:
+    """Private functions that their module names once."""
+    named = Counter()
+    for node in ast.walk(tree):
+        if isinstance(getattr(node, "ctx", None), ast.Load):
+            named[getattr(node, "id", None) or getattr(node, "attr", None)] += 1
+    private = [node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef) and node.name[0] == "_"]
+    return [name for name in private if name[:2] != "__" and named[name] == 1]
+
+
+def test_the_library_stays_a_thin_one():
+    lines = sum(len(path.read_text(encoding="utf-8").splitlines()) for path in MODULES.values())
+    once = [f"{module}.{name}" for module, tree in TREES.items() for name in called_once(tree)]
+    assert lines <= MOST_LINES and len(once) <= MOST_CALLED_ONCE, (lines, len(once), once)
 
 
 def test_looking_at_the_notebooks_imports_nothing_heavy():
     """A second `make reproduce` must take seconds, so that deciding what is fresh may not import PyTorch."""
     heavy = ("torch", "pandas", "papermill", "sklearn", "transformers", "matplotlib")
-    code = f"import sys, graphnas_lib.__main__, graphnas_lib.reproduce; print([m for m in {heavy} if m in sys.modules])"
+    code = f"import sys, graphnas_lib.__main__, graphnas_lib.runner; print([m for m in {heavy} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 
@@ -151,29 +252,116 @@ def test_citation_parses():
 # ---- README and manifest
 
 
-def test_readme_names_both_commands_and_is_fresh():
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert "GraphNAS/GraphNAS" in text.splitlines()[0] and "graph neural networks" in text.splitlines()[0]
-    assert "make reproduce" in text and "make test" in text and "not the authors' code" in text
-    assert readme.render(Project(ROOT), text) == text, "README is stale: make readme"
+def read(name: str) -> str:
+    return (ROOT / name).read_text(encoding="utf-8")
 
 
-def test_readme_promises_only_what_is_there():
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
-    assert set(re.findall(r"`make ([a-z]+)|^make ([a-z]+)", text, re.MULTILINE)) != set()
-    for found in re.findall(r"(?:`|^)make ([a-z]+)", text, re.MULTILINE):
-        assert found in targets, f"README promises `make {found}`"
-    for link in re.findall(r"\]\((?!https?:)([^)#]+)\)", text):
-        assert (ROOT / link).exists(), f"README links {link}"
+def test_readme_is_one_screen():
+    text = read("README.md")
+    assert len(text.splitlines()) < 150 and len(text.encode()) < 8192
+    assert "make reproduce" in text and "make test" in text
+    assert len(read("CONTRIBUTING.md").splitlines()) < 80
 
 
-def test_stale_readme_is_noticed():
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    edited = text.replace("make reproduce NOTEBOOKS=", "make reproduced NOTEBOOKS=")
-    assert edited != text and readme.render(Project(ROOT), edited) != edited
+@pytest.mark.parametrize("name", readme.BLOCKS)
+def test_generated_blocks_are_fresh(name):
+    text = read(name)
+    assert readme.render(Project(ROOT), name, text) == text, f"{name} is stale: make readme"
+    edited = text.replace("| lite |", "| lite, edited |", 1)
+    assert edited != text and readme.render(Project(ROOT), name, edited) == text
     with pytest.raises(ValueError, match="generated blocks"):
-        readme.render(Project(ROOT), text.replace("<!-- generated: results -->", ""))
+        readme.render(Project(ROOT), name, text.replace("<!-- generated: scoreboard -->", ""))
+    with pytest.raises(ValueError, match="must end with"):
+        readme.render(Project(ROOT), name, text.replace("<!-- end: scoreboard -->", ""))
+
+
+def test_stale_documents_are_written_once(tmp_path):
+    for name in ("README.md", "REPORT.md", "notebooks/manifest.toml", "notebooks/runtimes.json"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        shutil.copy(ROOT / name, tmp_path / name)
+    for name in ("data", "figures"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    stale = tmp_path / "REPORT.md"
+    stale.write_text(read("REPORT.md").replace("D02-flops", "D02"), encoding="utf-8")
+    assert readme.update(Project(tmp_path)) == ["wrote REPORT.md"]
+    assert stale.read_text(encoding="utf-8") == read("REPORT.md") and readme.update(Project(tmp_path)) == []
+
+
+def test_scoreboard_counts_every_claim():
+    for found in readme.by_status(Project(ROOT)).values():
+        assert sorted(row["id"] for rows in found.values() for row in rows) == sorted(claim.id for claim in CLAIMS)
+
+
+@pytest.mark.parametrize("name", ["README.md", "REPORT.md", "CONTRIBUTING.md"])
+def test_documents_promise_only_what_is_there(name):
+    text = read(name)
+    targets = set(re.findall(r"^([a-z]+):", read("Makefile"), re.MULTILINE))
+    promised = re.findall(r"(?:`|^)make ([a-z]+)", text, re.MULTILINE)
+    assert promised and set(promised) <= targets, f"{name} promises {sorted(set(promised) - targets)}"
+    links = re.findall(r"\]\((?!https?:)([^)#]*)#?([^)]*)\)", text)
+    links += [(link, "") for link in re.findall(r'(?:src|href)="([^"]+)"', text)]
+    assert links and [link for link, _ in links if not (ROOT / link).exists()] == []
+    anchors = [(link or name, anchor) for link, anchor in links if anchor]
+    assert [(link, anchor) for link, anchor in anchors if anchor not in headings(read(link))] == []
+
+
+def headings(text: str) -> set[str]:
+    """Anchors of the headings of a Markdown file, as GitHub makes them."""
+    found = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in found}
+
+
+def test_gallery_links_each_figure_to_its_notebook():
+    pictures = r'href="notebooks/(\w+)\.ipynb"><img src="figures/lite/(\w+)\.png"'
+    shown = re.findall(pictures, read("README.md"))
+    figures = {notebook.name: notebook.figures for notebook in Project(ROOT).notebooks()}
+    assert len(shown) >= 5  # the picture at the top and four more
+    assert [(notebook, figure) for notebook, figure in shown if figure not in figures[notebook]] == []
+
+
+def test_map_of_concept_to_room_leads_there():
+    """Each row's names are defined in its room, and the room's files name each of the row's equations."""
+    rows = re.findall(r"^\| (.+) \| (.+) \| \[(\w+)\]\((graphnas_lib/[\w./]+)\) \|$", read("README.md"), re.MULTILINE)
+    assert len(rows) >= 12
+    equations = set()
+    for concept, names, room, link in rows:
+        files = [ROOT / link] if link.endswith(".py") else sorted((ROOT / link).rglob("*.py"))
+        text = "\n".join(path.read_text(encoding="utf-8") for path in files)
+        for name in re.findall(r"`(\w+)`", names):
+            assert re.search(rf"^\s*(?:def |class )?{name}\b(?: =|\(|:)", text, re.MULTILINE), (
+                f"{room} defines no {name}"
+            )
+        for first, last in re.findall(r"Eq\. (\d+)(?:-(\d+))?", concept):
+            equations |= set(range(int(first), int(last or first) + 1))
+            assert re.search(rf"Eq\. (?:{first}\b|\d+-{first}\b)", text), f"{room} names no Eq. {first}"
+    assert equations == set(range(1, 13))
+
+
+def test_contributing_has_every_room_on_its_floor():
+    rows = re.findall(r"^\| (\d) \| (.+) \|$", read("CONTRIBUTING.md"), re.MULTILINE)
+    listed = [(room, int(floor)) for floor, rooms in rows for room in re.findall(r"`(\w+)`", rooms)]
+    assert sorted(room for room, _ in listed) == ROOMS
+    floor = dict(listed)
+    assert [(room, other) for room, others in arrows().items() for other in others if floor[other] >= floor[room]] == []
+
+
+@pytest.mark.slow
+def test_quick_start_prints_what_readme_shows():
+    code, output = re.search(r"```python\n(.+?)```\n\n```text\n(.+?)```", read("README.md"), re.DOTALL).groups()
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    shown, printed = ([line.split() for line in text.splitlines()] for text in (output, done.stdout))
+    assert [row[:3] + row[4:] for row in printed[1:]] == [row[:3] + row[4:] for row in shown[1:]]
+    tcet = [[float(row[3]) for row in rows[1:]] for rows in (printed, shown)]
+    assert tcet[0] == pytest.approx(tcet[1], rel=1e-3)  # last digits follow the machine and its number of threads
+
+
+def test_line_endings_are_left_alone():
+    """A checksum is of bytes, so that git may convert no line ending."""
+    for name in ("data/lite/results/claims.csv", "data/lite/families.json", "README.md", "figures/lite/any.pdf"):
+        done = subprocess.run(["git", "check-attr", "text", name], cwd=ROOT, capture_output=True, text=True)
+        if done.returncode:
+            pytest.skip("not a git checkout")
+        assert done.stdout.strip().endswith("text: unset")
 
 
 def test_every_table_and_figure_of_the_paper_has_one_notebook():

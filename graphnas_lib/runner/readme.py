@@ -1,8 +1,8 @@
-"""What is generated for readers of the repository: README's blocks, and the outputs that notebooks carry.
+"""What is generated for readers: the blocks of README.md and REPORT.md, and the outputs that notebooks carry.
 
-Every generated block of README stands between `<!-- generated: NAME -->` and `<!-- end: NAME -->` and comes from
-committed files alone (manifest, `notebooks/runtimes.json`, `data/<scale>/results`), so that a test can tell whether it
-is stale.
+A generated block stands between `<!-- generated: NAME -->` and `<!-- end: NAME -->`. It comes from committed files
+alone (the manifest of the notebooks, `notebooks/runtimes.json`, `data/<scale>/`, `graphnas_lib.paper`), so that a test
+can tell whether it is stale.
 """
 
 from __future__ import annotations
@@ -11,131 +11,168 @@ import ast
 import csv
 import json
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Sequence
+from itertools import product
 from pathlib import Path
 
 from graphnas_lib import store
+from graphnas_lib.paper import DEVIATIONS, SCALES
 from graphnas_lib.runner import notebook as runner
+from graphnas_lib.runner.headless import duration, past_seconds
 from graphnas_lib.runner.manifest import Notebook, Project, select
 
-HEADLINE = "claims"  # the table of notebook 12 that README prints in full
 ARTIFACT_SCALES = ("lite", "paper")  # scales whose results are committed
+STATUSES = {  # of a claim, in the order of the scoreboard; "not run" is followed by the reason in brackets
+    "reproduced": "at the paper's own scale, or exact",
+    "reduced scale": "the direction holds at a smaller scale",
+    "differs": "the direction does not hold, or the paper's own numbers contradict the claim",
+    "not decided": "these numbers give no verdict",
+    "not run": "what the claim needs was not trained or not at hand",
+    "quoted": "the paper quotes other work",
+}
 
 
 def update(project: Project) -> list[str]:
-    """Bring notebooks/runtimes.json and README up to date; returns what was changed, in words."""
+    """Bring notebooks/runtimes.json, README.md and REPORT.md up to date; returns what was changed, in words."""
+    known = {scale: past_seconds(project, scale) for scale in store.SCALE_NAMES}
+    times = json.dumps({scale: took for scale, took in known.items() if took}, indent=1, sort_keys=True) + "\n"
     told = []
-    for path, text in ((_runtimes(project), _runtimes_text(project)), (project.root / "README.md", None)):
-        text = render(project, path.read_text(encoding="utf-8")) if text is None else text
-        if not path.is_file() or path.read_text(encoding="utf-8") != text:
-            path.write_text(text, encoding="utf-8")
+    for path in (project.root / "notebooks" / "runtimes.json", *(project.root / name for name in BLOCKS)):
+        old = path.read_text(encoding="utf-8") if path.is_file() else ""
+        new = render(project, path.name, old) if path.name in BLOCKS else times
+        if new != old:
+            path.write_text(new, encoding="utf-8")
             told.append(f"wrote {path.name}")
     return told
 
 
-def render(project: Project, text: str) -> str:
-    """README's text with every generated block written anew.
+def render(project: Project, name: str, text: str) -> str:
+    """The text of `name`, one of `BLOCKS`, with every generated block written anew.
 
     Raises:
         ValueError: a block that we can make has no place in the text, or one in the text is unknown.
     """
-    blocks: dict[str, Callable[[Project], str]] = {
-        "notebooks": notebook_map,
-        "results": results,
-        "deviations": deviations,
-    }
+    blocks = {make.__name__: make for make in BLOCKS[name]}
     marked = re.findall(r"<!-- generated: (\w+) -->", text)
     if sorted(marked) != sorted(blocks):
-        raise ValueError(f"README must have the generated blocks {sorted(blocks)} once each; it has {sorted(marked)}.")
-    for name, make in blocks.items():
-        pattern = rf"(<!-- generated: {name} -->\n).*?(<!-- end: {name} -->)"
-        text, found = re.subn(pattern, lambda m, make=make: m[1] + make(project) + "\n" + m[2], text, flags=re.DOTALL)
+        raise ValueError(f"{name} must have the generated blocks {sorted(blocks)} once each; it has {sorted(marked)}.")
+    for block, make in blocks.items():
+        pattern = rf"(<!-- generated: {block} -->\n).*?(<!-- end: {block} -->)"
+        text, found = re.subn(pattern, lambda m, make=make: f"{m[1]}{make(project)}\n{m[2]}", text, flags=re.DOTALL)
         if found != 1:
-            raise ValueError(f"README's block '{name}' must end with '<!-- end: {name} -->'.")
+            raise ValueError(f"The block '{block}' of {name} must end with '<!-- end: {block} -->'.")
     return text
 
 
-# ---- README's blocks
+def _table(header: Sequence[str], rows: Iterable[Iterable]) -> str:
+    """A Markdown table; a column whose name ends in ":" is set to the right."""
+    lines = [[name.rstrip(":") for name in header], ["--:" if name.endswith(":") else "---" for name in header]]
+    lines += [[str(cell).replace("|", "\\|").replace("\n", " ") for cell in row] for row in rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def notebook_map(project: Project) -> str:
-    """Which notebook makes what, by which command, in what time."""
-    path = _runtimes(project)
-    runtimes = json.loads(path.read_text()) if path.is_file() else {}
-    rows = ["| notebook | rebuilds | command | smoke | lite |", "|---|---|---|--:|--:|"]
-    for notebook in sorted(project.notebooks(), key=lambda n: n.name):
-        title = f"[{notebook.number}](notebooks/{notebook.name}.ipynb) {notebook.title}"
-        made = ", ".join([*notebook.paper, *(f"`{name}`" for name in (*notebook.figures, *notebook.tables))])
-        times = [_time(runtimes.get(scale, {}).get(notebook.name)) for scale in ("smoke", "lite")]
-        rows.append(f'| {title} | {made} | `make reproduce NOTEBOOKS="{notebook.number}"` | {" | ".join(times)} |')
-    rows += ["", "Times are those of the last committed run on two CPU cores; a dash means that none is committed."]
-    return "\n".join(rows)
+def _by_name(project: Project) -> list[Notebook]:
+    return sorted(project.notebooks(), key=lambda notebook: notebook.name)
 
 
-def _time(seconds: float | None) -> str:
-    if seconds is None:
-        return "-"
-    return f"{max(round(seconds), 1)} s" if seconds < 90 else f"{seconds / 60:.0f} min"
+# ---- the blocks
 
 
-def results(project: Project) -> str:
-    """The paper against ours, from the result tables that are committed."""
-    parts = []
+def by_status(project: Project) -> dict[str, dict[str, list[dict[str, str]]]]:
+    """Notebook 12's table of claims: scale -> status -> rows. Scales without committed claims are left out."""
+    found = {}
     for scale in ARTIFACT_SCALES:
-        folder = project.root / "data" / scale / "results"
-        tables = [(n, table) for n in project.notebooks() for table in n.tables if (folder / f"{table}.csv").is_file()]
-        if not tables:
-            parts.append(f"**{scale}**: no results are committed at this scale yet.")
-            continue
-        headline = folder / f"{HEADLINE}.csv"
-        parts.append(f"**{scale}**")
-        if headline.is_file():
-            parts.append(_markdown(headline))
-        links = [f"[{table}](data/{scale}/results/{table}.md) (notebook {n.number})" for n, table in sorted_by(tables)]
-        parts.append("Tables: " + ", ".join(links) + ".")
+        path = project.root / "data" / scale / "results" / "claims.csv"
+        if path.is_file():
+            rows = list(csv.DictReader(path.read_text(encoding="utf-8").splitlines()))
+            found[scale] = {status: [row for row in rows if row["status"].startswith(status)] for status in STATUSES}
+    return found
+
+
+def scoreboard(project: Project) -> str:
+    """How many claims of the paper have which status."""
+    found = by_status(project)
+    shown = [status for status in STATUSES if any(rows[status] for rows in found.values())]
+    counts = [(scale, *(len(rows[status]) for status in shown)) for scale, rows in found.items()]
+    return _table(["scale", *(f"{status}:" for status in shown)], counts)
+
+
+def claims(project: Project) -> str:
+    """Every claim beside what we found, by status."""
+    parts = []
+    for scale, found in by_status(project).items():
+        for status, rows in found.items():
+            columns = ("id", "claim", "where", "paper", "ours", "n", "notebook", "note")
+            text = _table(columns, [[row[name] for name in columns] for row in rows])
+            text = re.sub(r"\^\{(\w+)\}", r"^\1", text.replace(r"\times", "×"))  # the LaTeX of printed numbers
+            parts += [f"### {scale}: {status} ({len(rows)})", f"{STATUSES[status].capitalize()}.", text] if rows else []
     return "\n\n".join(parts)
 
 
-def sorted_by(tables: list[tuple[Notebook, str]]) -> list[tuple[Notebook, str]]:
-    """By notebook, then by table."""
-    return sorted(tables, key=lambda item: (item[0].name, item[1]))
+def notebooks(project: Project) -> str:
+    """Which notebook rebuilds what, by which command, in what time."""
+    times = _read(project.root / "notebooks" / "runtimes.json")
+    rows = []
+    for notebook in _by_name(project):
+        seconds = [times.get(scale, {}).get(notebook.name) for scale in ("smoke", "lite")]
+        link = f"[{notebook.number}](notebooks/{notebook.name}.ipynb) {notebook.title}"
+        command = f'`make reproduce NOTEBOOKS="{notebook.number}"`'
+        rows.append((link, ", ".join(notebook.paper), command, *("-" if s is None else duration(s) for s in seconds)))
+    return _table(["notebook", "rebuilds", "command", "smoke:", "lite:"], rows)
 
 
-def _markdown(path: Path) -> str:
-    """A CSV file as a Markdown table."""
-    with open(path, newline="", encoding="utf-8") as file:
-        rows = [[cell.replace("|", "\\|").replace("\n", " ") for cell in row] for row in csv.reader(file)]
-    lines = [f"| {' | '.join(row)} |" for row in rows]
-    return "\n".join([lines[0], "|" + "---|" * len(rows[0]), *lines[1:]])
+def costs(project: Project) -> str:
+    """Time and device of every stage whose artifacts are committed."""
+    rows = []
+    for scale, notebook in product(ARTIFACT_SCALES, _by_name(project)):
+        for stage in notebook.makes:
+            if (path := project.stage(stage, scale)).is_file():
+                made = _read(path)
+                rows.append((scale, stage, notebook.number, duration(made["seconds"]), made["device"]))
+    return _table(["scale", "stage", "notebook", "time:", "device"], rows)
 
 
-def deviations(project: Project) -> str:
+def scales(_project: Project) -> str:
+    """Every size of every scale."""
+
+    def plain(value) -> str:
+        if isinstance(value, tuple):
+            return ", ".join(map(plain, value))
+        if value is None:
+            return "all"
+        return f"{value:,}" if isinstance(value, int) else f"{value:g}" if isinstance(value, float) else str(value)
+
+    sizes = zip(*(vars(scale).items() for scale in SCALES.values()), strict=True)
+    rows = [(f"`{same[0][0]}`", *(plain(value) for _, value in same)) for same in sizes]
+    return _table(["size", *(f"{name}:" for name in SCALES)], rows[1:])  # the first is the name
+
+
+def deviations(_project: Project) -> str:
     """Every place where we depart from the paper or fill its silence."""
-    from graphnas_lib.paper import DEVIATIONS
-
-    rows = ["| | paper | here | why | measured effect |", "|---|---|---|---|---|"]
-    for item in DEVIATIONS:
-        cells = [item.id, item.paper, item.ours, item.why, item.effect or "not measured"]
-        rows.append("| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |")
-    return "\n".join(rows)
+    rows = [(item.id, item.paper, item.ours, item.why, item.effect or "not measured") for item in DEVIATIONS]
+    return _table(["", "paper", "here", "why", "measured effect"], rows)
 
 
-# ---- run times
+def tables(project: Project) -> str:
+    """Every committed table of results, folded, and links to the figures, notebook by notebook."""
+    parts = []
+    for scale, notebook in product(ARTIFACT_SCALES, _by_name(project)):
+        paths = [project.root / "data" / scale / "results" / f"{name}.md" for name in notebook.tables]
+        shown = [path for path in paths if path.is_file() and path.stem not in ("claims", "deviations")]
+        figures = [f"figures/{scale}/{name}.png" for name in notebook.figures]
+        links = [f"[{Path(name).stem}]({name})" for name in figures if (project.root / name).is_file()]
+        parts += [f"### {scale}: {notebook.number} {notebook.title}"] if shown or links else []
+        parts += [f"Figures: {', '.join(links)}."] if links else []
+        for path in shown:
+            text = path.read_text(encoding="utf-8").strip()
+            parts.append(f"<details><summary>{path.stem}</summary>\n\n{text}\n\n</details>")
+    return "\n\n".join(parts)
 
 
-def _runtimes(project: Project) -> Path:
-    return project.root / "notebooks" / "runtimes.json"
-
-
-def _runtimes_text(project: Project) -> str:
-    """Run times by scale and notebook: those committed, and over them those of this checkout's receipts."""
-    path = _runtimes(project)
-    known = json.loads(path.read_text()) if path.is_file() else {}
-    for scale in store.SCALE_NAMES:
-        for receipt in sorted(project.executed("x", scale).parent.glob("*.receipt.json")):
-            content = json.loads(receipt.read_text())
-            known.setdefault(scale, {})[content["notebook"]] = content["seconds"]
-    return json.dumps(known, indent=1, sort_keys=True) + "\n"
+BLOCKS = {  # file -> what makes its generated blocks, each named as its function
+    "README.md": (scoreboard,),
+    "REPORT.md": (scoreboard, claims, notebooks, costs, scales, deviations, tables),
+}
 
 
 # ---- outputs that the notebooks carry
@@ -178,7 +215,10 @@ def with_outputs(source: dict, executed: dict, scale: str, name: str) -> dict:
         raise ValueError(f"{name} states scale = {stated!r} and can carry only that scale's outputs; got {scale!r}.")
     for count, (cell, done) in enumerate(zip(own, run, strict=True), 1):
         cell["execution_count"] = count
-        cell["outputs"] = [_clean(output, count) for output in done["outputs"]]
+        cell["outputs"] = [{k: v for k, v in output.items() if k != "transient"} for output in done["outputs"]]
+        for output in cell["outputs"]:
+            if "execution_count" in output:
+                output["execution_count"] = count
         cell["metadata"] = {k: v for k, v in cell["metadata"].items() if k not in ("papermill", "execution")}
     source["metadata"] = {"kernelspec": dict(runner.KERNEL), "language_info": {"name": "python"}}
     return source
@@ -191,13 +231,6 @@ def parameters_of(notebook: dict) -> dict:
             nodes = [node for node in ast.parse(runner.source_of(cell)).body if isinstance(node, ast.Assign)]
             return {node.targets[0].id: ast.literal_eval(node.value) for node in nodes}
     return {}
-
-
-def _clean(output: dict, count: int) -> dict:
-    output = {key: value for key, value in output.items() if key != "transient"}
-    if "execution_count" in output:
-        output["execution_count"] = count
-    return output
 
 
 def _read(path: Path) -> dict:

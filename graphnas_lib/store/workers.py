@@ -9,8 +9,10 @@ import ctypes
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
 ON_CPU = 2
 ON_CUDA = 8
@@ -27,6 +29,8 @@ def single_threaded() -> Iterator[None]:
 
     joblib restarts a worker whose memory seems to grow, which costs more than the pages that are touched again.
     """
+    import torch
+
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
