@@ -98,7 +98,7 @@ class GVAE(nn.Module):
     @torch.no_grad()
     def decode_codes(self, latent: Tensor) -> CellCodes:
         """Raw decode of latents (n, m), neither checked nor pruned; ValueError when m differs."""
-        latent = torch.as_tensor(latent, dtype=torch.float32, device=self.device)
+        latent = torch.as_tensor(latent, dtype=self.latent_mean.dtype, device=self.device)
         if latent.dim() != 2 or latent.shape[1] != self.config.latent_dim:
             raise ValueError(f"latent must be (n, {self.config.latent_dim}); got {tuple(latent.shape)}.")
         starts = range(0, max(len(latent), 1), CELLS_A_PASS)

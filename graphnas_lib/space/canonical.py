@@ -42,7 +42,7 @@ def canonical(ops: np.ndarray, masks: np.ndarray) -> tuple[np.ndarray, np.ndarra
     return codes, lengths, numbers
 
 
-def live(masks: np.ndarray) -> np.ndarray:
+def live_nodes(masks: np.ndarray) -> np.ndarray:
     """Which operation nodes lie on a path from input to output: bool (n, 6) of predecessors (n, 8) uint8."""
     kept = np.array([_kept(graph) for graph in _graphs(masks)], np.int64)
     return (kept[:, None] >> np.arange(1, OUTPUT) & 1).astype(bool)
@@ -145,7 +145,7 @@ def _code(ops, graph):
     """Number of operation nodes, smallest description over all topological orders as one integer, and that order.
 
     Built left to right: among nodes whose predecessors are placed, those with the smallest entry continue; ties branch.
-    The entry of place p takes p + 6 bits, the output's seven.
+    The entry of place p takes p + 6 bits, five of them the operation's; the output's takes seven.
     """
     length, code, orders = 0, 0, [0]
     for n in range(1, OUTPUT):

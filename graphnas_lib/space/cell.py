@@ -16,7 +16,7 @@ from functools import cached_property
 import numpy as np
 import torch
 
-from graphnas_lib.space.canonical import INPUT, N_NODES, NONE, OP_NODES, OUTPUT, SHIFT, canonical, live
+from graphnas_lib.space.canonical import INPUT, N_NODES, NONE, OP_NODES, OUTPUT, SHIFT, canonical, live_nodes
 
 OP_TYPES = (
     "skip",
@@ -192,7 +192,7 @@ class Cell:
     @cached_property
     def live(self) -> tuple[int, ...]:
         """Operation nodes on some path from input to output."""
-        (on_path,) = live(predecessor_masks(self.adjacency[None]))
+        (on_path,) = live_nodes(predecessor_masks(self.adjacency[None]))
         return tuple((1 + np.flatnonzero(on_path)).tolist())
 
     @cached_property

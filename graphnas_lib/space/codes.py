@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from graphnas_lib.space.canonical import NONE, SHIFT, canonical, live
+from graphnas_lib.space.canonical import NONE, SHIFT, canonical, live_nodes
 from graphnas_lib.space.cell import (
     EDGES,
     KERNELS,
@@ -214,7 +214,7 @@ def decoded(codes: CellCodes) -> list[Decoded]:
     rows = torch.cat([kept, codes.operations, clean], dim=1).cpu()  # (n, 28 + 6 + 1)
     distinct, inverse = torch.unique(rows, dim=0, return_inverse=True)
     raw = CellCodes(distinct[:, : len(EDGES)], distinct[:, len(EDGES) : -1])
-    on_path = torch.from_numpy(live(predecessor_masks(_adjacency(raw.edges))))
+    on_path = torch.from_numpy(live_nodes(predecessor_masks(_adjacency(raw.edges))))
     tight = distinct[:, -1].bool() & (on_path == (raw.operations != UNUSED)).all(dim=1)
     found, lengths, _ = _canonical(raw)
     outcomes = []
