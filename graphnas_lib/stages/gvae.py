@@ -106,7 +106,7 @@ def make(stage: Stage) -> tuple[dict, dict]:
         tables["measures"].append(pd.DataFrame([measures(model, data, run.seed)]).assign(**told))
         tables["neighbours"].append(near.assign(**told))
         if run.seed == stage.seed:
-            files |= model.to_files(gvae.VARIANTS[run.kind])
+            files |= model.to_files(gvae.VARIANTS[run.kind], half=run.kind == "naive")
             x, y = embed(latent, run.seed).T
             tables["maps"].append(pd.DataFrame({**told, "x": x, "y": y, "family": family.numpy()}))
     cycle, facts = cycle_table(stage, models[runs[0]][0], data.families)
@@ -166,7 +166,9 @@ def measures(model: GVAE, data: Data, seed: int) -> dict:
         found |= {f"{name}_{share}": validity[share] for share in shares}
         found[f"{name}_valid_repaired"] = gvae.validity(model, latent, repair="loose_ends")["valid"]
     if model.regularised:
-        r2 = gvae.r_squared(model.predict_zc(model.encode(data.unseen)), data.unseen_zc)
+        from sklearn.metrics import r2_score
+
+        r2 = r2_score(data.unseen_zc, model.predict_zc(model.encode(data.unseen)), multioutput="raw_values")
         found |= {f"r2_{name}": value for name, value in zip(ZC_NAMES, r2, strict=True)}
     return found
 
