@@ -6,5 +6,3 @@
 from graphnas_lib.ccnf.flow import CCNF, CCNFConfig
 from graphnas_lib.ccnf.latents import PosteriorBatches, gaussian_baselines
 from graphnas_lib.ccnf.training import train
-
-__all__ = ["CCNF", "CCNFConfig", "PosteriorBatches", "gaussian_baselines", "train"]

@@ -19,25 +19,3 @@ from graphnas_lib.evolution.evaluation import ScoreError
 from graphnas_lib.evolution.history import SearchError, best_so_far, history_table
 from graphnas_lib.evolution.mutations import random_architecture, round_channels
 from graphnas_lib.evolution.search import Problem, SearchResult, evolve, random_search
-
-__all__ = [
-    "Problem",
-    "ScoreError",
-    "SearchError",
-    "SearchResult",
-    "best_so_far",
-    "budget",
-    "evolve",
-    "filled",
-    "flat_evo",
-    "flat_start",
-    "history_table",
-    "hl_evo",
-    "hl_start",
-    "max_strides",
-    "network_problem",
-    "random_architecture",
-    "random_evo",
-    "random_search",
-    "round_channels",
-]

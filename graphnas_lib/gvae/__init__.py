@@ -15,17 +15,3 @@ from graphnas_lib.gvae.roundtrip import (
     validity,
 )
 from graphnas_lib.gvae.training import train
-
-__all__ = [
-    "GVAE",
-    "GVAEConfig",
-    "VARIANTS",
-    "cluster_metrics",
-    "element_accuracy",
-    "embed",
-    "random_latents",
-    "reconstruction_rate",
-    "train",
-    "valid_draws",
-    "validity",
-]

@@ -8,5 +8,3 @@ from graphnas_lib.network.export import ExportError, to_code, to_onnx
 from graphnas_lib.network.fast.switch import accelerated
 from graphnas_lib.network.modules import Costs, Network, build, count
 from graphnas_lib.network.operations import layers
-
-__all__ = ["Costs", "ExportError", "Network", "accelerated", "build", "count", "layers", "to_code", "to_onnx"]

@@ -24,26 +24,3 @@ from graphnas_lib.paper.published import (
 )
 from graphnas_lib.paper.road import STAGES, Sizes, sizes
 from graphnas_lib.paper.scales import SCALES, Scale
-
-__all__ = [
-    "CAPTIONS",
-    "CLAIMS",
-    "DEVIATIONS",
-    "NATS_TAU",
-    "SCALES",
-    "STAGES",
-    "TABLES",
-    "TABLE_1",
-    "TABLE_2",
-    "TABLE_3",
-    "TABLE_4",
-    "TABLE_5",
-    "TABLE_6",
-    "Claim",
-    "Deviation",
-    "Printed",
-    "Row",
-    "Scale",
-    "Sizes",
-    "sizes",
-]

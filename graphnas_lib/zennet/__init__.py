@@ -2,5 +2,3 @@
 
 from graphnas_lib.zennet.blocks import INVERTED_KINDS, ZenNet
 from graphnas_lib.zennet.space import build, count, initial, mutate
-
-__all__ = ["INVERTED_KINDS", "ZenNet", "build", "count", "initial", "mutate"]
