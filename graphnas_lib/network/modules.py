@@ -220,9 +220,10 @@ def build(
 ) -> Network:
     """The network of an architecture, of PyTorch's own layers with their default initialisation.
 
-    A layer may be replaced, hooked, frozen, traced or exported as in any network of PyTorch's. On a CPU whose vectors
-    are wider than a cell (`pointwise` says when), train in PyTorch's default memory format: with
-    `torch.channels_last` and several threads, oneDNN gives wrong gradients for the cell's strided 1x1 convolutions.
+    A layer may be replaced, hooked, frozen, traced or exported as in any network of PyTorch's. On a CPU, train in
+    PyTorch's default memory format: in `torch.channels_last`, with several threads, oneDNN gives wrong gradients or
+    ends the process for strided 1x1 convolutions of fewer channels than the CPU's vectors hold (a cell of 8 channels
+    with AVX-512; `fast/pointwise.py` has the facts).
 
     Args:
         architecture: cells, widths, strides.
