@@ -1,13 +1,29 @@
 """Files, manifests and checkpoints: written whole or not at all, verified when read."""
 
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from functools import partial
+from pathlib import Path
 
 import pandas as pd
+import psutil
 import pytest
 import torch
 
 from graphnas_lib.runner import Project
-from graphnas_lib.store import Checkpoint, CorruptArtifactError, MissingArtifactError, artifacts
+from graphnas_lib.store import (
+    Checkpoint,
+    CorruptArtifactError,
+    Journal,
+    MissingArtifactError,
+    artifacts,
+    collect,
+    library,
+)
 
 
 @pytest.fixture
@@ -97,9 +113,31 @@ def test_data_at_hand(home, tmp_path, monkeypatch):
     assert artifacts.data_at_hand() == ("cifar10", "nb360")
 
 
-def test_library_files_are_the_import_closure():
-    names = {path.name for path in artifacts.library_files(["graphnas_lib.macro"])}
-    assert names == {"macro.py", "__init__.py", "cell.py", "canonical.py", "codes.py"}
+def test_library_files_are_those_that_define_what_is_used():
+    def told(*names, **options):
+        return {f"{path.parent.name}/{path.name}" for path in library.library_files(names, **options)}
+
+    assert told("graphnas_lib.macro") == {"graphnas_lib/macro.py", "space/cell.py", "space/canonical.py"}
+    assert told("graphnas_lib.store.sha256") == {"store/artifacts.py", "store/checkpoints.py"}  # and no other of store
+    assert "store/jobs.py" in told("graphnas_lib.store")  # a room is all of it
+    assert told("graphnas_lib.macro", without=["graphnas_lib.space"]) == {"graphnas_lib/macro.py"}
+    assert told("graphnas_lib.paper.STAGES") == {
+        *("paper/road.py", "paper/stages.toml", "paper/scales.py", "paper/scales.toml"),
+    }
+    before = library.library_hash(["graphnas_lib.macro"])
+    assert before == library.library_hash(["graphnas_lib.macro.Triple"]) != library.library_hash(["graphnas_lib.space"])
+
+
+def test_names_used_are_seen_across_pieces_of_code():
+    pieces = [
+        "from graphnas_lib import plots, space as s, stages",
+        "import graphnas_lib.gvae as g, torch",
+        "%bad syntax",
+        "stages.table1.load('lite'); s.Cell.from_nats; torch.nn",
+    ]
+    assert library.names_used(pieces) == {
+        *("graphnas_lib.plots", "graphnas_lib.space.Cell", "graphnas_lib.stages.table1", "graphnas_lib.gvae"),
+    }
 
 
 def test_checkpoint_round_trip_and_refusal(tmp_path):
@@ -127,6 +165,79 @@ def test_a_checkpoint_is_due_at_most_once_a_period(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+# ---- independent jobs
+
+
+def _value(i: int) -> dict:
+    return {"value": i, "nan": float("nan"), "third": 1 / 3}
+
+
+def _fail() -> dict:
+    raise RuntimeError("killed here")
+
+
+def test_finished_jobs_are_kept_at_once_and_not_run_again(tmp_path):
+    path, settings = tmp_path / "deep" / "rows.jsonl", {"seed": 0, "sizes": (1, 2)}
+    jobs = {"a": partial(_value, 1), "b": _fail, "c": partial(_value, 3)}
+    with pytest.raises(RuntimeError, match="killed here"):
+        collect(jobs, Journal(path, settings), workers=1)
+    kept = path.read_text()
+    assert len(kept.splitlines()) == 2  # the settings, and "a"
+    jobs = {"a": _fail, "c": partial(_value, 3), "b": partial(_value, 2)}
+    found = collect(jobs, Journal(path, settings), workers=1)
+    assert [row["value"] for row in found] == [1, 3, 2] and found[0]["third"] == 1 / 3
+    assert path.read_text().startswith(kept)
+    assert collect({"c": _fail}, Journal(path, settings), workers=1)[0]["value"] == 3
+
+
+def test_a_line_that_a_kill_cut_off_is_done_again(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    collect({"a": partial(_value, 1), "b": partial(_value, 2)}, Journal(path), workers=1)
+    path.write_text(path.read_text()[:-3])
+    assert list(Journal(path).results) == ["a"]
+    path.write_text('{"seed"')  # killed in its first line
+    assert Journal(path, {"seed": 1}).results == {} and Journal(path, {"seed": 1}).results == {}
+
+
+def test_results_of_other_settings_are_refused(tmp_path):
+    collect({"a": partial(_value, 1)}, Journal(tmp_path / "rows.jsonl", {"seed": 0, "n": 1}), workers=1)
+    with pytest.raises(ValueError, match=r"rows.jsonl differs: seed: 0 -> 1. Name another"):
+        Journal(tmp_path / "rows.jsonl", {"seed": 1, "n": 1})
+
+
+INTERRUPTED = """
+import os, sys, time
+from functools import partial
+from pathlib import Path
+from graphnas_lib.store import collect
+
+def job(folder):
+    Path(folder, str(os.getpid())).touch()
+    time.sleep(600)
+
+if __name__ == "__main__":
+    collect({str(i): partial(job, sys.argv[1]) for i in range(4)}, workers=2)
+"""
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals are POSIX")
+def test_ctrl_c_leaves_no_worker_running(tmp_path):
+    script, folder = tmp_path / "script.py", tmp_path / "pids"
+    script.write_text(INTERRUPTED)
+    folder.mkdir()
+    environment = os.environ | {"PYTHONPATH": str(Path(artifacts.__file__).parents[2])}
+    run = subprocess.Popen([sys.executable, script, folder], env=environment, stderr=subprocess.PIPE, text=True)
+    until = time.monotonic() + 120
+    while len(list(folder.iterdir())) < 2 and time.monotonic() < until:
+        time.sleep(0.1)
+    run.send_signal(signal.SIGINT)
+    assert "KeyboardInterrupt" in run.communicate(timeout=60)[1]
+    workers = [int(path.name) for path in folder.iterdir()]
+    while any(psutil.pid_exists(pid) for pid in workers) and time.monotonic() < until:
+        time.sleep(0.1)
+    assert len(workers) == 2 and not any(psutil.pid_exists(pid) for pid in workers)
+
+
 def test_pick_device():
     assert artifacts.pick_device("cpu").type == "cpu"
     assert artifacts.pick_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
@@ -137,12 +248,12 @@ def test_pick_device():
 
 def test_notebooks_open_at_lite_once_all_that_they_need_ships(home, tmp_path):
     (tmp_path / "notebooks").mkdir()
-    entries = ({"name": "01_a", "makes": ["gvae"]}, {"name": "02_b", "needs": ["gvae"], "makes": ["ccnf"]})
+    entries = ({"name": "01_a", "makes": ["one"]}, {"name": "02_b", "makes": ["two"]})
     (tmp_path / "notebooks" / "manifest.toml").write_text(
         "\n".join("[[notebook]]\n" + "\n".join(f"{k} = {v!r}" for k, v in {**e, "title": "t"}.items()) for e in entries)
     )
-    project = Project(tmp_path)
-    artifacts.save("gvae", {}, scale="lite", seed=0, seconds=0)
+    project = Project(tmp_path, road={"one": (), "two": ("one",)})
+    artifacts.save("one", {}, scale="lite", seed=0, seconds=0)
     assert [project.default_scale(chosen) for chosen in (["01"], ["02"], None)] == ["lite", "smoke", "smoke"]
-    artifacts.save("ccnf", {}, scale="lite", seed=0, seconds=0)
+    artifacts.save("two", {}, scale="lite", seed=0, seconds=0)
     assert project.default_scale() == "lite"

@@ -1,5 +1,6 @@
 """Cells as tables, and the labelling loop: parallel, resumable, failures counted."""
 
+import json
 import math
 import os
 import signal
@@ -25,7 +26,7 @@ from graphnas_lib.store import artifacts, single_threaded
 OPS = ("conv_3", "conv_1", "sep_conv_3", "mbconv2_1", "bconv0.5_1", "dil_conv_3", "mbconv2_3")
 CELLS = [Cell.from_edges([(0, 1), (1, 7)], [op, *[None] * 5]) for op in OPS]
 NO_PATH = Cell.from_edges([(0, 1)], ["conv_1", None, None, None, None, None])
-SMALL = {"seed": 0, "width": 8, "repeats": 1, "shard_size": 3, "workers": 1, "progress": False}
+SMALL = {"seed": 0, "width": 8, "repeats": 1, "workers": 1, "progress": False}
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +37,7 @@ def batch():
 
 @pytest.fixture(scope="module")
 def labelled(batch, tmp_path_factory):
-    return corpus.label(CELLS, *batch, out=tmp_path_factory.mktemp("whole"), **SMALL)
+    return corpus.label(CELLS, *batch, out=tmp_path_factory.mktemp("whole") / "labels.jsonl", **SMALL)
 
 
 def test_cells_survive_the_table(tmp_path):
@@ -60,47 +61,50 @@ def test_labels_are_the_zc_vectors(labelled, batch):
         assert torch.equal(z[4], proxies.zc_vector(CELLS[4], *batch, seed=0, width=8, repeats=1))
 
 
-def test_labelling_goes_on_from_its_shards(labelled, batch, tmp_path):
-    corpus.label(CELLS[:4], *batch, out=tmp_path, **SMALL)  # one full shard, one of a single cell
-    shards = sorted(path.name for path in tmp_path.glob("shard-*"))
-    assert shards == ["shard-0000000.parquet", "shard-0000003.parquet"]
-    first = tmp_path / shards[0]
-    marked = artifacts.read(first).assign(naswot=-1.0)  # shows that the shard is read and not computed again
-    artifacts.write(first, marked)
-    resumed = corpus.label(CELLS, *batch, out=tmp_path, **SMALL)
+def test_labelling_goes_on_from_what_it_finds(labelled, batch, tmp_path):
+    out = tmp_path / "labels.jsonl"
+    corpus.label(CELLS[:4], *batch, out=out, **SMALL)
+    header, *lines = out.read_text().splitlines(keepends=True)
+    assert len(lines) == 4
+    for i in range(3):  # shows that these are read and not computed again
+        name, label = json.loads(lines[i])
+        lines[i] = json.dumps([name, label | {"naswot": -1.0}]) + "\n"
+    out.write_text("".join([header, *lines]))
+    resumed = corpus.label(CELLS, *batch, out=out, **SMALL)
     assert (resumed["naswot"][:3] == -1.0).all()
     pd.testing.assert_frame_equal(resumed[3:], labelled[3:])
-    pd.testing.assert_frame_equal(corpus.label(CELLS[:2], *batch, out=tmp_path, **SMALL), resumed[:2])
+    pd.testing.assert_frame_equal(corpus.label(CELLS[:2], *batch, out=out, **SMALL), resumed[:2])
+    twice = corpus.label([CELLS[6], CELLS[5], CELLS[6]], *batch, out=out, **SMALL)  # any cells, in any order
+    pd.testing.assert_frame_equal(twice, resumed.iloc[[6, 5, 6]].reset_index(drop=True))
 
 
-def test_shards_of_other_settings_or_cells_are_refused(batch, tmp_path):
-    corpus.label(CELLS[:2], *batch, out=tmp_path, **SMALL)
+def test_labels_of_other_settings_are_refused(batch, tmp_path):
+    out = tmp_path / "labels.jsonl"
+    corpus.label(CELLS[:2], *batch, out=out, **SMALL)
     with pytest.raises(ValueError, match="seed: 0 -> 1"):
-        corpus.label(CELLS[:2], *batch, out=tmp_path, **{**SMALL, "seed": 1})
+        corpus.label(CELLS[:2], *batch, out=out, **{**SMALL, "seed": 1})
     with pytest.raises(ValueError, match="batch: "):
-        corpus.label(CELLS[:2], batch[0] + 1, batch[1], out=tmp_path, **SMALL)
-    with pytest.raises(ValueError, match="must hold the cells asked for"):
-        corpus.label(CELLS[1:3], *batch, out=tmp_path, **SMALL)
+        corpus.label(CELLS[:2], batch[0] + 1, batch[1], out=out, **SMALL)
 
 
 def test_failures_are_counted_and_never_scored(batch, tmp_path):
     with pytest.warns(UserWarning, match="1 of 3 cells could not be scored.*InvalidCellError"):
-        table = corpus.label([CELLS[0], NO_PATH, CELLS[1]], *batch, out=tmp_path / "a", **SMALL)
+        table = corpus.label([CELLS[0], NO_PATH, CELLS[1]], *batch, out=tmp_path / "a.jsonl", **SMALL)
     assert table["error"].tolist()[::2] == ["", ""] and all(math.isnan(v) for v in corpus.zc_matrix(table)[1])
     assert len(corpus.labelled_only(table)) == 2
     images = torch.full_like(batch[0], float("nan"))
     with pytest.warns(UserWarning, match="2 of 2 cells .*ProxyError"):
-        corpus.label(CELLS[:2], images, batch[1], out=tmp_path / "b", **SMALL)
+        corpus.label(CELLS[:2], images, batch[1], out=tmp_path / "b.jsonl", **SMALL)
 
 
 def test_two_processes_give_the_same_labels(labelled, batch, tmp_path):
-    found = corpus.label(CELLS, *batch, out=tmp_path, **{**SMALL, "workers": 2})
+    found = corpus.label(CELLS, *batch, out=tmp_path / "labels.jsonl", **{**SMALL, "workers": 2})
     pd.testing.assert_frame_equal(found, labelled, check_exact=True)  # one thread a cell: bit for bit
 
 
 # ---- labelling that is killed
 
-FORTY = {"seed": 0, "width": 8, "repeats": 1, "shard_size": 4, "workers": 2, "progress": False}
+FORTY = {"seed": 0, "width": 8, "repeats": 1, "workers": 2, "progress": False}
 SCRIPT = """
 import sys
 import torch
@@ -109,7 +113,7 @@ from graphnas_lib.space import sample_cells
 
 g = torch.Generator().manual_seed(0)
 batch = torch.randn(6, 3, 8, 8, generator=g), torch.randint(10, (6,), generator=g)
-options = {"seed": 0, "width": 8, "repeats": 1, "shard_size": 4, "progress": False}
+options = {"seed": 0, "width": 8, "repeats": 1, "progress": False}
 corpus.label(sample_cells(40, seed=9), *batch, out=sys.argv[1], **options)
 """  # the labelling of `forty`, in two processes of its own
 
@@ -118,67 +122,83 @@ corpus.label(sample_cells(40, seed=9), *batch, out=sys.argv[1], **options)
 def forty(batch, tmp_path_factory):
     """Forty cells and their labels of a run that nobody stopped."""
     cells = sample_cells(40, seed=9)
-    return cells, corpus.label(cells, *batch, out=tmp_path_factory.mktemp("forty"), **{**FORTY, "workers": 1})
+    return cells, corpus.label(
+        cells, *batch, out=tmp_path_factory.mktemp("forty") / "labels.jsonl", **{**FORTY, "workers": 1}
+    )
 
 
-def shards(folder: Path) -> dict[str, tuple[int, int]]:
-    """Inode and time of each finished shard: a shard that is written again changes both."""
-    return {path.name: (path.stat().st_ino, path.stat().st_mtime_ns) for path in folder.glob("shard-*")}
+def finished(out: Path) -> list[str]:
+    """The whole lines of finished cells."""
+    return (
+        [line for line in out.read_text().splitlines(keepends=True)[1:] if line.endswith("\n")] if out.exists() else []
+    )
 
 
-def spied(monkeypatch, folder: Path, kill_at: str = ""):
-    """Note every cell that any process labels; the first process that is to label the cell `kill_at` dies instead.
+def spied(monkeypatch, folder: Path, kill_at: str = "", times: int = 1):
+    """Note every cell that any process labels; the first `times` that are to label the cell `kill_at` die instead.
 
     The spy is a local function: it goes to other processes by value.
     """
-    original, log, fired = corpus._label_task, folder / "log", folder / "fired"
+    original, log, fired = corpus._label, folder / "log", folder / "fired"
 
-    def spy(cells, *rest):
-        if kill_at in [cell.key() for cell in cells] and not fired.exists():
-            fired.touch()
+    def spy(cell, *rest):
+        if cell.key() == kill_at and (fired.stat().st_size if fired.exists() else 0) < times:
+            with fired.open("a") as file:
+                file.write("x")
             os.kill(os.getpid(), signal.SIGKILL)
-        rows = original(cells, *rest)
+        row = original(cell, *rest)
         with log.open("a") as file:
-            file.write("".join(f"{cell.key()}\n" for cell in cells))
-        return rows
+            file.write(f"{cell.key()}\n")
+        return row
 
-    monkeypatch.setattr(corpus, "_label_task", spy)
+    monkeypatch.setattr(corpus, "_label", spy)
     return lambda: Counter(log.read_text().split())
 
 
 @pytest.mark.skipif(os.name != "posix", reason="kill -9 and process groups are POSIX")
 def test_labelling_goes_on_after_kill_9_and_labels_no_finished_cell_twice(forty, batch, tmp_path, monkeypatch):
     cells, whole = forty
-    out = tmp_path / "out"
+    out = tmp_path / "labels.jsonl"
     run = subprocess.Popen([sys.executable, "-c", SCRIPT, str(out)], start_new_session=True)
     try:
-        while len(shards(out)) < 3:
+        while len(finished(out)) < 6:
             assert run.poll() is None, "the labelling must not end before it is killed"
             time.sleep(0.005)
     finally:
         os.killpg(run.pid, signal.SIGKILL)  # the workers too
         assert run.wait() == -signal.SIGKILL
-    kept = shards(out)
-    assert 3 <= len(kept) < 10
+    kept = finished(out)
+    assert 6 <= len(kept) < 40
     labelled = spied(monkeypatch, tmp_path)
     pd.testing.assert_frame_equal(corpus.label(cells, *batch, out=out, **FORTY), whole, check_exact=True)
-    assert {name: shards(out)[name] for name in kept} == kept
-    finished = {cell.key() for name in kept for cell in cells[int(name[6:13]) :][:4]}
-    assert labelled() == Counter({cell.key() for cell in cells} - finished)  # each of the others once
+    assert finished(out)[: len(kept)] == kept and len(finished(out)) == 40
+    assert labelled().total() == 40 - len(kept) and set(labelled().values()) == {1}  # each of the others once
 
 
 @pytest.mark.skipif(os.name != "posix", reason="kill -9 is POSIX")
-def test_a_worker_killed_alone_ends_in_what_to_do(forty, batch, tmp_path, monkeypatch):
+def test_a_worker_killed_alone_is_replaced(forty, batch, tmp_path, monkeypatch):
     cells, whole = forty
-    out, other = tmp_path / "out", {**FORTY, "workers": 2}
+    out = tmp_path / "labels.jsonl"
     labelled = spied(monkeypatch, tmp_path, kill_at=cells[30].key())
-    with pytest.raises(RuntimeError, match=r"process was killed, .*; \d+ of 40 cells .*Run the same command again"):
-        corpus.label(cells, *batch, out=out, **other)
-    kept, before = shards(out), labelled()
-    assert len(kept) >= 3
-    pd.testing.assert_frame_equal(corpus.label(cells, *batch, out=out, **other), whole, check_exact=True)
-    assert {name: shards(out)[name] for name in kept} == kept
-    assert (labelled() - before).total() == 40 - 4 * len(kept)
+    pd.testing.assert_frame_equal(corpus.label(cells, *batch, out=out, **FORTY), whole, check_exact=True)
+    assert (tmp_path / "fired").exists() and len(finished(out)) == 40  # each kept once
+    assert set(labelled()) == {cell.key() for cell in cells}
+
+
+@pytest.mark.skipif(os.name != "posix", reason="kill -9 is POSIX")
+def test_a_worker_that_is_killed_again_and_again_ends_in_what_to_do(forty, batch, tmp_path, monkeypatch):
+    cells, whole = forty
+    out = tmp_path / "labels.jsonl"
+    labelled = spied(monkeypatch, tmp_path, kill_at=cells[30].key(), times=3)
+    with pytest.raises(
+        RuntimeError, match=r"process was killed, .* 3 times; \d+ of 40 cells .*Run the same command again"
+    ):
+        corpus.label(cells, *batch, out=out, **FORTY)
+    kept, before = finished(out), labelled()
+    assert len(kept) >= 12
+    pd.testing.assert_frame_equal(corpus.label(cells, *batch, out=out, **FORTY), whole, check_exact=True)
+    assert finished(out)[: len(kept)] == kept
+    assert (labelled() - before).total() == 40 - len(kept)
 
 
 # ---- labelling on a cluster
@@ -197,7 +217,7 @@ def test_a_dask_cluster_gives_the_same_labels_although_a_worker_is_killed(cluste
     cells, whole = forty
     labelled = spied(monkeypatch, tmp_path, kill_at=cells[18].key())
     before = {worker.pid for worker in cluster.workers.values()}
-    found = corpus.label(cells, *batch, out=tmp_path / "out", dask=cluster.scheduler_address, **FORTY)
+    found = corpus.label(cells, *batch, out=tmp_path / "labels.jsonl", dask=cluster.scheduler_address, **FORTY)
     assert (tmp_path / "fired").exists() and before != {worker.pid for worker in cluster.workers.values()}
     pd.testing.assert_frame_equal(found, whole, check_exact=True)
     assert set(labelled()) == {cell.key() for cell in cells}
@@ -209,10 +229,10 @@ def test_a_cluster_that_gives_a_task_up_ends_in_what_to_do(forty, batch, tmp_pat
     import dask
 
     cells, whole = forty
-    spied(monkeypatch, tmp_path, kill_at=cells[18].key())
+    spied(monkeypatch, tmp_path, kill_at=cells[18].key(), times=3)
     local = {"n_workers": 2, "threads_per_worker": 1, "dashboard_address": None}
     with dask.config.set({"distributed.scheduler.allowed-failures": 0}), distributed.LocalCluster(**local) as cluster:
-        options = {"out": tmp_path / "out", "dask": cluster.scheduler_address, **FORTY}
+        options = {"out": tmp_path / "labels.jsonl", "dask": cluster.scheduler_address, **FORTY}
         with pytest.raises(RuntimeError, match="process was killed.*Run the same command again"):
             corpus.label(cells, *batch, **options)
         pd.testing.assert_frame_equal(corpus.label(cells, *batch, **options), whole, check_exact=True)

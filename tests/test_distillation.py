@@ -9,7 +9,7 @@ from torch import nn
 
 from graphnas_lib import datasets, training, zennet
 from graphnas_lib.training import RECIPES, augment, load_teacher, recipes, sgd
-from graphnas_lib.training.distillation import NEAR_ZERO, Distilled
+from graphnas_lib.training.distillation import PROJECTION_STD, Distilled
 from graphnas_lib.training.recipes import Recipe
 from graphnas_lib.zennet import ZenNet
 
@@ -53,7 +53,7 @@ def test_terms_by_hand():
         expected = expected + torch.where(difference < 1, 0.5 * difference**2, difference - 0.5).mean()
     torch.testing.assert_close(both.extra, expected)
     assert both.projections[0].weight.shape == (6, 4, 1, 1) and both.projections[1].weight.shape == (12, 8, 1, 1)
-    assert both.projections[1].weight.std().item() == pytest.approx(NEAR_ZERO, rel=0.3)
+    assert both.projections[1].weight.std().item() == pytest.approx(PROJECTION_STD, rel=0.3)
 
 
 def test_teacher_is_frozen_in_eval_mode_and_no_part_of_the_state():

@@ -6,13 +6,14 @@ import random
 import re
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
 
 from graphnas_lib.cli import main
 from graphnas_lib.design import Design
-from graphnas_lib.macro import CHANNELS, Architecture, HLArchitecture, HLTriple, Triple
+from graphnas_lib.macro import CHANNELS, Architecture, Triple
 from graphnas_lib.network import build, count, export
 from graphnas_lib.space import OPERATIONS, Cell, sample_cells
 
@@ -155,8 +156,8 @@ def test_onnx_says_what_is_missing(tmp_path, monkeypatch):
 def designed(seed: int = 0) -> Design:
     """A design of random parts."""
     made = architecture(seed)
-    hl = HLArchitecture(tuple(HLTriple(0, t.channels, t.stride) for t in made.triples), made.head_channels, 1)
-    return Design(architecture=made, hl=hl, **vars(count(made)), tcet=1.5, batch="two images")
+    made = replace(made, triples=tuple(replace(t, family=0) for t in made.triples))
+    return Design(architecture=made, **vars(count(made)), tcet=1.5, batch="two images")
 
 
 @pytest.mark.parametrize("suffix", ["json", "py", "png", "pdf", "svg"])
@@ -186,7 +187,7 @@ def damage(change) -> str:
         (damage(lambda d: d.update(input_shape=[3, 32, "a"])), "input_shape must be"),
         (damage(lambda d: d.update(classes="ten")), "classes must be"),
         (damage(lambda d: d.update(tcet="high")), "'tcet' must be a float"),
-        (damage(lambda d: d["hl"]["triples"].pop()), "'hl' must have the channels and strides"),
+        (damage(lambda d: d.update(hl={"triples": [[0, 8, 1]]})), "'hl' must have the channels and strides"),
     ],
 )
 def test_damaged_designs_are_refused_with_place_and_reason(tmp_path, text, said):

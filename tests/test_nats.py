@@ -1,5 +1,6 @@
 """NATS-Bench's space against its published facts; tau and its interval against scipy; what cannot be scored."""
 
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -18,7 +19,6 @@ from graphnas_lib.proxies import measures as proxies
 from graphnas_lib.runner import Project
 from graphnas_lib.runner.manifest import Notebook, freshness
 from graphnas_lib.space import NATS_REFERENCE, Cell, InvalidCellError, nats_operations
-from graphnas_lib.stages import views
 from graphnas_lib.store import artifacts
 
 ALL_3X3 = nats.string(("nor_conv_3x3",) * 6)
@@ -173,24 +173,25 @@ def test_disconnected_never_reaches_a_proxy_and_failures_keep_their_reason(batch
     assert "NaN or infinity" in broken["error"] and np.isnan(broken["snip"])
 
 
-def test_scores_go_on_from_their_shards(batch, tmp_path, monkeypatch):
-    monkeypatch.setattr(validation, "SHARD", 2)
+def test_scores_go_on_from_what_they_find(batch, tmp_path):
     architectures = [SKIP_ONLY, DEAD_END, "|none~0|+|none~0|none~1|+|nor_conv_1x1~0|none~1|none~2|"]
-    options = {"seed": 0, "out": tmp_path, "workers": 1, "progress": False}
+    out = tmp_path / "scores.jsonl"
+    options = {"seed": 0, "out": out, "workers": 1, "progress": False}
     first = validation.score_all(architectures, *batch, **options)
     assert first["arch"].tolist() == [text for text in architectures for _ in nats.SKELETONS]
     assert first["skeleton"].tolist() == list(nats.SKELETONS) * 3
     assert first["error"].tolist() == ["", "", *[validation.DISCONNECTED] * 2, "", ""]
-    shards = sorted(tmp_path.iterdir())
-    assert len(shards) == 2
-    altered = artifacts.read(shards[0]).assign(snip=-7.0)
-    artifacts.write(shards[0], altered)
+    header, *lines = out.read_text().splitlines(keepends=True)
+    altered = [json.dumps([name, row | {"snip": -7.0}]) + "\n" for name, row in map(json.loads, lines[:2])]
+    out.write_text("".join([header, *altered, *lines[2:]]))
     again = validation.score_all(architectures, *batch, **options)
-    assert (again["snip"] == -7.0).sum() == len(altered)  # taken from the shard, not computed
-    shards[0].unlink()
+    assert (again["snip"] == -7.0).sum() == 2  # found there, not computed
+    out.write_text("".join([header, *lines[2:]]))
     pd.testing.assert_frame_equal(validation.score_all(architectures, *batch, **options), first)
-    other = validation.score_all(architectures[:2], *batch, **(options | {"seed": 1}))
-    assert other["snip"].iloc[0] != first["snip"].iloc[0]  # shards of another seed are not taken
+    with pytest.raises(ValueError, match="scores.jsonl differs: seed: 0 -> 1"):  # of another seed nothing is taken
+        validation.score_all(architectures[:2], *batch, **(options | {"seed": 1}))
+    other = validation.score_all(architectures[:2], *batch, **(options | {"seed": 1, "out": tmp_path / "other.jsonl"}))
+    assert other["snip"].iloc[0] != first["snip"].iloc[0]
     with pytest.raises(ValueError, match="two batches of one size.*got 7"):
         validation.score_all(architectures, batch[0][:7], batch[1][:7], **options)
 
@@ -200,7 +201,7 @@ def test_scores_go_on_from_their_shards(batch, tmp_path, monkeypatch):
 
 def test_tau_by_hand():
     assert validation.kendall_tau([1, 2, 3, 4], [1, 3, 2, 4], resamples=0)[0] == pytest.approx(4 / 6)
-    assert validation.kendall_tau([1, 2, 3], [30, 20, 10], resamples=9)[:3] == (-1, -1, -1)
+    assert validation.kendall_tau([1, 2, 3], [30, 20, 10], resamples=9) == pytest.approx((-1, -1, -1), abs=1e-12)
     assert np.isnan(validation.kendall_tau([1, 1, 1], [1, 2, 3], resamples=3)).all()
     low, high = validation.kendall_tau([-np.inf, -np.inf, 0, 5], [1, 2, 3, 4], resamples=0)[:2]
     assert low == pytest.approx(5 / np.sqrt(5 * 6)) and np.isnan(high)
@@ -236,7 +237,7 @@ def test_disconnected_ranks_lowest_and_failures_are_counted_but_not_ranked():
     accuracies.iloc[1] = -5.0  # the failed one would spoil a perfect order
     table = validation.tau_table(scores, accuracies, resamples=50)
     assert tuple(table.columns) == validation.TAU_COLUMNS and len(table) == 28
-    assert (table["tau"] == 1).all() and (table["low"] == 1).all()
+    assert (table["tau"] == 1).all() and table["low"].to_numpy() == pytest.approx(1, abs=1e-12)
     assert table[["n", "disconnected", "failed"]].drop_duplicates().values.tolist() == [[39, 1, 1]]
     accuracies.iloc[0] = 100.0  # now the disconnected one is out of order
     spoiled = validation.tau_table(scores, accuracies, resamples=50)["tau"]
@@ -304,25 +305,26 @@ def home(tmp_path, monkeypatch):
 def test_stage_saves_scores_without_accuracies(home, monkeypatch):
     write_accuracies(home / "data", nats.sample(2, seed=0), [10.0, 20.0])
     monkeypatch.setattr(validation, "SHARD", 5)  # one task: no second process
-    table = views.validation_table("smoke", seed=0, device="cpu")
+    monkeypatch.setattr(validation, "RESAMPLES", 20)
+    table = stages.validation_table("smoke", seed=0, device="cpu")
     scores = artifacts.load("validation", "validation_scores.parquet", "smoke")
     assert list(scores.columns) == ["arch", "skeleton", *validation.SCORES, "error"] and len(scores) == 4
     assert table["n"].unique().tolist() == [2] and table["tau"].between(-1, 1).all()
     manifest = stages.produce("validation", "smoke", device="cpu", progress=False)
     assert manifest["config"]["networks"] == 2 and "digits" in manifest["config"]["data"].lower()
     assert not list((home / "data/smoke/checkpoints").glob("validation-*"))
-    assert len(report.plot_intervals(**views.tau_figure(table)).axes) == 1
+    assert len(report.plot_intervals(**stages.validation.intervals(table)).axes) == 1
 
 
 @pytest.mark.parametrize(
     ("scale", "why"), [("smoke", "NATS-Bench accuracies need"), ("lite", "run validation --scale")]
 )
 def test_without_data_or_artifact_rows_read_not_run(home, scale, why):
-    table = views.validation_table(scale, seed=0, device="cpu")
+    table = stages.validation_table(scale, seed=0, device="cpu")
     assert len(table) == 28 and tuple(table.columns) == validation.TAU_COLUMNS
     assert table["tau"].str.fullmatch(r"not run \(.*\)").all() and table["tau"].str.contains(why).all()
     assert table.loc[table["proxy"] == "zico", "ZiCo paper"].tolist() == [0.61, 0.61]
-    report.plot_intervals(**views.tau_figure(table))
+    report.plot_intervals(**stages.validation.intervals(table))
     with pytest.raises(FileNotFoundError):
         stages.produce("validation", scale, device="cpu", progress=False)
 

@@ -37,7 +37,6 @@ makes = ["one"]
 [[notebook]]
 name = "02_second"
 title = "reads one, makes two"
-needs = ["one"]
 makes = ["two"]
 
 [[notebook]]
@@ -48,9 +47,9 @@ makes = ["three"]
 [[notebook]]
 name = "00_last"
 title = "reads all"
-needs = ["two", "three"]
 makes = ["four"]
 """
+ROAD = {"one": (), "two": ("one",), "three": (), "four": ("two", "three")}  # stage -> stages that it reads
 MAKES = {"01_first": ("alpha", "one"), "02_second": ("beta", "two"), "03_apart": ("alpha", "three")}
 MAKES["00_last"] = ("beta", "four")
 
@@ -73,17 +72,17 @@ def save(path: Path, content: dict) -> Path:
 
 
 def toy_library(root: Path):
-    """Stands in for `artifacts.library_files`: module toylib.x is root/toylib/x.py, and imports nothing."""
+    """Stands in for `store.library_files`: toylib.x.make is defined in root/toylib/x.py, which imports nothing."""
 
-    def files(modules: list[str]) -> list[Path]:
-        named = {root / "toylib" / f"{module.split('.')[1]}.py" for module in modules if "." in module}
+    def files(names: set[str]) -> list[Path]:
+        named = {root / "toylib" / f"{name.split('.')[1]}.py" for name in names}
         return sorted(path for path in named if path.is_file())
 
     return files
 
 
 def toy_project(root: Path) -> Project:
-    return Project(root, package="toylib", library_files=toy_library(root), package_parent=root)
+    return Project(root, package="toylib", library_files=toy_library(root), package_parent=root, road=ROAD)
 
 
 @pytest.fixture
@@ -276,7 +275,7 @@ def stopped(chain: Project, number: int) -> tuple[int, str]:
     waits = f"import time\nif not open({str(reached)!r}, 'a').tell(): time.sleep(60)"
     save(chain.source("02_second"), notebook("from toylib.beta import make", waits, 'make("two", scale)'))
     script = KILLED.format(tests=str(Path(__file__).parent), root=str(chain.root))
-    environment = os.environ | {"PYTHONPATH": str(Path(reproduce.__file__).parents[1])}
+    environment = os.environ | {"PYTHONPATH": str(Path(reproduce.__file__).parents[2])}
     process = subprocess.Popen([sys.executable, "-c", script], env=environment, stdout=subprocess.PIPE, text=True)
     until = time.monotonic() + 60
     while not reached.exists() and time.monotonic() < until:
@@ -301,7 +300,7 @@ def test_killed_run_goes_on_where_it_was(chain, number):
 def test_unreadable_state_is_told(chain):
     chain.state("smoke").parent.mkdir(parents=True)
     chain.state("smoke").write_text("{half")
-    with pytest.raises(ValueError, match="Delete data/smoke/.doit.json"):
+    with pytest.raises(ValueError, match="Delete data/smoke/.notebooks.json"):
         run(chain)
 
 
@@ -322,13 +321,42 @@ def test_manifest_refusals(tmp_path):
     path = tmp_path / "manifest.toml"
     path.write_text('[[notebook]]\nname = "01_a"\ntitle = "A"\nfigurs = ["x"]\n')
     with pytest.raises(ManifestError, match="figurs"):
-        manifest.read_manifest(path)
+        manifest.read_manifest(path, ROAD)
     entry = '[[notebook]]\nname = "{}"\ntitle = "A"\nfigures = ["fig2a"]\n'
     path.write_text(entry.format("01_a") + entry.format("02_b"))
     with pytest.raises(ManifestError, match="fig2a has several"):
-        manifest.read_manifest(path)
+        manifest.read_manifest(path, ROAD)
     with pytest.raises(FileNotFoundError, match="manifest.toml"):
-        manifest.read_manifest(tmp_path / "none.toml")
+        manifest.read_manifest(tmp_path / "none.toml", ROAD)
+
+
+@pytest.mark.parametrize(
+    ("lines", "said"),
+    [
+        ('needs = ["one"]', "some of .*reads.*; got .*needs"),  # derived, never declared
+        ('makes = ["five"]', "01_a names no stages: five"),
+        ('makes = ["two"]\nreads = ["one"]', "01_a makes or needs one anyway"),
+        ('makes = ["two"]\nreads = ["two"]', "01_a makes or needs two anyway"),
+    ],
+)
+def test_manifest_says_nothing_twice(tmp_path, lines, said):
+    path = tmp_path / "manifest.toml"
+    path.write_text(f'[[notebook]]\nname = "01_a"\ntitle = "A"\n{lines}\n')
+    with pytest.raises(ManifestError, match=said):
+        manifest.read_manifest(path, ROAD)
+
+
+def test_inputs_follow_from_what_is_made_and_shown(chain):
+    path = chain.root / "notebooks" / "manifest.toml"
+    path.write_text(CHAIN + '[[notebook]]\nname = "04_shows"\ntitle = "shows"\nreads = ["four", "one"]\n')
+    needs = {notebook.name: notebook.needs for notebook in chain.notebooks()}
+    assert needs == {
+        "01_first": (),
+        "02_second": ("one",),
+        "03_apart": (),
+        "00_last": ("two", "three"),  # in the order of the road
+        "04_shows": ("one", "four"),
+    }
 
 
 def test_unknown_notebook_and_scale_are_refused(chain):
@@ -336,12 +364,6 @@ def test_unknown_notebook_and_scale_are_refused(chain):
         run(chain, notebooks=["07"])
     with pytest.raises(ValueError, match="scale must be one of"):
         run(chain, scale="huge")
-
-
-def test_imported_modules_are_seen():
-    sources = ["from graphnas_lib import plots, space", "import graphnas_lib.gvae as g, torch", "%bad syntax"]
-    names = manifest.imported(sources, "graphnas_lib")
-    assert {"graphnas_lib.plots", "graphnas_lib.space", "graphnas_lib.gvae"} < set(names) and "torch" not in names
 
 
 def test_missing_notebook_is_told_before_anything_runs(chain):

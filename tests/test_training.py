@@ -83,7 +83,7 @@ def test_every_recipe_makes_a_step_at_its_learning_rate(name, digits):
         data = replace(data, mirror=False)
     sgd.initialise(model, recipe, seed=0)
     before = model[9].weight.detach().clone()
-    draw = training._image_draw(data, recipe, torch.device("cpu"), data.mean, data.std)
+    draw = training.image_draw(data, recipe, torch.device("cpu"), data.mean, data.std)
     once = replace(recipe, epochs=1, warmup=0.25)
     state = sgd.fit(model, once, 8, draw, seed=0, device=torch.device("cpu"))
     assert seen[0].shape == (8, 3, 16, 16) and seen[0].dtype == torch.float32 and torch.isfinite(seen[0]).all()
@@ -172,7 +172,7 @@ def test_each_operation_is_pillows(name):
     Shears interpolate: Pillow's bicubic kernel is another one, so they are compared on smooth images, borders apart.
     """
     level = torch.tensor([1 / 9, 4 / 9, 7 / 9, 1.0, 2 / 9, 5 / 9])
-    level = level * torch.tensor([1, -1, 1, -1, 1, -1]) if name in augment._SIGNED else level
+    level = level * torch.tensor([1, -1, 1, -1, 1, -1]) if name in augment.SIGNED else level
     for images in (SMOOTH,) if name.startswith("shear") else (PIXELS, SMOOTH):
         found = augment.apply(name, images, level)
         for image, value, ours in zip(images, level.tolist(), found):
@@ -218,9 +218,7 @@ def test_the_crop_keeps_its_share_of_the_image_at_any_resolution(digits):
     for side, reach in ((32, 4), (16, 2), (8, 1)):
         white = torch.full((300, 3, side, side), 255, dtype=torch.uint8)
         data = replace(digits, train_images=white, train_labels=torch.zeros(300, dtype=torch.long), mean=(0.0,) * 3)
-        images, _ = training._image_draw(data, recipe, torch.device("cpu"), (0.0,) * 3, (1.0,) * 3)(
-            torch.arange(300), 0
-        )
+        images, _ = training.image_draw(data, recipe, torch.device("cpu"), (0.0,) * 3, (1.0,) * 3)(torch.arange(300), 0)
         assert (images[:, 0].amax(2) == 0).sum(1).max() == reach
 
 
@@ -240,7 +238,7 @@ def test_random_erasing_zeroes_one_rectangle_of_the_right_size():
 def test_mixup_mixes_images_and_loss_by_the_same_share(digits):
     recipe = replace(TINY, mixup=0.5, crop_padding=0, label_smoothing=0.1)
     data = digits.subset(16, 4)
-    draw = training._image_draw(data, recipe, torch.device("cpu"), data.mean, data.std)
+    draw = training.image_draw(data, recipe, torch.device("cpu"), data.mean, data.std)
     index, step_seed = torch.arange(16), 3
     images, loss_of = draw(index, step_seed)
     share = np.random.default_rng(step_seed).beta(0.5, 0.5)
@@ -510,7 +508,7 @@ def test_a_task_that_diverges_has_no_value():
 def test_cuda_trains_the_same_batches_and_learns(digits):
     recipe = RECIPES["quick"]
     draws = [
-        training._image_draw(
+        training.image_draw(
             digits.to(d), replace(recipe, autoaugment="cifar"), torch.device(d), digits.mean, digits.std
         )
         for d in ("cpu", "cuda")

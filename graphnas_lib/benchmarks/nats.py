@@ -2,7 +2,7 @@
 
 A cell is a graph of four nodes; each of its six edges carries one of five operations, and a node is the sum of what
 arrives. `NatsNetwork` is the network that the benchmark trained (Dong & Yang 2020; Dong et al. 2021), so that proxies
-can be held against accuracies; `on_alpha_x` writes the same cell in the paper's space and skeleton (Eq. 1-2).
+can be held against accuracies; `skeleton` also writes the same cell in the paper's space (Eq. 1-2).
 A cell whose output no path of other operations than `none` joins to its input is disconnected: it computes a constant.
 """
 
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from graphnas_lib.datasets import MissingDataError, roots
 from graphnas_lib.macro import stack_cell
-from graphnas_lib.network import Network, build
+from graphnas_lib.network import build
 from graphnas_lib.space import Cell, nats_operations
 
 OPERATIONS = ("none", "skip_connect", "nor_conv_1x1", "nor_conv_3x3", "avg_pool_3x3")
@@ -65,12 +65,12 @@ def _relu_conv_norm(inputs: int, outputs: int, kernel: int, stride: int = 1) -> 
     return nn.Sequential(nn.ReLU(), conv, nn.BatchNorm2d(outputs))
 
 
-def _operation(name: str, channels: int) -> nn.Module:
-    if name == "skip_connect":
-        return nn.Identity()
-    if name == "avg_pool_3x3":
-        return nn.AvgPool2d(3, stride=1, padding=1, count_include_pad=False)
-    return _relu_conv_norm(channels, channels, int(name[-1]))
+_LAYERS = {  # operation of an edge -> its layer at a width
+    "skip_connect": lambda channels: nn.Identity(),
+    "nor_conv_1x1": lambda channels: _relu_conv_norm(channels, channels, 1),
+    "nor_conv_3x3": lambda channels: _relu_conv_norm(channels, channels, 3),
+    "avg_pool_3x3": lambda channels: nn.AvgPool2d(3, stride=1, padding=1, count_include_pad=False),
+}
 
 
 class NatsCell(nn.Module):
@@ -78,8 +78,8 @@ class NatsCell(nn.Module):
 
     def __init__(self, operations: tuple[str, ...], channels: int):
         super().__init__()
-        kept = [(name, source, target) for name, (source, target) in zip(operations, EDGES) if name != "none"]
-        self.edges = nn.ModuleDict({f"{a}_{b}": _operation(name, channels) for name, a, b in kept})
+        kept = [(name, edge) for name, edge in zip(operations, EDGES) if name != "none"]
+        self.edges = nn.ModuleDict({f"{a}_{b}": _LAYERS[name](channels) for name, (a, b) in kept})
 
     def forward(self, x: Tensor) -> Tensor:
         nodes = [x]
@@ -106,14 +106,8 @@ class NatsNetwork(nn.Module):
     """The network that NATS-Bench trained for an architecture; PyTorch's default initialisation.
 
     Stem conv3x3-BN at 16 channels; five cells each at 16, 32 and 64 channels with a `Reduction` between; BN-ReLU,
-    global average pooling, linear classifier. An input's sides must be divisible by four.
-
-    Args:
-        text: architecture string; a disconnected one is built as well.
-        classes: outputs.
-
-    Raises:
-        InvalidCellError: `text` is no architecture.
+    global average pooling, linear classifier. An input's sides must be divisible by four. A disconnected architecture
+    is built as well; a string that is no architecture raises InvalidCellError.
     """
 
     def __init__(self, text: str, *, classes: int = 10):
@@ -140,21 +134,16 @@ class NatsNetwork(nn.Module):
         return self.classifier(self.pool(self.features(x)).flatten(1))
 
 
-def on_alpha_x(text: str, *, classes: int = 10, seed: int | None = None) -> Network:
-    """The same cell in the paper's space, stacked by Eq. 1-2.
+def skeleton(text: str, name: str, *, classes: int = 10, seed: int = 0) -> nn.Module:
+    """An architecture on one of `SKELETONS`, initialised reproducibly; the global generator stays as it is.
 
     Raises:
-        InvalidCellError: `text` is no architecture, or a disconnected one.
+        InvalidCellError: `text` is no architecture, or a disconnected one that "alpha_x" (Eq. 1-2) cannot hold.
     """
-    return build(stack_cell(Cell.from_nats(text).canonical()), classes=classes, seed=seed)
-
-
-def skeleton(text: str, name: str, *, classes: int = 10, seed: int = 0) -> nn.Module:
-    """An architecture on one of `SKELETONS`, initialised reproducibly; the global generator stays as it is."""
     if name not in SKELETONS:
         raise ValueError(f"skeleton must be one of {SKELETONS}; got {name!r}.")
     if name == "alpha_x":
-        return on_alpha_x(text, classes=classes, seed=seed)
+        return build(stack_cell(Cell.from_nats(text).canonical()), classes=classes, seed=seed)
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         return NatsNetwork(text, classes=classes)
@@ -166,13 +155,8 @@ def skeleton(text: str, name: str, *, classes: int = 10, seed: int = 0) -> nn.Mo
 def accuracies(data_set: str = "cifar10", *, root: Path | str | None = None) -> pd.Series:
     """Test accuracy after 200 epochs, in percent, averaged over the benchmark's seeds; index: architecture strings.
 
-    Args:
-        data_set: one of `DATA_SETS`.
-        root: where to look, instead of `$GRAPHNAS_DATA` and `data/`.
-
-    Raises:
-        MissingDataError: the file of accuracies is not there.
-        ValueError: unknown data set, or the file lacks its column.
+    The file of one of `DATA_SETS` is looked for in `root`, or in `$GRAPHNAS_DATA` and `data/`; MissingDataError says
+    that it is not there, ValueError that it lacks its column.
     """
     if data_set not in DATA_SETS:
         raise ValueError(f"data set must be one of {DATA_SETS}; got {data_set!r}.")

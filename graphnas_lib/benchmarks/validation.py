@@ -9,17 +9,16 @@ Intervals are percentile bootstrap over networks; published values (`published.N
 from __future__ import annotations
 
 import hashlib
-import json
+import warnings
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
-import joblib
 import numpy as np
 import pandas as pd
 import torch
-from scipy.stats import rankdata
+from scipy.stats import DegenerateDataWarning, bootstrap, kendalltau
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from graphnas_lib import proxies, store
 from graphnas_lib.benchmarks import nats
@@ -33,8 +32,7 @@ SCORES = (
 )
 DISCONNECTED = "disconnected"
 RESAMPLES = 1_000
-TOLERANCE = 0.05  # of tau: "within" a published value
-SHARD = 4  # architectures a task and file
+MAX_TAU_GAP = 0.05  # "within" a published tau
 TAU_COLUMNS = ("skeleton", "proxy", "tau", "low", "high", "n", "disconnected", "failed", *NATS_TAU, "within")
 
 
@@ -42,11 +40,9 @@ TAU_COLUMNS = ("skeleton", "proxy", "tau", "low", "high", "n", "disconnected", "
 
 
 def score_architecture(text: str, skeleton: str, images: Tensor, labels: Tensor, *, seed: int, classes: int) -> dict:
-    """`SCORES` of one architecture on one skeleton, at initialisation.
+    """`SCORES` of one connected architecture on one of `nats.SKELETONS`, at initialisation; ProxyError where one fails.
 
     Args:
-        text: a connected NATS-Bench architecture.
-        skeleton: of `nats.SKELETONS`.
         images: (2 B, C, H, W), normalised. The first B serve every proxy; ZiCo takes both halves as its two batches.
         labels: (2 B,) class indices.
         seed: of the initial weights and of Zen-score's draws.
@@ -56,9 +52,6 @@ def score_architecture(text: str, skeleton: str, images: Tensor, labels: Tensor,
         Each score by name. "naswot_relu" is NASWOT as published (ReLU units, train mode), but at B images; "tcet" has
         the paper's log1p and "tcet_none" the T-CET paper's formula, both with the saliency in eval mode (D18);
         "tcet_train" is that formula with it in train mode. flops are 2 x MACs (`proxies`).
-
-    Raises:
-        ProxyError: a proxy cannot score this network.
     """
     model = nats.skeleton(text, skeleton, classes=classes, seed=seed)
     model.to(images.device, memory_format=torch.channels_last)
@@ -91,67 +84,52 @@ def score_all(
     classes: int = 10,
     workers: int = 2,
     progress: bool = True,
+    dask: str | None = None,
 ) -> pd.DataFrame:
-    """Rows of every architecture on both skeletons, in parallel, shard by shard; a killed run goes on.
-
-    A shard's file is named after all that decides its rows, so that shards of other settings are never taken.
+    """Rows of every architecture on both skeletons, in parallel, each kept at once; a killed run goes on.
 
     Args:
-        architectures: strings of NATS-Bench-TSS; a longer list with the same beginning reuses the same shards.
+        architectures: strings of NATS-Bench-TSS; those that `out` has are not scored again.
         images: (2 B, C, H, W), normalised; see `score_architecture`. Workers compute on their device.
         labels: (2 B,).
         seed: of every network's initial weights.
-        out: folder of the shards.
+        out: file of finished rows, one JSON line each.
         classes: outputs of the classifier.
         workers: processes of one thread each; 1 runs in this one.
         progress: draw a bar with the time left, in networks.
+        dask: address of a dask scheduler, whose workers replace `workers`.
 
     Returns:
         Columns arch, skeleton, `SCORES`, error; in the order of `architectures`, skeletons in turn.
 
     Raises:
-        ValueError: the number of images is odd.
+        ValueError: the number of images is odd, or `out` holds rows of other settings.
+        RuntimeError: processes were killed; what was finished is kept, and the same call goes on from there.
     """
     if len(images) % 2 or not len(images):
         raise ValueError(f"images must be two batches of one size, one after the other; got {len(images)} images.")
     options = {"seed": seed, "classes": classes}
-    shards = [list(architectures[i : i + SHARD]) for i in range(0, len(architectures), SHARD)]
     batch = images.cpu(), labels.cpu()  # a CUDA tensor cannot go to another process
-    settings = [
-        options,
-        SCORES,
-        list(images.shape),
-        images.device.type,
-        *(_digest(part.numpy().tobytes()) for part in batch),
-    ]
-    paths = [Path(out) / f"{_digest(json.dumps([shard, settings]).encode())}.parquet" for shard in shards]
-    todo = [(path, shard) for path, shard in zip(paths, shards) if not path.exists()]
-    jobs = (joblib.delayed(_shard)(path, shard, *batch, options, images.device) for path, shard in todo)
-    size = len(nats.SKELETONS)
-    total, left = size * len(architectures), size * sum(len(shard) for _, shard in todo)
-    bar = tqdm(total=total, initial=total - left, smoothing=0, disable=not progress, unit="net", desc="scores")
-    with bar:
-        pool = joblib.Parallel(n_jobs=max(1, min(workers, len(todo))), return_as="generator_unordered")
-        for path, rows in pool(jobs):
-            store.write(path, pd.DataFrame(rows))
-            bar.update(len(rows))
-    parts = [store.read(path) for path in paths]
-    return (
-        pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=["arch", "skeleton", *SCORES, "error"])
+    digest = hashlib.sha256(b"".join(part.contiguous().numpy().tobytes() for part in batch)).hexdigest()[:16]
+    settings = {"scores": SCORES, "batch": f"{tuple(images.shape)} {digest}", "device": images.device.type}
+    job = partial(_row, images=batch[0], labels=batch[1], device=images.device, options=options)
+    jobs = {f"{name} {text}": partial(job, text, name) for text in architectures for name in nats.SKELETONS}
+    rows = store.collect(
+        jobs,
+        store.Journal(out, options | settings),
+        workers=workers,
+        progress=progress,
+        dask=dask,
+        desc="scores",
+        unit="net",
     )
+    return pd.DataFrame(rows, columns=["arch", "skeleton", *SCORES, "error"])
 
 
-def _shard(
-    path: Path, architectures: list[str], images: Tensor, labels: Tensor, options: dict, device: torch.device
-) -> tuple[Path, list[dict]]:
-    """Rows of a few architectures."""
+def _row(text: str, skeleton: str, *, images: Tensor, labels: Tensor, device: torch.device, options: dict) -> dict:
+    """A row is the same wherever it is made: one thread."""
     with single_threaded():
-        batch = images.to(device), labels.to(device)
-        return path, [row(text, name, *batch, **options) for text in architectures for name in nats.SKELETONS]
-
-
-def _digest(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()[:20]
+        return row(text, skeleton, images.to(device), labels.to(device), **options)
 
 
 # ---- statistics
@@ -160,17 +138,8 @@ def _digest(content: bytes) -> str:
 def kendall_tau(x, y, *, resamples: int = RESAMPLES, seed: int = 0) -> tuple[float, float, float]:
     """Kendall's tau-b of two series, and its percentile bootstrap 95% interval over pairs (x_i, y_i).
 
-    A resample that draws i c_i times has tau_b = c'(X o Y)c / sqrt(c'X^2 c c'Y^2 c), with X[i, j] = sign(x_i - x_j):
-    all resamples are three matrix products. Infinite values rank at the ends, equal ones tie.
-
-    Args:
-        x: (n,), no NaN.
-        y: (n,), no NaN.
-        resamples: bootstrap draws.
-        seed: of the draws.
-
-    Returns:
-        (tau, low, high); NaN where x or y is constant.
+    Infinite values rank at the ends, equal ones tie. Resamples in which a series is constant have no tau and are left
+    out; without any other, low and high are NaN.
 
     Raises:
         ValueError: lengths differ, fewer than two pairs, or NaN.
@@ -178,65 +147,63 @@ def kendall_tau(x, y, *, resamples: int = RESAMPLES, seed: int = 0) -> tuple[flo
     x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
     if x.shape != y.shape or x.ndim != 1 or len(x) < 2 or np.isnan(x).any() or np.isnan(y).any():
         raise ValueError(f"Kendall's tau needs two series of one length >= 2 without NaN; got {x.shape} and {y.shape}.")
-    ranks = [rankdata(series, method="dense") for series in (x, y)]  # differences of infinities would be NaN
-    signs = [torch.from_numpy(np.sign(r[:, None] - r[None, :]).astype(np.float32)) for r in ranks]  # (n, n)
-    draws = np.random.default_rng(seed).integers(len(x), size=(resamples, len(x)))
-    counts = np.stack([np.bincount(draw, minlength=len(x)) for draw in draws]) if resamples else draws
-    counts = torch.from_numpy(np.concatenate([np.ones((1, len(x))), counts])).float()  # (1 + resamples, n)
-    both, own_x, own_y = (
-        # float32 holds sums of up to n whole numbers exactly; the sum over pairs is in float64
-        ((counts @ matrix).double() * counts).sum(1)
-        for matrix in (signs[0] * signs[1], signs[0].abs(), signs[1].abs())
-    )
-    taus = (both / (own_x * own_y).sqrt()).numpy()
-    drawn = taus[1:][np.isfinite(taus[1:])]
+    drawn = np.empty(0)
+    if resamples:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DegenerateDataWarning)  # of scipy's own interval, which is not used
+            options = {"paired": True, "n_resamples": resamples, "rng": np.random.default_rng(seed)}
+            drawn = bootstrap((x, y), _tau, method="percentile", **options).bootstrap_distribution
+    drawn = drawn[np.isfinite(drawn)]
     low, high = np.quantile(drawn, [0.025, 0.975]) if len(drawn) else (np.nan, np.nan)
-    return float(taus[0]), float(low), float(high)
+    return float(_tau(x, y)), float(low), float(high)
+
+
+def _tau(x: np.ndarray, y: np.ndarray, axis: int = -1) -> np.ndarray:
+    return kendalltau(x, y, axis=axis).statistic
 
 
 def tau_table(
-    scores: pd.DataFrame, accuracies: pd.Series, *, resamples: int = RESAMPLES, seed: int = 0
+    scores: pd.DataFrame, accuracies: pd.Series, *, resamples: int | None = None, seed: int = 0
 ) -> pd.DataFrame:
-    """Kendall's tau of each proxy on each skeleton with accuracy, published values beside it.
-
-    Args:
-        scores: from `score_all`.
-        accuracies: from `nats.accuracies`, in percent.
-        resamples: bootstrap draws.
-        seed: of the draws.
+    """Kendall's tau of each proxy on each skeleton (`score_all`) with accuracy (`accuracies`), beside published values.
 
     Returns:
         `TAU_COLUMNS`: low and high bound the 95% interval; n networks, of which `disconnected` rank lowest; `failed`
         are left out; the published values (NaN where there is none); within: "yes" when every published value lies
-        within `TOLERANCE` of ours or in our interval, "no" when one does not, "-" when there is none.
+        within `MAX_TAU_GAP` of ours or in our interval, "no" when one does not, "-" when there is none.
     """
-    known = scores[scores["arch"].isin(accuracies.index)]
-    lines = []
+    known, lines = scores[scores["arch"].isin(accuracies.index)], []
+    options = {"resamples": RESAMPLES if resamples is None else resamples, "seed": seed}
     for (skeleton, group), name in [(item, name) for item in known.groupby("skeleton", sort=False) for name in SCORES]:
         lowest = group["error"] == DISCONNECTED
         used = group[lowest | (group["error"] == "")]
         values = used[name].where(used["error"] == "", -np.inf)
-        tau, low, high = kendall_tau(values, accuracies[used["arch"]], resamples=resamples, seed=seed)
-        printed = {source: taus.get(name, np.nan) for source, taus in NATS_TAU.items()}
+        tau, low, high = kendall_tau(values, accuracies[used["arch"]], **options)
+        printed = _published(name)
         counts = {"n": len(used), "disconnected": int(lowest.sum()), "failed": len(group) - len(used)}
         line = {"skeleton": skeleton, "proxy": name, "tau": tau, "low": low, "high": high, **counts, **printed}
         lines.append(line | {"within": within(tau, low, high, [v for v in printed.values() if not np.isnan(v)])})
     return pd.DataFrame(lines, columns=list(TAU_COLUMNS))
 
 
+def _published(proxy: str) -> dict[str, float]:
+    """What each paper prints for a proxy; NaN where it prints nothing."""
+    return {source: taus.get(proxy, np.nan) for source, taus in NATS_TAU.items()}
+
+
 def within(tau: float, low: float, high: float, printed: Sequence[float]) -> str:
-    """Verdict "yes" when each printed tau is within `TOLERANCE` of ours or in [low, high], else "no"; "-": none."""
+    """Verdict "yes" when each printed tau is within `MAX_TAU_GAP` of ours or in [low, high], else "no"; "-": none."""
     if not printed or np.isnan(tau):
         return "-"
-    near = [round(abs(value - tau), 9) <= TOLERANCE or low <= value <= high for value in printed]
+    near = [round(abs(value - tau), 9) <= MAX_TAU_GAP or low <= value <= high for value in printed]
     return "yes" if all(near) else "no"
 
 
 def not_run(why: str) -> pd.DataFrame:
     """`tau_table` without results: the published values, and `not run (why)` in place of each tau."""
-    lines = []
-    for skeleton in nats.SKELETONS:
-        for name in SCORES:
-            printed = {source: taus.get(name, np.nan) for source, taus in NATS_TAU.items()}
-            lines.append({"skeleton": skeleton, "proxy": name, "tau": f"not run ({why})", **printed, "within": "-"})
+    lines = [
+        {"skeleton": skeleton, "proxy": name, "tau": f"not run ({why})", **_published(name), "within": "-"}
+        for skeleton in nats.SKELETONS
+        for name in SCORES
+    ]
     return pd.DataFrame(lines, columns=list(TAU_COLUMNS))

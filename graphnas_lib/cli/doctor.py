@@ -7,16 +7,25 @@ import os
 import platform
 from importlib import metadata
 
-from graphnas_lib import store
+import torch
 
-PACKAGES = ("torch", "numpy", "scikit-learn", "torchdiffeq", "transformers", "papermill", "doit")
+from graphnas_lib import datasets, store
+
+PACKAGES = ("torch", "numpy", "scikit-learn", "torchdiffeq", "transformers", "papermill")
 
 
 def lines() -> tuple[list[str], bool]:
     """Lines to print, and whether nothing is damaged."""
     told = [f"graphnas_lib {_version('graphnas-lib')}, Python {platform.python_version()}, {platform.platform()}"]
     told += [", ".join(f"{name} {_version(name)}" for name in PACKAGES)]
-    told += [_device(), *_data()]
+    device = store.pick_device("auto")
+    if device.type == "cuda":
+        facts = torch.cuda.get_device_properties(device)
+        told.append(f"device: {facts.name}, {facts.total_memory / 2**30:.0f} GiB, CUDA {torch.version.cuda}")
+    else:
+        cores, threads = os.cpu_count(), torch.get_num_threads()
+        told.append(f"device: CPU, {cores} cores, {threads} threads; no CUDA device is visible")
+    told += _data()
     healthy = True
     for scale in store.SCALE_NAMES:
         found, damaged = _artifacts(scale)
@@ -32,19 +41,7 @@ def _version(name: str) -> str:
         return "not installed"
 
 
-def _device() -> str:
-    import torch
-
-    picked = store.pick_device("auto")
-    if picked.type == "cuda":
-        properties = torch.cuda.get_device_properties(picked)
-        return f"device: {properties.name}, {properties.total_memory / 2**30:.0f} GiB, CUDA {torch.version.cuda}"
-    return f"device: CPU, {os.cpu_count()} cores, {torch.get_num_threads()} threads; no CUDA device is visible"
-
-
 def _data() -> list[str]:
-    from graphnas_lib import datasets
-
     places = ", ".join(
         "$GRAPHNAS_DATA" if os.environ.get("GRAPHNAS_DATA") == str(p) else p.name for p in datasets.roots()
     )

@@ -10,17 +10,22 @@ from __future__ import annotations
 import ast
 import importlib.util
 import inspect
+import json
 import re
 import sys
 import traceback
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from graphnas_lib import datasets
+from graphnas_lib.macro import Architecture, stack_cell
+from graphnas_lib.space import Cell
 
 SPECIFIED = re.compile(r"(?P<file>.+\.py)(?::(?P<what>.*))?", re.DOTALL)
 MEANINGS = {
@@ -100,7 +105,9 @@ def check_forward(model: nn.Module, images: Tensor, text: str) -> int:
         outputs = model.eval()(images[:2])
     model.train(was)
     if not isinstance(outputs, Tensor):
-        raise ForeignError(f"A network must return one tensor of class scores (B, classes); got {_kind(outputs)}.")
+        many = f" of {len(outputs)}" if isinstance(outputs, (tuple, list, dict)) else ""
+        kind = f"a {type(outputs).__name__}{many}"
+        raise ForeignError(f"A network must return one tensor of class scores (B, classes); got {kind}.")
     if outputs.dim() != 2 or len(outputs) != len(images[:2]) or not outputs.is_floating_point():
         raise ForeignError(
             f"A network must return class scores, floating point (B, classes); for B = {len(images[:2])} it returned "
@@ -133,6 +140,52 @@ def batch(name: str, shape: tuple[int, ...] | None, n: int, *, seed: int) -> tup
             f"--data {name} has images of shape {tuple(images.shape[1:])}; got {shape}. Use --data noise, or omit it."
         )
     return images, labels, dataset.classes, f"real images: {dataset.source}"
+
+
+def images(name: str, shape: tuple[int, ...], n: int) -> tuple[Tensor, Tensor]:
+    """Images and labels for T-CET: the first n of a data set, or all of a user's own FILE.npz."""
+    if name.endswith(".npz"):
+        return _own_images(Path(name))
+    dataset = datasets.load(name, resolution=shape[-1])
+    if dataset.input_shape != tuple(shape):
+        raise ValueError(f"--data {name} has images of shape {dataset.input_shape}; --input asks for {shape}.")
+    return dataset.batch(n)
+
+
+def _own_images(path: Path) -> tuple[Tensor, Tensor]:
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            found = {name: arrays[name] for name in arrays.files}
+    except (OSError, ValueError, zipfile.BadZipFile) as error:
+        raise ValueError(f"--data must be a data set or a readable .npz file; got {path.name}: {error}") from error
+    if {"images", "labels"} - set(found):
+        raise ValueError(f"{path.name} must have the arrays images and labels; it has {sorted(found) or 'none'}.")
+    if found["images"].dtype.kind not in "fiu" or not np.isfinite(found["images"]).all():
+        raise ValueError(
+            f"{path.name}: images must be finite numbers; they are {found['images'].dtype}, or not finite."
+        )
+    if found["labels"].dtype.kind not in "iu":
+        raise ValueError(f"{path.name}: labels must be integers; got {found['labels'].dtype}.")
+    return torch.from_numpy(found["images"]).float(), torch.from_numpy(found["labels"]).long()
+
+
+def architecture(text: str) -> Architecture:
+    """An Architecture from a NATS-Bench cell (stacked by Eq. 1-2) or a JSON file."""
+    if text.strip().startswith("|"):
+        return stack_cell(Cell.from_nats(text.strip()))
+    path = Path(text)
+    if not path.is_file():
+        raise FileNotFoundError(
+            "What to score is your network as FILE.py:CLASS, a JSON file, or a NATS-Bench cell '|...~0|+...'; "
+            f"no file {text!r}."
+        )
+    content = path.read_text()
+    try:
+        data = json.loads(content)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path.name} must be JSON; line {error.lineno}: {error.msg}.") from error
+    nested = data.get("architecture") if isinstance(data, dict) else None
+    return Architecture.from_dict(nested if nested is not None else data)
 
 
 def random_labels(n: int, classes: int, *, seed: int) -> Tensor:
@@ -219,7 +272,3 @@ def _check_arguments(make, args: list, kwargs: dict, named: str) -> None:
         raise ForeignError(
             f"{named}{signature} does not take these arguments: {error}. Give them as '{named}(10, width=32)'."
         ) from error
-
-
-def _kind(value) -> str:
-    return f"a {type(value).__name__}" + (f" of {len(value)}" if isinstance(value, (tuple, list, dict)) else "")

@@ -10,6 +10,7 @@ import hashlib
 import os
 import pickle
 import tarfile
+import tomllib
 import urllib.request
 from io import BytesIO
 from pathlib import Path
@@ -20,6 +21,7 @@ import numpy as np
 from graphnas_lib.store import CorruptArtifactError
 
 Arrays = tuple[np.ndarray, np.ndarray]
+FACTS = tomllib.loads(Path(__file__).with_name("facts.toml").read_text(encoding="utf-8"))
 
 
 class MissingDataError(FileNotFoundError):
@@ -28,9 +30,6 @@ class MissingDataError(FileNotFoundError):
 
 class UnsafePickleError(ValueError):
     """A data file asks for more than NumPy arrays while being unpickled; nothing of it was run."""
-
-
-# ---- pickles and .npy objects
 
 
 def _latin1(text: str, encoding: str = "latin1") -> bytes:
@@ -52,7 +51,6 @@ _ADMITTED = {
     **{(f"numpy.{core}.numeric", "_frombuffer"): _FROMBUFFER for core in ("core", "_core")},
 }
 
-
 # what a truncated or altered pickle can raise while it is read
 _BROKEN = (pickle.UnpicklingError, EOFError, ValueError, TypeError, LookupError, AttributeError, OverflowError)
 
@@ -72,13 +70,8 @@ class _Restricted(pickle.Unpickler):
 def unpickle_restricted(source: bytes | Path | BinaryIO, *, name: str = "") -> Any:
     """Read a pickle that may hold NumPy arrays, dicts, lists, tuples, numbers, strings and bytes, nothing else.
 
-    Args:
-        source: the bytes, a path, or an open binary file.
-        name: what to call it in messages; a path names itself.
-
-    Raises:
-        UnsafePickleError: it asks for any other class or function; nothing was called.
-        CorruptArtifactError: it is truncated or no pickle.
+    `name` is what to call bytes or an open file in messages. A pickle that asks for any other class or function raises
+    UnsafePickleError, and nothing was called; one that is truncated raises CorruptArtifactError.
     """
     if isinstance(source, Path):
         with open(source, "rb") as file:

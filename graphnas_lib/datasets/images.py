@@ -24,65 +24,41 @@ from graphnas_lib.store import CorruptArtifactError
 from graphnas_lib.store import root as repository_root
 
 NAMES = ("auto", "cifar10", "cifar100", "digits", "imagenet16-120")
+IMAGE_SUFFIXES = (".jpeg", ".jpg", ".png")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class _Source:
-    """Official layout of one data set; mean and std of NATS-Bench's protocol, in units of 0..1."""
+    """Official layout of one data set (see `facts.toml`); mean and std in units of 0..255."""
 
     title: str
     classes: int
     python_folder: str
     binary_folder: str
-    official: tuple[int, int]
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
+    official_sizes: list[int]
+    mean_255: list[float]
+    std_255: list[float]
     url: str = ""
     sha256: str = ""
 
 
-_SOURCES = {
-    "cifar10": _Source(
-        "CIFAR-10", 10, "cifar-10-batches-py", "cifar-10-batches-bin", (50_000, 10_000),
-        (125.3 / 255, 123.0 / 255, 113.9 / 255), (63.0 / 255, 62.1 / 255, 66.7 / 255),
-        "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz",
-        "6d958be074577803d12ecdefd02955f39262c83c16fe9348329d7fe0b5c001ce",
-    ),
-    "cifar100": _Source(
-        "CIFAR-100", 100, "cifar-100-python", "cifar-100-binary", (50_000, 10_000),
-        (129.3 / 255, 124.1 / 255, 112.4 / 255), (68.2 / 255, 65.4 / 255, 70.4 / 255),
-        "https://www.cs.toronto.edu/~kriz/cifar-100-python.tar.gz",
-        "85cd44d02ba6437773c5bbd22e183051d648de2e7d6b014e1ef29b855ba677a7",
-    ),
-    "imagenet16-120": _Source(
-        "ImageNet16-120", 120, "ImageNet16", "", (151_700, 6_000),
-        (122.68 / 255, 116.66 / 255, 104.01 / 255), (63.22 / 255, 61.26 / 255, 65.09 / 255),
-    ),
-}  # fmt: skip
+_SOURCES = {name: _Source(**facts) for name, facts in archives.FACTS["images"].items()}
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """Images and labels of one classification data set.
-
-    Attributes:
-        train_images, test_images: uint8, (N, C, H, W).
-        train_labels, test_labels: int64, (N,), in 0 .. classes - 1.
-        mean, std: one number a channel, in units of 0..1.
-        source: which files, and how many of the official images they hold.
-        mirror: whether a mirrored image keeps its label (not so for digits).
-    """
+    """Images and labels of one classification data set."""
 
     name: str
-    train_images: Tensor
-    train_labels: Tensor
+    train_images: Tensor  # uint8, (N, C, H, W)
+    train_labels: Tensor  # int64, (N,), in 0 .. classes - 1
     test_images: Tensor
     test_labels: Tensor
     classes: int
-    mean: tuple[float, ...]
+    mean: tuple[float, ...]  # one number a channel, in units of 0..1
     std: tuple[float, ...]
-    source: str
-    mirror: bool = True
+    source: str  # which files, and how many of the official images they hold
+    mirror: bool = True  # whether a mirrored image keeps its label (not so for digits)
 
     @property
     def input_shape(self) -> tuple[int, int, int]:
@@ -111,24 +87,15 @@ class Dataset:
 
     def subset(self, n_train: int | None = None, n_test: int | None = None) -> Dataset:
         """At most the first n images of each split, in file order."""
-        return replace(
-            self,
-            train_images=self.train_images[:n_train],
-            train_labels=self.train_labels[:n_train],
-            test_images=self.test_images[:n_test],
-            test_labels=self.test_labels[:n_test],
-        )
+        train = {"train_images": self.train_images[:n_train], "train_labels": self.train_labels[:n_train]}
+        return replace(self, **train, test_images=self.test_images[:n_test], test_labels=self.test_labels[:n_test])
 
     def resized(self, resolution: int) -> Dataset:
         """Every image at resolution x resolution (antialiased bilinear)."""
         if resolution == self.train_images.shape[-1] == self.train_images.shape[-2]:
             return self
-        return replace(
-            self,
-            train_images=_resize(self.train_images, resolution),
-            test_images=_resize(self.test_images, resolution),
-            source=f"{self.source}, resized to {resolution}x{resolution}",
-        )
+        images = {f"{split}_images": _resize(self._split(split)[0], resolution) for split in ("train", "test")}
+        return replace(self, **images, source=f"{self.source}, resized to {resolution}x{resolution}")
 
     def split_validation(self, fraction: float = 0.1, *, seed: int = 0) -> Dataset:
         """Training images only: a class-balanced `fraction` of them becomes the test split, the rest stays.
@@ -138,14 +105,10 @@ class Dataset:
         if not 0 < fraction < 1:
             raise ValueError(f"fraction of held-out training images must lie between 0 and 1; got {fraction}.")
         held = stratified(self.train_labels, fraction, seed=seed)
-        return replace(
-            self,
-            train_images=self.train_images[~held],
-            train_labels=self.train_labels[~held],
-            test_images=self.train_images[held],
-            test_labels=self.train_labels[held],
-            source=f"{self.source}; tested on {int(held.sum())} held-out training images",
-        )
+        kept = {"train_images": self.train_images[~held], "train_labels": self.train_labels[~held]}
+        test = {"test_images": self.train_images[held], "test_labels": self.train_labels[held]}
+        source = f"{self.source}; tested on {int(held.sum())} held-out training images"
+        return replace(self, **kept, **test, source=source)
 
     def to(self, device: torch.device | str) -> Dataset:
         """All tensors on `device`, so that a batch is one index operation there."""
@@ -162,27 +125,21 @@ def load(
     download: bool = False,
     root: Path | str | None = None,
 ) -> Dataset:
-    """A data set by name.
+    """A data set by name; MissingDataError or CorruptArtifactError say what is wrong with its files.
 
     Args:
         name: one of `NAMES`; "auto" is CIFAR-10 when its files are there, else digits.
         resolution: side of the images, in pixels; None leaves them as they are (digits: 32).
-        n_train: at most so many training images, the first ones in file order.
-        n_test: likewise for the test split.
+        n_train, n_test: at most so many images of a split, the first ones in file order.
         download: fetch the official archive when the files are not there (CIFAR only; SHA-256 checked).
         root: where to look, instead of `$GRAPHNAS_DATA` and `data/`.
-
-    Raises:
-        ValueError: unknown name.
-        MissingDataError: the files are not there.
-        CorruptArtifactError: a file is truncated or altered.
     """
     if name not in NAMES:
         raise ValueError(f"data set must be one of {NAMES}; got {name!r}.")
     if name == "auto":
         found = _folder(_SOURCES["cifar10"], root) is not None
         name = "cifar10" if found or download else "digits"
-    dataset = _digits() if name == "digits" else _official(name, root, download)
+    dataset = digits() if name == "digits" else official(name, root, download=download)
     dataset = dataset.subset(n_train, n_test)
     return dataset if resolution is None else dataset.resized(resolution)
 
@@ -224,48 +181,43 @@ def _folder(source: _Source, given: Path | str | None) -> tuple[Path, str] | Non
     return None
 
 
-def _official(name: str, given: Path | str | None, download: bool) -> Dataset:
+def official(name: str, given: Path | str | None = None, *, download: bool = False) -> Dataset:
+    """An official archive, whole or cut; see `load`."""
     source = _SOURCES[name]
     found = _folder(source, given)
     if found is None and download and source.url:
         archives.download(source.url, source.sha256, roots(given)[0])
         found = _folder(source, given)
     if found is None:
-        raise MissingDataError(_how_to_get(source, given))
+        wanted = " or ".join(f"'{folder}'" for folder in (source.python_folder, source.binary_folder) if folder)
+        places = "the given root" if given is not None else "$GRAPHNAS_DATA and data/"
+        remedy = "pass download=True" if source.url else "see the NATS-Bench documentation for the files"
+        raise MissingDataError(
+            f"{source.title} needs the folder {wanted}; none in {places}. Put it there, {remedy}, or use 'digits', "
+            "which scikit-learn bundles."
+        )
     folder, layout = found
     read = {"cifar10": archives.cifar10, "cifar100": archives.cifar100, "imagenet16-120": archives.imagenet16_120}[name]
-    (x, y), (x_test, y_test) = read(folder, layout)
-    for labels in (y, y_test):
+    splits = read(folder, layout)
+    for _, labels in splits:
         if len(labels) == 0 or labels.min() < 0 or labels.max() >= source.classes:
             raise CorruptArtifactError(
                 f"{source.title} labels must lie in 0..{source.classes - 1} and be at least one; {folder.name} holds "
                 f"{len(labels)} from {labels.min(initial=0)} to {labels.max(initial=0)}. Fetch the archive again."
             )
-    whole = (len(y), len(y_test)) == source.official
-    counts = f"{len(y):,} train + {len(y_test):,} test images"
-    note = counts if whole else f"a subset: {counts} of the official {source.official[0]:,} + {source.official[1]:,}"
-    images = [torch.from_numpy(array) for array in (x, x_test)]
-    targets = [torch.from_numpy(array.astype(np.int64)) for array in (y, y_test)]
-    return Dataset(
-        name, images[0], targets[0], images[1], targets[1], source.classes, source.mean, source.std,
-        f"{source.title} ({folder.name}; {note})",
-    )  # fmt: skip
-
-
-def _how_to_get(source: _Source, given: Path | str | None) -> str:
-    wanted = " or ".join(f"'{name}'" for name in (source.python_folder, source.binary_folder) if name)
-    places = "the given root" if given is not None else "$GRAPHNAS_DATA and data/"
-    remedy = "pass download=True" if source.url else "see the NATS-Bench documentation for the files"
-    return (
-        f"{source.title} needs the folder {wanted}; none in {places}. Put it there, {remedy}, or use 'digits', which "
-        "scikit-learn bundles."
-    )
+    sizes = [len(labels) for _, labels in splits]
+    note = "{:,} train + {:,} test images".format(*sizes)
+    if sizes != source.official_sizes:
+        note = f"a subset: {note} of the official " + "{:,} + {:,}".format(*source.official_sizes)
+    tensors = [torch.from_numpy(array) for split in splits for array in split]
+    mean, std = (tuple(value / 255 for value in values) for values in (source.mean_255, source.std_255))
+    return Dataset(name, *tensors, source.classes, mean, std, f"{source.title} ({folder.name}; {note})")
 
 
 # ---- digits
 
 
-def _digits() -> Dataset:
+def digits() -> Dataset:
     """scikit-learn's 1,797 images of 8x8, enlarged to 3x32x32; the last 360 (other writers) are the test split."""
     from sklearn.datasets import load_digits
 
@@ -283,14 +235,9 @@ def _digits() -> Dataset:
 
 
 def _resize(images: Tensor, resolution: int) -> Tensor:
-    parts = [
-        F.interpolate(part.float(), size=resolution, mode="bilinear", align_corners=False, antialias=True)
-        .round_()
-        .clamp_(0, 255)
-        .to(torch.uint8)
-        for part in images.split(2048)
-    ]
-    return torch.cat(parts) if parts else images
+    how = {"mode": "bilinear", "align_corners": False, "antialias": True}
+    parts = (F.interpolate(part.float(), size=resolution, **how) for part in images.split(2048))
+    return torch.cat([part.round_().clamp_(0, 255).to(torch.uint8) for part in parts]) if len(images) else images
 
 
 # ---- ImageNet folder
@@ -317,16 +264,12 @@ class ImageFolderDataset:
                 "classes. Unpack the licensed archives so."
             )
         self.classes, self.class_names, self.resolution = len(names), names, resolution
-        self._files = {split: self._list(folder, split, names) for split in ("train", "val")}
-        self._files["test"] = self._files["val"]
+        self._files: dict[str, list[tuple[Path, int]]] = {}
+        for split, part in (("train", "train"), ("test", "val")):
+            files = ((path, i) for i, name in enumerate(names) for path in sorted((folder / part / name).glob("*")))
+            self._files[split] = [(path, label) for path, label in files if path.suffix.lower() in IMAGE_SUFFIXES]
         self._pool = ThreadPoolExecutor(threads or min(32, os.cpu_count() or 1))
         self.source = f"ImageNet folder ({self.size('train'):,} train + {self.size('test'):,} val images)"
-
-    @staticmethod
-    def _list(folder: Path, split: str, names: list[str]) -> list[tuple[Path, int]]:
-        extensions = {".jpeg", ".jpg", ".png"}
-        files = ((path, i) for i, name in enumerate(names) for path in sorted((folder / split / name).glob("*")))
-        return [(path, label) for path, label in files if path.suffix.lower() in extensions]
 
     @property
     def input_shape(self) -> tuple[int, int, int]:
@@ -344,15 +287,9 @@ class ImageFolderDataset:
     def fetch(self, split: str, index: Tensor, *, seed: int | None = None) -> tuple[Tensor, Tensor]:
         """uint8 (B, 3, R, R) and labels (B,); a training split with a seed is cropped at random by it."""
         files = [self._files[split][i] for i in index.tolist()]
-        seeds = [None] * len(files) if split != "train" or seed is None else [(seed, i) for i in index.tolist()]
+        seeds = [None if split != "train" or seed is None else (seed, i) for i in index.tolist()]
         images = list(self._pool.map(self._decode, [path for path, _ in files], seeds))
         return torch.stack(images), torch.tensor([label for _, label in files])
-
-    def batch(self, n: int = 64, *, split: str = "train", device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
-        """n images spread evenly over the classes, centre-cropped and normalised, and their labels."""
-        index = torch.linspace(0, self.size(split) - 1, min(n, self.size(split))).long()
-        images, labels = self.fetch(split, index)
-        return normalise(images.to(device), self.mean, self.std), labels.to(device)
 
     def _decode(self, path: Path, seed: tuple[int, int] | None) -> Tensor:
         from PIL import Image
@@ -360,24 +297,21 @@ class ImageFolderDataset:
         with Image.open(path) as file:
             image = file.convert("RGB")
         rng = None if seed is None else np.random.default_rng(seed)
-        box = _centre_box(*image.size) if rng is None else _random_box(*image.size, rng)
+        box = crop_box(*image.size, rng)
         image = image.resize((self.resolution, self.resolution), Image.Resampling.BICUBIC, box=box)
         pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)  # (3, R, R)
         return pixels.flip(-1) if rng is not None and rng.random() < 0.5 else pixels
 
 
-def _centre_box(width: int, height: int) -> tuple[float, float, float, float]:
-    side = min(width, height) * 224 / 256
-    left, top = (width - side) / 2, (height - side) / 2
-    return left, top, left + side, top + side
-
-
-def _random_box(width: int, height: int, rng: np.random.Generator) -> tuple[float, float, float, float]:
-    for _ in range(10):
+def crop_box(width: int, height: int, rng: np.random.Generator | None) -> tuple[float, float, float, float]:
+    """Left, top, right, bottom of a random crop; of the centre without `rng`, or where ten draws do not fit."""
+    for _ in range(0 if rng is None else 10):
         area = width * height * rng.uniform(0.08, 1.0)
         ratio = np.exp(rng.uniform(np.log(3 / 4), np.log(4 / 3)))
         w, h = round(np.sqrt(area * ratio)), round(np.sqrt(area / ratio))
         if 0 < w <= width and 0 < h <= height:
             left, top = rng.integers(width - w + 1), rng.integers(height - h + 1)
             return float(left), float(top), float(left + w), float(top + h)
-    return _centre_box(width, height)
+    side = min(width, height) * 224 / 256
+    left, top = (width - side) / 2, (height - side) / 2
+    return left, top, left + side, top + side

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-CONTACT, SEPARATION = 8.0, 24  # MAE_8: pairs at 8 Angstrom or less, at least 24 residues apart
+MAX_CONTACT_ANGSTROM, MIN_SEPARATION_RESIDUES = 8.0, 24  # the pairs that MAE_8 is taken over
 
 
 def error_percent(outputs: Tensor, targets: Tensor) -> float:
@@ -36,16 +36,17 @@ def contact_mae(outputs: Tensor, targets: Tensor, mask: Tensor) -> float:
         ValueError: no protein has such a contact.
     """
     position = torch.arange(outputs.shape[-1])
-    far = position[None, :] - position[:, None] >= SEPARATION  # (L, L), upper triangle
+    far = position[None, :] - position[:, None] >= MIN_SEPARATION_RESIDUES  # (L, L), upper triangle
     errors = []
     for output, target, inside in zip(outputs, targets, mask):
-        chosen = inside & far & (target <= CONTACT)
+        chosen = inside & far & (target <= MAX_CONTACT_ANGSTROM)
         if chosen.any():
             symmetric = ((output + output.T) / 2).clamp_min(0.01)
             errors.append((symmetric - target)[chosen].abs().double().mean().item())
     if not errors:
         raise ValueError(
-            f"MAE_8 needs pairs at {CONTACT} Angstrom or less, {SEPARATION} or more residues apart; there is none."
+            f"MAE_8 needs pairs at {MAX_CONTACT_ANGSTROM} Angstrom or less, {MIN_SEPARATION_RESIDUES} or more residues "
+            "apart; there is none."
         )
     return float(np.mean(errors))
 
@@ -73,10 +74,9 @@ def false_negative_rate(outputs: Tensor, targets: Tensor, mask: Tensor) -> float
 
 def macro_f1_error(outputs: Tensor, targets: Tensor) -> float:
     """1 - macro F1, averaged over the classes that occur in targets or predictions; outputs (N, K), targets (N,)."""
-    n = outputs.shape[1]
-    confusion = torch.bincount(targets * n + outputs.argmax(1), minlength=n * n).view(n, n).double()
-    hits, support = confusion.diag(), confusion.sum(0) + confusion.sum(1)
-    return 1.0 - (2 * hits / support)[support > 0].mean().item()
+    from sklearn.metrics import f1_score
+
+    return 1.0 - float(f1_score(targets.numpy(), outputs.argmax(1).numpy(), average="macro"))
 
 
 def auroc_error(outputs: Tensor, targets: Tensor) -> float:
@@ -85,13 +85,10 @@ def auroc_error(outputs: Tensor, targets: Tensor) -> float:
     Raises:
         ValueError: no label has both values.
     """
-    from scipy.stats import rankdata
+    from sklearn.metrics import roc_auc_score
 
     true = targets.numpy() > 0.5
-    ranks = rankdata(outputs.double().numpy(), axis=0)  # (N, K), ties share their mean rank
-    positives, negatives = true.sum(0).astype(float), (~true).sum(0).astype(float)
-    usable = (positives > 0) & (negatives > 0)
-    if not usable.any():
+    usable = (true.any(0) & ~true.all(0)).nonzero()[0]
+    if not len(usable):
         raise ValueError("AUROC needs a label that occurs both as 0 and as 1; there is none in this split.")
-    wins = (ranks * true).sum(0) - positives * (positives + 1) / 2
-    return 1.0 - float((wins[usable] / (positives * negatives)[usable]).mean())
+    return 1.0 - float(np.mean([roc_auc_score(true[:, k], outputs[:, k].numpy()) for k in usable]))

@@ -16,29 +16,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from graphnas_lib.datasets.archives import MissingDataError, load_npy, unpickle_restricted
+from graphnas_lib.datasets.archives import FACTS, MissingDataError, load_npy, unpickle_restricted
 from graphnas_lib.datasets.images import roots
 from graphnas_lib.datasets.proteins import ProteinSplit, read_list
 from graphnas_lib.datasets.tasks import TASKS, Normaliser, Split, Task
 from graphnas_lib.store import CorruptArtifactError
 
-# ---- finding and loading
-
-_FILES = {  # each: alternatives, first one that exists wins
-    "spherical": ("spherical/s2_cifar100.gz", "s2_cifar100.gz"),
-    "darcy": ("darcy/piececonst_r421_N1024_smooth1.mat", "piececonst_r421_N1024_smooth1.mat", "darcy_flow_16.npz"),
-    "psicov": ("protein/deepcov.lst", "psicov/protein/deepcov.lst"),
-    "cosmic": ("cosmic/npy_train", "cosmic/deepCR.ACS-WFC.train/npy_train"),
-    "ninapro": ("ninapro/ninapro_train.npy", "ninaPro/ninapro_train.npy"),
-    "ecg": ("ECG/challenge2017.pkl",),
-    "satellite": ("satellite/satellite_train.npy",),
-    "deepsea": ("deepsea/deepsea_filtered.npz",),
-}
-
 
 def _find(name: str, root: Path | str | None) -> Path | None:
     places = [folder / sub for folder in roots(root) for sub in ("nb360", ".")]
-    found = (place / file for place in places for file in _FILES[name])
+    found = (place / file for place in places for file in LOADERS[name][1])
     return next((path for path in found if path.exists()), None)
 
 
@@ -48,19 +35,13 @@ def available(root: Path | str | None = None) -> tuple[str, ...]:
 
 
 def load_task(name: str, root: Path | str | None = None, *, limit: int | None = None, seed: int = 0) -> Task:
-    """One task of Table 4.
+    """One task of Table 4; MissingDataError, CorruptArtifactError or UnsafePickleError say what its files lack.
 
     Args:
-        name: one of `TASKS`.
         root: folder that holds the task's files as the benchmark lays them out, or holds `nb360/` with them; None looks
             in `$GRAPHNAS_DATA` and `data/`.
         limit: at most so many samples a split, drawn at random.
         seed: of the validation split where the benchmark does not fix one, and of `limit`.
-
-    Raises:
-        ValueError: unknown task.
-        MissingDataError: its files are not there.
-        CorruptArtifactError, UnsafePickleError: a file is not what it must be.
     """
     if name not in TASKS:
         raise ValueError(f"task must be one of {tuple(TASKS)}; got {name!r}.")
@@ -68,10 +49,10 @@ def load_task(name: str, root: Path | str | None = None, *, limit: int | None = 
     if path is None:
         place = "the given root" if root is not None else "$GRAPHNAS_DATA and data/"
         raise MissingDataError(
-            f"NAS-Bench-360's task '{name}' needs {_FILES[name][0]}; it is neither in {place} nor in nb360/ there. "
+            f"NAS-Bench-360's task '{name}' needs {LOADERS[name][1][0]}; it is neither in {place} nor in nb360/ there. "
             "Fetch it from the benchmark's authors (see README, Data)."
         )
-    task = _LOADERS[name](path, seed)
+    task = LOADERS[name][0](path, seed)
     return task if limit is None else task.limited(limit, seed=seed)
 
 
@@ -90,7 +71,8 @@ def _tensors(x: np.ndarray, y: np.ndarray) -> Split:
     return Split(torch.from_numpy(np.ascontiguousarray(x)), torch.from_numpy(np.asarray(y).astype(np.int64)))
 
 
-def _spherical(path: Path, seed: int) -> Task:
+def spherical(path: Path, seed: int) -> Task:
+    """CIFAR-100 projected on the sphere; a fifth of the training images is the validation split."""
     with gzip.open(path) as file:
         data = unpickle_restricted(file, name=path.name)
     train, test = (_tensors(data[split]["images"], data[split]["labels"]) for split in ("train", "test"))
@@ -98,7 +80,8 @@ def _spherical(path: Path, seed: int) -> Task:
     return _task("spherical", train.take(kept), train.take(held), test, "CIFAR-100 on the sphere, 0..255 as they are")
 
 
-def _darcy(path: Path, seed: int) -> Task:
+def darcy(path: Path, seed: int) -> Task:
+    """Darcy flow: coefficients with the coordinates of each pixel in, the normalised solution out."""
     if path.suffix == ".npz":
         with np.load(path, allow_pickle=False) as data:
             names = [f"darcy_{split}_16_{variable}" for split in ("train", "test") for variable in "xy"]
@@ -113,16 +96,13 @@ def _darcy(path: Path, seed: int) -> Task:
         note = f"every 5th point, {x.shape[-1]}x{x.shape[-1]}"
     held = max(1, len(x) // 10)
     inputs, output = Normaliser.fit(x[:-held]), Normaliser.fit(y[:-held])
-    encode = lambda a: _with_grid(inputs.encode(a))  # noqa: E731
-    splits = ((x[:-held], y[:-held]), (x[-held:], y[-held:]), (x_test, y_test))
-    return _task("darcy", *(Split(encode(a), b) for a, b in splits), note, output)
-
-
-def _with_grid(fields: Tensor) -> Tensor:
-    """(N, H, W) -> (N, 3, H, W): the field, then each pixel's x and y on [0, 1]."""
-    n, height, width = fields.shape
-    y, x = torch.meshgrid(torch.linspace(0, 1, height), torch.linspace(0, 1, width), indexing="ij")
-    return torch.stack([fields, x.expand(n, -1, -1), y.expand(n, -1, -1)], 1)
+    line = torch.linspace(0, 1, x.shape[-1])
+    grid = torch.stack(torch.meshgrid(line, line, indexing="xy"))  # (2, S, S): each pixel's x and y on [0, 1]
+    splits = [
+        Split(torch.cat([inputs.encode(a)[:, None], grid.expand(len(a), -1, -1, -1)], 1), b)  # (N, 3, S, S)
+        for a, b in ((x[:-held], y[:-held]), (x[-held:], y[-held:]), (x_test, y_test))
+    ]
+    return _task("darcy", *splits, note, output)
 
 
 def _mat_field(path: Path, field: str, n: int, every: int = 5) -> np.ndarray:
@@ -148,29 +128,18 @@ def _mat_field(path: Path, field: str, n: int, every: int = 5) -> np.ndarray:
     return np.ascontiguousarray(data[:n, ::every, ::every], dtype=np.float32)
 
 
-def _psicov(path: Path, seed: int) -> Task:
+def psicov(path: Path, seed: int) -> Task:
+    """Distances between residues of proteins; the first 100 of the training list are the validation split."""
     folder = path.parent
     train, test = read_list(path), read_list(folder / "psicov.lst")
-    held = min(100, max(1, len(train) // 10))  # the first 100 of the training list, as the benchmark does
-    splits = (
-        ProteinSplit(folder, train[held:], 128),
-        ProteinSplit(folder, train[:held], 512),
-        ProteinSplit(folder, test, 512),
-    )
+    held = min(100, max(1, len(train) // 10))
+    sets = ((train[held:], 128), (train[:held], 512), (test, 512))
+    splits = (ProteinSplit(folder, names, side) for names, side in sets)
     return _task("psicov", *splits, "crops of 128 for training, canvas of 512 for testing")
 
 
-# visits of field type GAL (resolved galaxies) in filter F435W, the ones that the benchmark keeps
-_GALAXIES = frozenset(
-    {
-        "10760_2", "10760_4", "13737_2", "13737_3", "9490_a3", "12513_2", "12513_3", "10182_pb", "10182_pd",
-        "10584_13", "10342_3", "14343_1", "13057_1", "10260_7", "10260_5", "10407_3", "13364_95", "10190_28",
-        "10190_13", "9490_a2", "13691_11", "12058_12", "12058_16", "12058_1", "12058_6", "14704_1", "13804_6",
-    }
-)  # fmt: skip
-
-
-def _cosmic(path: Path, seed: int) -> Task:
+def cosmic(path: Path, seed: int) -> Task:
+    """Cosmic rays in Hubble images (deepCR); a tenth of the training images is the validation split."""
     test = path.parent / "npy_test"
     if not test.is_dir():
         test = path.parent.parent / "deepCR.ACS-WFC.test" / "npy_test"
@@ -181,7 +150,7 @@ def _cosmic(path: Path, seed: int) -> Task:
 
 def _cosmic_split(folder: Path) -> Split:
     files = sorted(f for f in folder.glob("f435w/*/*/*.npy") if f.name != "sky.npy")
-    files = [f for f in files if f"{f.parts[-3]}_{f.parts[-2]}" in _GALAXIES]
+    files = [f for f in files if f"{f.parts[-3]}_{f.parts[-2]}" in FACTS["cosmic"]["visits"]]
     if not files:
         raise MissingDataError(f"Cosmic needs f435w/<proposal>/<visit>/*.npy under {folder.name}; none is there.")
     crops, sky = [], []
@@ -194,7 +163,8 @@ def _cosmic_split(folder: Path) -> Split:
     return Split(stack[:, :1], stack[:, 1], stack[:, 2] < 0.5, torch.tensor(np.array(sky, dtype=np.float32)))
 
 
-def _ninapro(path: Path, seed: int) -> Task:
+def ninapro(path: Path, seed: int) -> Task:
+    """Electromyography of 18 gestures, in the benchmark's own three splits."""
     splits = []
     for split in ("train", "val", "test"):
         x = load_npy(path.with_name(f"ninapro_{split}.npy")).astype(np.float32)
@@ -206,7 +176,7 @@ def _ninapro(path: Path, seed: int) -> Task:
 ECG_LABELS, ECG_WINDOW, ECG_STRIDES = ("N", "A", "O", "~"), 1000, (500, 83, 250, 25)
 
 
-def _ecg(path: Path, seed: int) -> Task:
+def ecg(path: Path, seed: int) -> Task:
     """Recordings split 80/10/10 by scikit-learn with random_state 0, as the benchmark does, then cut into windows."""
     from sklearn.model_selection import train_test_split
 
@@ -236,7 +206,7 @@ def _ecg_windows(records: list[tuple[np.ndarray, str]]) -> Split:
     return Split(torch.cat(windows)[:, None], torch.cat(labels))
 
 
-def _satellite(path: Path, seed: int) -> Task:
+def satellite(path: Path, seed: int) -> Task:
     """Series of 46 observations, z-scored one by one; labels 1..24 on file."""
     (x, y), (x_test, y_test) = (_series(path.with_name(f"satellite_{split}.npy")) for split in ("train", "test"))
     known = {row.tobytes() for row in x}
@@ -261,7 +231,8 @@ def _zscore(x: np.ndarray) -> np.ndarray:
     return ((x - x.mean(axis=1, keepdims=True)) / scale)[:, None]
 
 
-def _deepsea(path: Path, seed: int) -> Task:
+def deepsea(path: Path, seed: int) -> Task:
+    """Chromatin labels of 1,000 base pairs, in the benchmark's own three splits."""
     splits = []
     with np.load(path, allow_pickle=False) as data:
         for split in ("train", "val", "test"):
@@ -270,7 +241,17 @@ def _deepsea(path: Path, seed: int) -> Task:
     return _task("deepsea", *splits, "36 chromatin labels of 1,000 base pairs")
 
 
-_LOADERS: dict[str, Callable[[Path, int], Task]] = {
-    "spherical": _spherical, "darcy": _darcy, "psicov": _psicov, "cosmic": _cosmic,
-    "ninapro": _ninapro, "ecg": _ecg, "satellite": _satellite, "deepsea": _deepsea,
-}  # fmt: skip
+# name: loader, and its files as alternatives, of which the first that exists is read
+LOADERS: dict[str, tuple[Callable[[Path, int], Task], tuple[str, ...]]] = {
+    "spherical": (spherical, ("spherical/s2_cifar100.gz", "s2_cifar100.gz")),
+    "darcy": (
+        darcy,
+        ("darcy/piececonst_r421_N1024_smooth1.mat", "piececonst_r421_N1024_smooth1.mat", "darcy_flow_16.npz"),
+    ),
+    "psicov": (psicov, ("protein/deepcov.lst", "psicov/protein/deepcov.lst")),
+    "cosmic": (cosmic, ("cosmic/npy_train", "cosmic/deepCR.ACS-WFC.train/npy_train")),
+    "ninapro": (ninapro, ("ninapro/ninapro_train.npy", "ninaPro/ninapro_train.npy")),
+    "ecg": (ecg, ("ECG/challenge2017.pkl",)),
+    "satellite": (satellite, ("satellite/satellite_train.npy",)),
+    "deepsea": (deepsea, ("deepsea/deepsea_filtered.npz",)),
+}

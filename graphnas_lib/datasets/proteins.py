@@ -15,7 +15,9 @@ from torch import Tensor
 from graphnas_lib.datasets.archives import MissingDataError, load_npy, unpickle_restricted
 from graphnas_lib.store import CorruptArtifactError
 
-FRAME, FAR, TRAIN_CLIP = 5, 100.0, 16.0
+FRAME_PIXELS = 5
+FAR_ANGSTROM = 100.0  # distance of the frame, and of what lies outside
+MAX_TRAIN_ANGSTROM = 16.0  # longer distances are clipped in training, as the benchmark does
 _FOLDERS = ("deepcov", "psicov", "cameo")
 
 
@@ -29,12 +31,9 @@ def read_list(path: Path) -> list[str]:
 
 
 class ProteinSplit:
-    """Proteins of one split, read when asked for.
+    """Proteins of one split by their ids, read when asked for, on a canvas of `side` residues.
 
-    Args:
-        folder: `protein/`, which holds `<set>/features/<id>.pkl` and `<set>/distance/<id>-cb.npy`.
-        names: protein ids.
-        side: canvas in residues; a generator given to `fetch` crops at random, otherwise the corner is taken.
+    The folder `protein/` holds `<set>/features/<id>.pkl` and `<set>/distance/<id>-cb.npy`.
     """
 
     lazy = True
@@ -57,11 +56,11 @@ class ProteinSplit:
     def fetch(self, index: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """inputs (B, 57, S, S), distances (B, S, S) in Angstrom, True inside the protein (B, S, S).
 
-        With a generator (training) distances are clipped at 16, as the benchmark does.
+        A generator (training) crops at random and clips the distances; without one the corner is taken.
         """
         canvases = [self._canvas(self.names[i], generator) for i in index.tolist()]
         inputs, targets, mask = (torch.from_numpy(np.stack(part)) for part in zip(*canvases))
-        return inputs, targets if generator is None else targets.clamp_max(TRAIN_CLIP), mask
+        return inputs, targets if generator is None else targets.clamp_max(MAX_TRAIN_ANGSTROM), mask
 
     def _canvas(self, name: str, generator: torch.Generator | None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         features, distances = self.features(name), self.distances(name)
@@ -70,24 +69,17 @@ class ProteinSplit:
             raise CorruptArtifactError(
                 f"Features and distances of protein {name} must have the same length; got {size} and {len(distances)}."
             )
-        framed, side = size + 2 * FRAME, self.side
-        top, left = 0, 0
-        if framed > side and generator is not None:
-            top, left = torch.randint(framed - side + 1, (2,), generator=generator).tolist()
-        inputs = np.zeros((57, side, side), np.float32)
-        targets = np.full((side, side), FAR, np.float32)
-        mask = np.zeros((side, side), bool)
-        # where residue r falls on the canvas: FRAME + r - top
-        rows, columns = (slice(max(0, FRAME - start), min(side, FRAME + size - start)) for start in (top, left))
-        from_rows, from_columns = (
-            slice(there.start + start - FRAME, there.stop + start - FRAME)
-            for there, start in ((rows, top), (columns, left))
-        )
-        inputs[:, rows, columns] = features[:, from_rows, from_columns]
-        known = ~np.isnan(distances[from_rows, from_columns])
-        targets[rows, columns] = np.where(known, distances[from_rows, from_columns], 0.0)
-        mask[rows, columns] = known
-        return inputs, targets, mask
+        spare, corner = size + 2 * FRAME_PIXELS - self.side, (0, 0)
+        if spare > 0 and generator is not None:
+            corner = torch.randint(spare + 1, (2,), generator=generator).tolist()
+        rows, columns = (slice(start, start + self.side) for start in corner)
+
+        def framed(maps: np.ndarray, outside: float) -> np.ndarray:
+            width = [(0, 0)] * (maps.ndim - 2) + [(FRAME_PIXELS, FRAME_PIXELS + max(0, -spare))] * 2
+            return np.pad(maps, width, constant_values=outside)[..., rows, columns]
+
+        known = ~np.isnan(distances)
+        return framed(features, 0.0), framed(np.where(known, distances, 0.0), FAR_ANGSTROM), framed(known, False)
 
     def _file(self, kind: str, file: str) -> Path:
         for source in _FOLDERS:

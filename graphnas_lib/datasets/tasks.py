@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -13,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from graphnas_lib.datasets import metrics
+from graphnas_lib.datasets.archives import FACTS
 from graphnas_lib.datasets.proteins import ProteinSplit
 
 
@@ -48,22 +50,20 @@ class Split:
 
     def take(self, index: Tensor) -> Split:
         """The samples at `index`."""
-        parts = (self.inputs, self.targets, self.mask, self.sky)
-        return Split(*(None if part is None else part[index] for part in parts))
+        return self._each(lambda part: part[index])
 
     def to(self, device: torch.device | str) -> Split:
         """All tensors on `device`."""
+        return self._each(lambda part: part.to(device))
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> Split:
         parts = (self.inputs, self.targets, self.mask, self.sky)
-        return Split(*(None if part is None else part.to(device) for part in parts))
+        return Split(*(None if part is None else change(part) for part in parts))
 
 
 @dataclass(frozen=True, kw_only=True)
 class TaskFacts:
-    """What is fixed about a task: head, loss and metric (Shen et al. 2022), batch and learning rate, WRN's costs.
-
-    `wrn_params` and `wrn_macs` (multiply-accumulates at the task's own input size) belong to the Wide-ResNet that the
-    paper takes its budget from; `wrn_macs_32` is the same per 32x32 pixels of input.
-    """
+    """What is fixed about a task (see `facts.toml`): head, loss, metric, batch, learning rate, Wide-ResNet's costs."""
 
     kind: str  # "points": one label a sample; "multilabel": several; "dense": one value a pixel
     classes: int
@@ -76,40 +76,7 @@ class TaskFacts:
     wrn_macs_32: float | None = None
 
 
-TASKS = {
-    "spherical": TaskFacts(
-        kind="points", classes=100, metric="error_percent", loss="cross_entropy", batch_size=64, lr=0.1,
-        wrn_params=2.772e6, wrn_macs=1.380e9, wrn_macs_32=393e6,
-    ),
-    "darcy": TaskFacts(
-        kind="dense", classes=1, metric="relative_l2", loss="relative_l2", batch_size=10, lr=0.01,
-        wrn_params=2.747e6, wrn_macs=19.8e9, wrn_macs_32=2.81e9,
-    ),
-    "psicov": TaskFacts(
-        kind="dense", classes=1, metric="contact_mae", loss="mse", batch_size=8, lr=0.01,
-        wrn_params=2.754e6, wrn_macs=45.1e9, wrn_macs_32=2.82e9,
-    ),
-    "cosmic": TaskFacts(
-        kind="dense", classes=1, metric="half_auroc_error", loss="masked_bce", batch_size=4, lr=0.01,
-        wrn_params=2.746e6, wrn_macs=44.9e9, wrn_macs_32=2.81e9,
-    ),
-    "ninapro": TaskFacts(
-        kind="points", classes=18, metric="error_percent", loss="cross_entropy", batch_size=128, lr=0.1,
-        wrn_params=2.751e6, wrn_macs=319e6, wrn_macs_32=392e6,
-    ),
-    "ecg": TaskFacts(
-        kind="points", classes=4, metric="macro_f1_error", loss="cross_entropy", batch_size=1024, lr=0.1,
-        wrn_params=0.504e6, wrn_macs=500e6,
-    ),
-    "satellite": TaskFacts(
-        kind="points", classes=24, metric="error_percent", loss="cross_entropy", batch_size=256, lr=0.1,
-        wrn_params=0.507e6, wrn_macs=23.0e6,
-    ),
-    "deepsea": TaskFacts(
-        kind="multilabel", classes=36, metric="auroc_error", loss="bce_weight_4", batch_size=256, lr=0.1,
-        wrn_params=0.510e6, wrn_macs=502e6,
-    ),
-}  # fmt: skip
+TASKS = {name: TaskFacts(**facts) for name, facts in FACTS["tasks"].items()}
 
 
 @dataclass(frozen=True)
@@ -211,9 +178,10 @@ class Task:
 
     def limited(self, n: int, *, seed: int = 0) -> Task:
         """At most n samples a split, drawn at random."""
-        parts = {}
-        for name in ("train", "valid", "test"):
-            split = getattr(self, name)
+
+        def cut(split: Split | ProteinSplit) -> Split | ProteinSplit:
             order = torch.randperm(len(split), generator=torch.Generator().manual_seed(seed))[:n]
-            parts[name] = split.take(order.sort().values)
-        return replace(self, source=f"{self.source}; at most {n} samples a split", **parts)
+            return split.take(order.sort().values)
+
+        source = f"{self.source}; at most {n} samples a split"
+        return replace(self, train=cut(self.train), valid=cut(self.valid), test=cut(self.test), source=source)

@@ -3,14 +3,13 @@
 A proxy leaves the network as it was, bit for bit, and raises ProxyError rather than return a number that means nothing.
 """
 
-from graphnas_lib.proxies.corpus import label, label_cell, labelled_only, zc_matrix
+from graphnas_lib.proxies.corpus import label, labelled_only, zc_matrix
 from graphnas_lib.proxies.measures import module_costs, naswot, score, tcet, zc_vector
 from graphnas_lib.proxies.probe import ProxyError
 
 __all__ = [
     "ProxyError",
     "label",
-    "label_cell",
     "labelled_only",
     "module_costs",
     "naswot",

@@ -1,28 +1,23 @@
 """Cells on disk: the unlabelled corpus and the ZC-labelled one (App. A), and the labelling loop.
 
 A table holds one cell a row: 28 edges as the bits of an integer, six operations as indices, the key. `label` adds the
-raw ZC vector of each cell. It runs over processes (or a dask cluster), writes a shard at a time and goes on from the
-shards it finds, so a killed run loses at most the shards in flight. A cell that cannot be scored keeps NaN and its
-reason in `error`; it is counted and never given a number.
+raw ZC vector of each cell. It runs over processes (or a dask cluster) and goes on from the labels it finds, so a killed
+run loses the cells in flight alone. A cell that cannot be scored keeps NaN and its reason in `error`; it is counted and
+never given a number.
 """
 
 from __future__ import annotations
 
 import hashlib
 import warnings
-from collections import deque
-from collections.abc import Iterator, Sequence
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
-from itertools import islice
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
-import joblib
 import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from graphnas_lib import store
 from graphnas_lib.clusters import ZC_NAMES
@@ -33,9 +28,6 @@ from graphnas_lib.store import single_threaded
 EDGE_ROWS, EDGE_COLUMNS = np.triu_indices(N_NODES, 1)  # bit i of `edges` is the i-th of these 28 pairs
 OP_COLUMNS = tuple(f"op_{node}" for node in range(1, OP_NODES + 1))
 CELL_COLUMNS = ("key", "edges", *OP_COLUMNS)
-CELLS_A_TASK = 8
-AHEAD = 3  # tasks a thread of a dask cluster that wait or run
-SETTINGS = "labelling.json"
 
 
 # ---- cells as a table
@@ -102,24 +94,22 @@ def label(
     width: int = 16,
     repeats: int = 5,
     classes: int = 10,
-    shard_size: int = 32,
     progress: bool = True,
     dask: str | None = None,
 ) -> pd.DataFrame:
-    """ZC vectors of cells (App. A), in parallel, shard by shard; a later call with the same arguments goes on.
+    """ZC vectors of cells (App. A), in parallel, each kept at once; a later call with the same arguments goes on.
 
     Args:
-        cells: what to label; a longer list with the same beginning goes on from the same shards.
+        cells: what to label; those that `out` has are not labelled again.
         images: (B, C, H, W) float, normalised; the paper's batch is 64. On CUDA every worker labels on that device: a
             small network is bound by launches, so several processes share one.
         labels: (B,) class indices.
         seed: of every cell's initial weights; a label depends on the cell and these arguments alone.
-        out: folder of the shards.
+        out: file of finished labels, one JSON line each.
         workers: processes; 1 runs in this one.
         width: channels of the first stage.
         repeats: cells a stage.
         classes: outputs of the classifier.
-        shard_size: cells a file, written when all are done.
         progress: draw a bar with the time left.
         dask: address of a dask scheduler ("tcp://host:port"); its workers replace `workers`.
 
@@ -128,43 +118,20 @@ def label(
         the reason), in the order of `cells`.
 
     Raises:
-        ValueError: `out` holds shards of other settings or other cells.
-        RuntimeError: a process was killed; what was finished is kept, and the same call goes on from there.
+        ValueError: `out` holds labels of other settings.
+        RuntimeError: processes were killed; what was finished is kept, and the same call goes on from there.
     """
-    out = Path(out)
     options = {"seed": seed, "width": width, "repeats": repeats, "classes": classes}
-    _check_settings(out, options | {"shard_size": shard_size, "batch": _batch_hash(images, labels)})
+    digest = hashlib.sha256(b"".join(part.cpu().contiguous().numpy().tobytes() for part in (images, labels)))
+    journal = store.Journal(out, options | {"batch": f"{tuple(images.shape)} {digest.hexdigest()[:16]}"})
+    batch = images.cpu(), labels.cpu()  # a CUDA tensor cannot go to another process
     table = cells_table(cells)
-    spans = [range(start, min(start + shard_size, len(cells))) for start in range(0, len(cells), shard_size)]
-    todo = [span for span in spans if not _is_done(_shard(out, span), table["key"].iloc[list(span)])]
-    tasks = [span[i : i + CELLS_A_TASK] for span in todo for i in range(0, len(span), CELLS_A_TASK)]
-    device, batch = images.device, (images.cpu(), labels.cpu())  # a CUDA tensor cannot go to another process
-    calls = (([cells[i] for i in task], *batch, options, device) for task in tasks)
-    rows: list[dict] = []
-    left = iter(todo)
-    span = next(left, None)
-    done = len(cells) - sum(map(len, todo))  # tqdm: the time left is the mean rate's, as shards come in bursts
-    with (
-        _killed(out, spans),
-        tqdm(total=len(cells), initial=done, smoothing=0, disable=not progress, unit="cell", desc="ZC vectors") as bar,
-    ):
-        for found in _on_dask(dask, calls) if dask else _on_processes(workers, calls):
-            rows += found
-            bar.update(len(found))
-            if span is not None and len(rows) == len(span):
-                _write_shard(out, span, table, rows)
-                rows, span = [], next(left, None)
-    parts = [store.read(_shard(out, span)).head(len(span)) for span in spans]
-    return _reported(pd.concat(parts, ignore_index=True) if parts else table)
-
-
-def label_cell(cell: Cell, images: Tensor, labels: Tensor, options: dict) -> dict:
-    """One cell's row: its ZC vector and error "", or NaN and the reason; `options` go to `zc_vector`."""
-    try:
-        values = zc_vector(cell, images, labels, **options).tolist()
-    except (ProxyError, InvalidCellError) as error:
-        return dict.fromkeys(ZC_NAMES, float("nan")) | {"error": f"{type(error).__name__}: {error}"}
-    return dict(zip(ZC_NAMES, values)) | {"error": ""}
+    names = [" ".join(map(str, row)) for row in table[list(CELL_COLUMNS[1:])].itertuples(index=False)]
+    jobs = {name: partial(_label, cell, *batch, options, images.device) for name, cell in zip(names, cells)}
+    found = store.collect(jobs, journal, workers=workers, progress=progress, dask=dask, desc="ZC vectors", unit="cell")
+    rows = dict(zip(jobs, found))
+    values = pd.DataFrame([rows[name] for name in names], columns=[*ZC_NAMES, "error"])
+    return _reported(pd.concat([table, values], axis=1))
 
 
 def labelled_only(table: pd.DataFrame) -> pd.DataFrame:
@@ -177,92 +144,18 @@ def zc_matrix(table: pd.DataFrame) -> Tensor:
     return torch.tensor(table[list(ZC_NAMES)].to_numpy(np.float64))
 
 
-def _label_task(cells: list[Cell], images: Tensor, labels: Tensor, options: dict, device: torch.device) -> list[dict]:
-    """Rows of a few cells."""
-    with single_threaded():
-        images, labels = images.to(device), labels.to(device)
-        return [label_cell(cell, images, labels, options) for cell in cells]
-
-
-@contextmanager
-def _killed(out: Path, spans: list[range]) -> Iterator[None]:
-    """Say what to do when a process dies alone: joblib then stops all of them."""
+def _label(cell: Cell, images: Tensor, labels: Tensor, options: dict, device: torch.device) -> dict:
+    """One cell's row, the same wherever it is made (one thread): its ZC vector and error "", or NaN and the reason."""
     try:
-        yield
-    except BrokenProcessPool as error:
-        done = sum(len(span) for span in spans if _shard(out, span).exists())
-        raise RuntimeError(
-            f"A labelling process was killed, from outside or for want of memory; {done} of {sum(map(len, spans))} "
-            f"cells are kept in {out.name}. Run the same command again to go on."
-        ) from error
-
-
-def _on_processes(workers: int, calls: Iterator[tuple]) -> Iterator[list[dict]]:
-    """Results of `_label_task` in order, from processes of this machine."""
-    with joblib.parallel_config(backend="loky"):
-        yield from joblib.Parallel(n_jobs=workers, return_as="generator")(
-            joblib.delayed(_label_task)(*c) for c in calls
-        )
-
-
-def _on_dask(address: str, calls: Iterator[tuple]) -> Iterator[list[dict]]:
-    """The same from the workers of a dask cluster; those of a lost worker are done again by another.
-
-    A few calls a thread are under way at a time, so that the scheduler holds few copies of the images.
-    """
-    from distributed import Client, KilledWorker
-
-    with Client(address) as client:
-        waiting: deque = deque()
-        while True:
-            wanted = AHEAD * max(1, sum(client.nthreads().values())) - len(waiting)
-            waiting += [client.submit(_label_task, *call, pure=False) for call in islice(calls, max(0, wanted))]
-            if not waiting:
-                return
-            try:
-                yield waiting.popleft().result()
-            except KilledWorker as error:  # lost more workers than the cluster allows
-                raise BrokenProcessPool(str(error)) from error
-
-
-def _batch_hash(images: Tensor, labels: Tensor) -> str:
-    digest = hashlib.sha256(b"".join(part.cpu().contiguous().numpy().tobytes() for part in (images, labels)))
-    return f"{tuple(images.shape)} {digest.hexdigest()[:16]}"
-
-
-def _check_settings(out: Path, settings: dict) -> None:
-    """Shards of one folder come from one setting; ValueError when they do not."""
-    path = out / SETTINGS
-    if not path.exists():
-        store.write(path, settings)
-        return
-    before = store.read(path)
-    if before != settings:
-        changed = ", ".join(f"{k}: {before.get(k)} -> {settings[k]}" for k in settings if before.get(k) != settings[k])
-        raise ValueError(f"Shards of a folder must share settings; {out.name} differs: {changed}. Use another folder.")
-
-
-def _shard(out: Path, span: range) -> Path:
-    return out / f"shard-{span.start:07d}.parquet"
-
-
-def _is_done(path: Path, keys: pd.Series) -> bool:
-    """True when the shard holds these cells; a shorter last shard of an earlier, shorter list is done anew."""
-    if not path.exists():
-        return False
-    found = store.read(path)["key"].tolist()
-    if found != keys.tolist()[: len(found)] and keys.tolist() != found[: len(keys)]:
-        raise ValueError(f"Shard {path.name} must hold the cells asked for; it holds others. Use another folder.")
-    return len(found) >= len(keys)
-
-
-def _write_shard(out: Path, span: range, table: pd.DataFrame, rows: list[dict]) -> None:
-    cells = table.iloc[list(span)].reset_index(drop=True)
-    store.write(_shard(out, span), pd.concat([cells, pd.DataFrame(rows)], axis=1))
+        with single_threaded():
+            values = zc_vector(cell, images.to(device), labels.to(device), **options).tolist()
+    except (ProxyError, InvalidCellError) as error:
+        return dict.fromkeys(ZC_NAMES, float("nan")) | {"error": f"{type(error).__name__}: {error}"}
+    return dict(zip(ZC_NAMES, values)) | {"error": ""}
 
 
 def _reported(table: pd.DataFrame) -> pd.DataFrame:
-    failed = int((table["error"] != "").sum()) if "error" in table else 0
+    failed = int((table["error"] != "").sum())
     if failed:
         first = table.loc[table["error"] != "", "error"].iloc[0]
         message = f"{failed} of {len(table)} cells could not be scored and have no label; first: {first}"

@@ -1,9 +1,8 @@
 """All notebooks, headlessly: order from `notebooks/manifest.toml`, skipped when fresh, resumed after a kill.
 
-doit orders the notebooks and keeps the state; `runner` runs one of them. A notebook is fresh when nothing that can
-change its result has changed since its last success (`manifest.freshness`) and all its outputs are there. The state
-is JSON, one file a scale (`data/<scale>/.doit.json`), written after every notebook, so that a killed run goes on
-where it was.
+A notebook is fresh when nothing that can change its result has changed since its last success
+(`manifest.freshness`) and all its outputs are there. The state is JSON, one file a scale
+(`data/<scale>/.notebooks.json`), written after every notebook, so that a killed run goes on where it was.
 """
 
 from __future__ import annotations
@@ -13,54 +12,17 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterable
-from pathlib import Path
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from typing import Any, TextIO
-
-from doit.control import TaskControl
-from doit.dependency import DatabaseException, Dependency, JsonDB
-from doit.exceptions import TaskFailed, UnmetDependency
-from doit.runner import Runner
-from doit.task import Stream, dict_to_task
 
 from graphnas_lib import store
 from graphnas_lib.runner import notebook as runner
 from graphnas_lib.runner.manifest import Notebook, Project, changes, freshness, select
 
-SHARED_PARAMETERS = ("scale", "seed", "device")
 INTERRUPTED = 130  # exit status of a shell command ended by Ctrl-C
-
-
-class FlushedJson(JsonDB):
-    """doit's JSON state, written atomically after every change; doit itself writes at the end of the run only."""
-
-    def set(self, task_id: str, dependency: str, value: Any) -> None:
-        super().set(task_id, dependency, value)
-        self.dump()
-
-    def remove(self, task_id: str) -> None:
-        super().remove(task_id)
-        self.dump()
-
-    def dump(self) -> None:
-        path = Path(self.name)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_name(f"{path.name}.part")
-        part.write_text(self.codec.encode(self._db) + "\n")
-        os.replace(part, path)
-
-
-def open_state(path: Path) -> Dependency:
-    """The state of one scale."""
-    try:
-        return Dependency(FlushedJson, str(path))
-    except DatabaseException as error:
-        raise ValueError(
-            f"{path.name} must be readable JSON; it is not. Delete data/{path.parent.name}/{path.name}."
-        ) from error
-
-
-# ---- running
+DONE, FRESH, FAILED, NOT_RUN = "done", "fresh", "failed", "not run"
 
 
 def reproduce(
@@ -87,176 +49,138 @@ def reproduce(
     Returns:
         Exit status: 0 all is done, 1 a notebook failed or could not run, 130 interrupted.
     """
-    store.check_scale(scale)
-    every = project.notebooks()
-    chosen = select(every, notebooks)
-    parameters = dict(zip(SHARED_PARAMETERS, (scale, seed, device), strict=True))
+    chosen = select(project.notebooks(), notebooks)
     for notebook in chosen:
         project.cells(notebook.name)  # a missing notebook is told before anything runs
-    report = Report(project, scale, chosen, stream or sys.stdout)
-    state = open_state(project.state(scale))
-    tasks = [_task(project, notebook, every, chosen, parameters, report) for notebook in chosen]
-    control = TaskControl(tasks)
-    control.process([notebook.name for notebook in chosen])
-    doit = Runner(state, report, continue_=True, always_execute=force, stream=Stream(2))
-    restore = _sigterm_interrupts()
+    tell = partial(print, file=stream or sys.stdout, flush=True)
+    run = _Run(project, {"scale": store.check_scale(scale), "seed": seed, "device": device}, tell)
+    results: dict[str, str] = {}
+    tell(f"{len(chosen)} notebooks at scale {scale}")
     try:
-        return min(doit.run_all(control.task_dispatcher()), 1)
+        with _sigterm_interrupts():
+            for number, notebook in enumerate(chosen):
+                makers = {other.name for other in chosen if set(other.makes) & set(notebook.needs)}
+                lost = sorted(name for name in makers if results.get(name) in (FAILED, NOT_RUN))
+                if lost:
+                    tell(f"{notebook.name}  NOT RUN: it reads what {', '.join(lost)} makes")
+                    results[notebook.name] = NOT_RUN
+                elif not run.reasons(notebook) and not force:
+                    tell(f"{notebook.name}  fresh, skipped")
+                    results[notebook.name] = FRESH
+                else:
+                    tell(run.announced(chosen, number))
+                    results[notebook.name] = run.execute(notebook)
     except KeyboardInterrupt:
-        report.line("Interrupted. What was finished is kept; the same command goes on from there.")
+        tell("Interrupted. What was finished is kept; the same command goes on from there.")
         return INTERRUPTED
-    finally:
-        restore()
+    found = list(results.values())
+    tell(", ".join(f"{found.count(kind)} {kind}" for kind in (DONE, FRESH, FAILED, NOT_RUN) if kind in found))
+    return int(FAILED in found or NOT_RUN in found)
 
 
-def _task(project: Project, notebook: Notebook, every: list, chosen: list, parameters: dict, report: Report) -> Any:
-    """One notebook as a doit task."""
-    scale, names = parameters["scale"], {other.name for other in chosen}
-    key: dict[str, str] = {}
+def status(project: Project, scale: str, *, seed: int = 0, device: str = "auto") -> dict[str, list[str]]:
+    """For each notebook the reasons why it would run now; an empty list means fresh."""
+    run = _Run(project, {"scale": scale, "seed": seed, "device": device}, print)
+    return {notebook.name: run.reasons(notebook) for notebook in project.notebooks()}
 
-    def up_to_date(task: Any, values: dict) -> bool:
-        key.update(freshness(project, notebook, parameters))  # taken before the run: an edit during it makes it stale
-        task.value_savers.append(lambda: {"key": dict(key)})
-        report.why[notebook.name] = changes(values.get("key", {}), key)
-        return not report.why[notebook.name]
 
-    def action() -> Any:
+class _Run:
+    """The state of one scale, and what is done with one notebook.
+
+    The state maps a notebook to the freshness key of its last success; it is written after every change.
+    """
+
+    def __init__(self, project: Project, parameters: dict[str, Any], tell: Callable[[str], None]):
+        self.project, self.parameters, self.scale, self.tell = project, parameters, parameters["scale"], tell
+        self.path = project.state(self.scale)
         try:
-            _check_inputs(project, notebook, every, scale)
+            self.state = json.loads(self.path.read_text(encoding="utf-8")) if self.path.exists() else {}
+        except ValueError as error:
+            raise ValueError(
+                f"{self.path.name} must be readable JSON; it is not. Delete data/{self.scale}/{self.path.name}."
+            ) from error
+
+    def reasons(self, notebook: Notebook) -> list[str]:
+        """Why a notebook would run now."""
+        key = freshness(self.project, notebook, self.parameters)
+        targets = [*self.project.outputs(notebook, self.scale), self.project.executed(notebook.name, self.scale)]
+        missing = [f"output {path.name} is missing" for path in targets if not path.exists()]
+        return changes(self.state.get(notebook.name, {}), key) + missing
+
+    def announced(self, chosen: list[Notebook], number: int) -> str:
+        """The line before a notebook: which, how long it took last time, and how much is left at most."""
+        known = past_seconds(self.project, self.scale)
+        took = [known.get(notebook.name) for notebook in chosen[number:]]
+        text = f"[{number + 1}/{len(chosen)}] {chosen[number].name}"
+        if took[0] is not None:
+            text += f"  about {duration(took[0])}"
+        return text + (f", at most {duration(sum(took))} left in all" if None not in took else "")
+
+    def execute(self, notebook: Notebook) -> str:
+        """Run one notebook; it is stale until it has run to its end."""
+        project, scale = self.project, self.scale
+        key = freshness(project, notebook, self.parameters)  # before the run: an edit during it makes it stale
+        if self.state.pop(notebook.name, None):
+            store.write(self.path, self.state)
+        environment = {"GRAPHNAS_HOME": str(project.root), "PYTHONPATH": runner.python_path(project.package_parent)}
+        if scale == "smoke":  # its networks gain nothing from a second thread, and lose much where a core is shared
+            environment["OMP_NUM_THREADS"] = os.environ.get("OMP_NUM_THREADS", "1")
+        try:
+            _check_inputs(project, notebook, scale)
             receipt = runner.run_notebook(
                 project.source(notebook.name),
                 project.executed(notebook.name, scale),
-                parameters=parameters,
+                parameters=self.parameters,
                 outputs=project.outputs(notebook, scale),
                 timeout=notebook.timeout.get(scale),
-                environment={
-                    "GRAPHNAS_HOME": str(project.root),
-                    "PYTHONPATH": runner.python_path(project.package_parent),
-                    # smoke's networks gain nothing from a second thread, and lose ten times where a core is shared
-                    **({"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")} if scale == "smoke" else {}),
-                },
-                tell=report.line,
+                environment=environment,
+                tell=self.tell,
             )
         except runner.NotebookError as error:
-            return TaskFailed(str(error))
-        report.receipts[notebook.name] = receipt
-        return True
-
-    makers = {stage: other.name for other in every for stage in other.makes}
-    before = sorted({makers[stage] for stage in notebook.needs if makers.get(stage) in names} - {notebook.name})
-    targets = [*project.outputs(notebook, scale), project.executed(notebook.name, scale)]
-    return dict_to_task(
-        {
-            "name": notebook.name,
-            "actions": [(action,)],
-            "task_dep": before,
-            "targets": [str(path) for path in targets],
-            "uptodate": [up_to_date],
-            "io": {"capture": False},
-        }
-    )
+            self.tell(f"FAILED  {error}")
+            return FAILED
+        self.state[notebook.name] = key
+        store.write(self.path, self.state)
+        memory = f"peak memory {receipt['peak_memory_mb']:.0f} MB"
+        self.tell(f"{notebook.name}  done in {duration(receipt['seconds'])}, {memory}")
+        return DONE
 
 
-def _check_inputs(project: Project, notebook: Notebook, every: list[Notebook], scale: str) -> None:
+def _check_inputs(project: Project, notebook: Notebook, scale: str) -> None:
     """Refuse a notebook whose input artifacts are not there, naming the notebooks that make them."""
-    missing = [stage for stage in notebook.needs if not project.stage(stage, scale).is_file()]
+    makers = {stage: other for other in project.notebooks() for stage in other.makes}
+    missing = todo = [stage for stage in notebook.needs if not project.stage(stage, scale).is_file()]
     if not missing:
         return
-    makers = {stage: other for other in every for stage in other.makes}
-    first = sorted({makers[stage].name for stage in missing if stage in makers})
-    todo, numbers = list(missing), {notebook.number}
+    numbers = {notebook.number}
     while todo:  # what is missing may itself need what is missing
-        maker = makers.get(todo.pop())
-        if maker is not None and maker.number not in numbers:
-            numbers.add(maker.number)
-            todo += [stage for stage in maker.needs if not project.stage(stage, scale).is_file()]
-    command = f"python -m graphnas_lib reproduce --scale {scale} --notebooks {' '.join(sorted(numbers))}"
+        lost = {makers[stage].name: makers[stage] for stage in todo if stage in makers}.values()
+        todo = [s for maker in lost if maker.number not in numbers for s in maker.needs]
+        todo = [stage for stage in todo if not project.stage(stage, scale).is_file()]
+        numbers |= {maker.number for maker in lost}
+    first = ", ".join(sorted({makers[stage].name for stage in missing if stage in makers}))
     raise runner.NotebookError(
         f"{notebook.name} reads the stages {', '.join(missing)}, which data/{scale} lacks. "
-        f"Run {', '.join(first) or 'what makes them'} first: {command}"
+        f"Run {first or 'what makes them'} first: "
+        f"python -m graphnas_lib reproduce --scale {scale} --notebooks {' '.join(sorted(numbers))}"
     )
 
 
-def _sigterm_interrupts() -> Callable[[], None]:
-    """Make SIGTERM (a cancelled job) end a run as Ctrl-C does; returns how to undo it."""
+@contextmanager
+def _sigterm_interrupts() -> Iterator[None]:
+    """SIGTERM (a cancelled job) ends what is inside as Ctrl-C does."""
     if threading.current_thread() is not threading.main_thread():
-        return lambda: None
+        yield
+        return
 
     def interrupt(number: int, frame: Any) -> None:
         raise KeyboardInterrupt
 
     before = signal.signal(signal.SIGTERM, interrupt)
-    return lambda: signal.signal(signal.SIGTERM, before)
-
-
-class Report:
-    """doit's reporter: a line a notebook and, from the runner, a line a cell."""
-
-    def __init__(self, project: Project, scale: str, chosen: list[Notebook], stream: TextIO):
-        self.project, self.scale, self.stream = project, scale, stream
-        self.left = [notebook.name for notebook in chosen]
-        self.total = len(chosen)
-        self.why: dict[str, list[str]] = {}
-        self.receipts: dict[str, dict] = {}
-        self.results: dict[str, str] = {}  # name -> done, fresh, failed, not run
-        self.known = past_seconds(project, scale)
-
-    def line(self, text: str) -> None:
-        """Write one line at once."""
-        print(text, file=self.stream, flush=True)
-
-    def initialize(self, tasks: dict, selected: list) -> None:
-        self.line(f"{self.total} notebooks at scale {self.scale}")
-
-    def get_status(self, task: Any) -> None:
-        """Part of doit's reporter interface."""
-
-    def execute_task(self, task: Any) -> None:
-        known = [self.known.get(name) for name in self.left]
-        text = f"[{self.total - len(self.left) + 1}/{self.total}] {task.name}"
-        if known and known[0] is not None:
-            text += f"  about {duration(known[0])}"
-        if None not in known:
-            text += f", at most {duration(sum(known))} left in all"
-        self.line(text)
-
-    def _finish(self, task: Any, result: str, text: str = "") -> None:
-        self.results[task.name] = result
-        self.left.remove(task.name)
-        if text:
-            self.line(text)
-
-    def add_success(self, task: Any) -> None:
-        receipt = self.receipts[task.name]
-        memory = f"peak memory {receipt['peak_memory_mb']:.0f} MB"
-        self._finish(task, "done", f"{task.name}  done in {duration(receipt['seconds'])}, {memory}")
-
-    def skip_uptodate(self, task: Any) -> None:
-        self._finish(task, "fresh", f"{task.name}  fresh, skipped")
-
-    def add_failure(self, task: Any, failure: Any) -> None:
-        message = failure.message.strip()
-        if isinstance(failure, UnmetDependency):
-            self._finish(task, "not run", f"{task.name}  NOT RUN: it reads what {', '.join(message.split())} makes")
-        else:
-            trace = "".join(getattr(failure, "traceback", None) or [])
-            self._finish(task, "failed", f"FAILED  {message}{trace}")
-
-    def skip_ignore(self, task: Any) -> None:
-        self._finish(task, "not run", f"{task.name}  ignored")
-
-    def cleanup_error(self, exception: Any) -> None:
-        self.line(str(exception))
-
-    def runtime_error(self, message: str) -> None:
-        self.line(message)
-
-    def teardown_task(self, task: Any) -> None:
-        """Part of doit's reporter interface."""
-
-    def complete_run(self) -> None:
-        counts = [f"{list(self.results.values()).count(k)} {k}" for k in ("done", "fresh", "failed", "not run")]
-        self.line(", ".join(count for count in counts if not count.startswith("0 ")) or "nothing to do")
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def duration(seconds: float) -> str:
@@ -274,19 +198,3 @@ def past_seconds(project: Project, scale: str) -> dict[str, float]:
         receipt = json.loads(path.read_text())
         known[receipt["notebook"]] = receipt["seconds"]
     return known
-
-
-# ---- looking without running
-
-
-def status(project: Project, scale: str, *, seed: int = 0, device: str = "auto") -> dict[str, list[str]]:
-    """For each notebook the reasons why it would run now; an empty list means fresh."""
-    state = open_state(project.state(scale))
-    parameters = dict(zip(SHARED_PARAMETERS, (scale, seed, device), strict=True))
-    reasons = {}
-    for notebook in project.notebooks():
-        saved = (state.get_values(notebook.name) or {}).get("key", {})
-        reasons[notebook.name] = changes(saved, freshness(project, notebook, parameters))
-        targets = [*project.outputs(notebook, scale), project.executed(notebook.name, scale)]
-        reasons[notebook.name] += [f"output {path.name} is missing" for path in targets if not path.exists()]
-    return reasons

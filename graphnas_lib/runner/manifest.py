@@ -1,24 +1,28 @@
 """The notebooks as a graph: what each reads and makes, in which order they run, and when one is fresh.
 
-`notebooks/manifest.toml` is the one declaration; order, freshness, README's map and the tests all read it. A notebook
-is fresh when nothing that can change its result has changed since its last success: code cells and their tags,
-parameters, the library files that it stands on, the artifacts that it reads.
+`notebooks/manifest.toml` says which stages a notebook makes and `paper.STAGES` what these read; inputs, order,
+freshness and README's map follow. A notebook is fresh when nothing that can change its result has changed since its
+last success: code cells and their tags, parameters, the library files that it stands on, the artifacts that it reads.
 """
 
 from __future__ import annotations
 
-import ast
 import hashlib
 import heapq
 import json
 import tomllib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 from typing import Any
 
 from graphnas_lib import store
+from graphnas_lib.paper import STAGES
 from graphnas_lib.runner import notebook as runner
+
+ROAD = {name: stage.needs for name, stage in STAGES.items()}
 
 
 class ManifestError(ValueError):
@@ -27,17 +31,18 @@ class ManifestError(ValueError):
 
 @dataclass(frozen=True, kw_only=True)
 class Notebook:
-    """One entry of the manifest. Stages are named as in `graphnas_lib.stages`."""
+    """One entry of the manifest, and what follows from it. Stages are those of `paper.STAGES`."""
 
     name: str
     title: str
     paper: tuple[str, ...] = ()  # tables, figures and sections of the paper that it rebuilds
-    needs: tuple[str, ...] = ()  # stages whose artifacts it reads
     makes: tuple[str, ...] = ()  # stages it produces
+    reads: tuple[str, ...] = ()  # stages it shows that none of `makes` reads
     optional: tuple[str, ...] = ()  # those of `makes` that may stay absent: the notebook then says why
     figures: tuple[str, ...] = ()
     tables: tuple[str, ...] = ()
     timeout: dict[str, int] = field(default_factory=dict)  # seconds a cell may take, by scale
+    needs: tuple[str, ...] = ()  # derived: all stages whose artifacts it reads
 
     @property
     def number(self) -> str:
@@ -56,8 +61,12 @@ class Project:
 
     root: Path
     package: str = "graphnas_lib"
-    library_files: Callable[[list[str]], list[Path]] = store.library_files
+    # the stages that a notebook makes are named one by one, not by way of the table of all
+    library_files: Callable[[Iterable[str]], list[Path]] = partial(
+        store.library_files, without=["graphnas_lib.stages.road"]
+    )
     package_parent: Path = Path(__file__).resolve().parents[2]
+    road: Mapping[str, tuple[str, ...]] = field(default_factory=lambda: ROAD)
 
     def source(self, name: str) -> Path:
         return self.root / "notebooks" / f"{name}.ipynb"
@@ -77,8 +86,19 @@ class Project:
     def stage(self, stage: str, scale: str) -> Path:
         return self.root / "data" / scale / f"{stage}.manifest.json"
 
+    def artifact_key(self, stage: str, scale: str) -> str:
+        """Its files: a stage that was run again with the same result (other seconds, other commit) changes nothing."""
+        manifest = self.stage(stage, scale)
+        if not manifest.is_file():
+            return "missing"
+        content = manifest.read_bytes()
+        try:
+            return _sha(json.dumps(json.loads(content)["files"], sort_keys=True).encode())
+        except (ValueError, KeyError, TypeError):
+            return _sha(content)
+
     def state(self, scale: str) -> Path:
-        return self.root / "data" / scale / ".doit.json"
+        return self.root / "data" / scale / ".notebooks.json"
 
     def outputs(self, notebook: Notebook, scale: str) -> list[Path]:
         """Files that the notebook must have written, the executed copy aside."""
@@ -92,7 +112,7 @@ class Project:
 
     def notebooks(self) -> list[Notebook]:
         """The manifest, in order of execution."""
-        return in_order(read_manifest(self.root / "notebooks" / "manifest.toml"))
+        return in_order(read_manifest(self.root / "notebooks" / "manifest.toml", self.road))
 
     def default_scale(self, chosen: Iterable[str] | None = None) -> str:
         """ "lite" where all that these notebooks (names or numbers; None for all) read and make ships, else "smoke"."""
@@ -100,52 +120,58 @@ class Project:
         return store.default_scale(*{stage for one in notebooks for stage in (*one.needs, *one.makes)})
 
 
-def read_manifest(path: Path) -> list[Notebook]:
-    """Entries of a manifest as they stand there.
+def read_manifest(path: Path, road: Mapping[str, tuple[str, ...]] = ROAD) -> list[Notebook]:
+    """Entries of a manifest in their order, each with what it needs.
+
+    Args:
+        path: of the manifest.
+        road: stage -> stages that it reads.
 
     Raises:
-        ManifestError: a name, stage, figure or table occurs twice, or an entry has an unknown key.
+        ManifestError: a name, made stage, figure or table occurs twice; an entry has an unknown key, names an unknown
+            stage, or says again what follows from the road.
     """
     if not path.is_file():
         raise FileNotFoundError(f"notebooks/manifest.toml must be there; {path.parent} has none. Restore it.")
-    entries = tomllib.loads(path.read_text(encoding="utf-8")).get("notebook", [])
-    known = set(Notebook.__dataclass_fields__)
+    known = set(Notebook.__dataclass_fields__) - {"needs"}
     notebooks = []
-    for entry in entries:
+    for entry in tomllib.loads(path.read_text(encoding="utf-8")).get("notebook", []):
         if not {"name", "title"} <= set(entry) <= known:
             raise ManifestError(f"A manifest entry has name, title and some of {sorted(known)}; got {sorted(entry)}.")
-        notebooks.append(Notebook(**{k: tuple(v) if isinstance(v, list) else v for k, v in entry.items()}))
-    for what in ("makes", "figures", "tables"):
-        _unique(what, [item for notebook in notebooks for item in getattr(notebook, what)])
-    _unique("name", [notebook.name for notebook in notebooks])
+        entry = {key: tuple(value) if isinstance(value, list) else value for key, value in entry.items()}
+        name, makes, reads = entry["name"], entry.get("makes", ()), entry.get("reads", ())
+        if unknown := {*makes, *reads} - set(road):
+            raise ManifestError(f"{name} names no stages: {', '.join(sorted(unknown))}. Mend the names.")
+        implied = {need for stage in makes for need in road[stage]} | set(makes)
+        if again := [stage for stage in reads if stage in implied]:
+            raise ManifestError(f"{name} makes or needs {', '.join(again)} anyway. Leave them out of `reads`.")
+        needs = tuple(stage for stage in road if stage in (implied | set(reads)) - set(makes))
+        notebooks.append(Notebook(**entry, needs=needs))
+    for what in ("name", "makes", "figures", "tables"):
+        parts = [getattr(notebook, what) for notebook in notebooks]
+        items = parts if what == "name" else [item for part in parts for item in part]
+        if twice := sorted({item for item in items if items.count(item) > 1}):
+            raise ManifestError(f"Each of `{what}` belongs to one notebook; {', '.join(twice)} has several. Keep one.")
     return notebooks
-
-
-def _unique(what: str, items: list[str]) -> None:
-    twice = sorted({item for item in items if items.count(item) > 1})
-    if twice:
-        raise ManifestError(f"Each item of `{what}` belongs to one notebook; {', '.join(twice)} has several. Keep one.")
 
 
 def in_order(notebooks: list[Notebook]) -> list[Notebook]:
     """Topological order by `needs` and `makes`; of those that could run, the lowest name first."""
     maker = {stage: notebook.name for notebook in notebooks for stage in notebook.makes}
     by_name = {notebook.name: notebook for notebook in notebooks}
-    waits = {n.name: {maker[s] for s in n.needs if s in maker} - {n.name} for n in notebooks}
-    ready = [name for name, on in waits.items() if not on]
-    heapq.heapify(ready)
+    graph = TopologicalSorter({n.name: {maker[s] for s in n.needs if s in maker} for n in notebooks})
+    try:
+        graph.prepare()
+    except CycleError as error:
+        stuck = ", ".join(sorted(set(error.args[1])))
+        raise ManifestError(f"What notebooks read and make must not go in a circle; these do: {stuck}.") from error
+    ready: list[str] = []
     ordered: list[Notebook] = []
-    while ready:
-        name = heapq.heappop(ready)
+    while graph.is_active():
+        for name in graph.get_ready():
+            heapq.heappush(ready, name)
+        graph.done(name := heapq.heappop(ready))
         ordered.append(by_name[name])
-        for other, on in waits.items():
-            if name in on:
-                on.discard(name)
-                if not on:
-                    heapq.heappush(ready, other)
-    if len(ordered) < len(notebooks):
-        stuck = sorted(set(by_name) - {notebook.name for notebook in ordered})
-        raise ManifestError(f"`needs` and `makes` must not go in a circle; these do: {', '.join(stuck)}.")
     return ordered
 
 
@@ -175,31 +201,13 @@ def freshness(project: Project, notebook: Notebook, parameters: dict[str, Any]) 
     key = {"code": _sha(json.dumps(code).encode())}
     key |= {f"parameter {name}": repr(value) for name, value in parameters.items()}
     key["data sets at hand"] = " ".join(store.data_at_hand())
-    modules = imported([runner.source_of(cell) for cell in cells], project.package)
-    modules += [f"{project.package}.stages.{stage}" for stage in notebook.makes]
-    key |= {f"library {path.name}": _sha(path.read_bytes()) for path in project.library_files(modules)}
-    for stage in notebook.needs:
-        key[f"input {stage}"] = _input_key(project.stage(stage, parameters["scale"]))
-    if parameters["scale"] != "smoke":  # there the notebook makes it itself, as far as the data at hand allow
-        for stage in notebook.optional:
-            key[f"input {stage}"] = _input_key(project.stage(stage, parameters["scale"]))
-    return key
-
-
-def imported(sources: list[str], package: str) -> list[str]:
-    """Modules of `package` that the code imports."""
-    found: set[str] = set()
-    for source in sources:
-        try:
-            tree = ast.parse(source)
-        except SyntaxError:
-            continue  # the cell will fail when it is run, with its own message
-        for node in ast.walk(tree):
-            if isinstance(node, ast.Import):
-                found |= {alias.name for alias in node.names}
-            elif isinstance(node, ast.ImportFrom) and node.module:
-                found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
-    return sorted(name for name in found if name.split(".")[0] == package)
+    made = {f"{project.package}.stages.{stage}" for stage in notebook.makes}
+    names = made | store.names_used([source for source, _ in code], project.package)
+    for path in project.library_files(names):
+        key[f"library {path.parent.name}/{path.name}"] = _sha(path.read_bytes())
+    # at smoke the notebook makes its optional stages itself, as far as the data at hand allow
+    inputs = notebook.needs if parameters["scale"] == "smoke" else (*notebook.needs, *notebook.optional)
+    return key | {f"input {stage}": project.artifact_key(stage, parameters["scale"]) for stage in inputs}
 
 
 def changes(before: dict[str, str], now: dict[str, str]) -> list[str]:
@@ -209,18 +217,6 @@ def changes(before: dict[str, str], now: dict[str, str]) -> list[str]:
     told = [f"{part} changed" for part in now if part in before and before[part] != now[part]]
     told += [f"{part} is new" for part in now if part not in before]
     return told + [f"{part} is gone" for part in before if part not in now]
-
-
-def _input_key(manifest: Path) -> str:
-    """An input is its files: a stage run again with the same result (other seconds, other commit) changes nothing."""
-    if not manifest.is_file():
-        return "missing"
-    content = manifest.read_bytes()
-    try:
-        files = json.loads(content)["files"]
-    except (ValueError, KeyError, TypeError):
-        return _sha(content)
-    return _sha(json.dumps(files, sort_keys=True).encode())
 
 
 def _sha(content: bytes) -> str:

@@ -15,15 +15,23 @@ import platform
 import re
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 KERNEL = {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"}
+KERNEL_ENVIRONMENT = {
+    "PYTHONHASHSEED": "0",
+    "GRAPHNAS_PROGRESS": "0",  # no bars in committed outputs
+    "CUBLAS_WORKSPACE_CONFIG": os.environ.get("CUBLAS_WORKSPACE_CONFIG", ":4096:8"),
+    "MPLBACKEND": "module://matplotlib_inline.backend_inline",
+}
 POLL_SECONDS = 0.5  # how often the kernel's memory is sampled and Ctrl-C is noticed
+KILL_SECONDS = 10  # how long an interrupted kernel is killed again and again
 
 
 class NotebookError(RuntimeError):
@@ -40,6 +48,7 @@ class Progress:
     cell: int = 0  # number of the running code cell, 1-based, as in the source notebook
     started: float = 0.0
     seconds: list[float] = field(default_factory=list)
+    peak_mb: float = 0.0  # memory that the kernel held at most
 
     def start(self, cell: Any, cell_index: int) -> None:
         """papermill's on_cell_start: called for Markdown cells too."""
@@ -94,13 +103,13 @@ def run_notebook(
     part.unlink(missing_ok=True)
     check_parameters(source, parameters)
     begun = time.monotonic()
-    memory = [0.0]
     try:
-        with _environment(environment or {}):
-            _in_thread(lambda: _papermill(source, part, parameters, timeout, progress), memory)
+        with patch.dict(os.environ, KERNEL_ENVIRONMENT | (environment or {})):  # which the kernel inherits
+            _in_thread(lambda: _papermill(source, part, parameters, timeout, progress), progress)
+    except NotebookError:
+        raise
     except Exception as error:  # every way papermill, nbclient and the kernel can fail ends in one line
-        raise NotebookError(_explain(error, progress, part, timeout, memory[0])) from error
-    _check_completed(part, progress)
+        raise NotebookError(_explain(error, progress, part, timeout)) from error
     missing = [path for path in outputs if not path.is_file() or not path.stat().st_size]
     if missing:
         raise NotebookError(
@@ -113,7 +122,7 @@ def run_notebook(
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
         "seconds": round(time.monotonic() - begun, 2),
         "cells": progress.seconds,
-        "peak_memory_mb": round(memory[0], 1),
+        "peak_memory_mb": round(progress.peak_mb, 1),
         "machine": {"system": platform.system(), "processor": platform.machine(), "cores": os.cpu_count()},
         "python": platform.python_version(),
     }
@@ -163,6 +172,7 @@ def _counts(cell: Any) -> bool:
 
 
 def _papermill(source: Path, part: Path, parameters: dict, timeout: int | None, progress: Progress) -> None:
+    """Execute; papermill itself reports success after sys.exit(0), with cells left pending."""
     from papermill.execute import execute_notebook
     from traitlets.config import Config
 
@@ -180,18 +190,23 @@ def _papermill(source: Path, part: Path, parameters: dict, timeout: int | None, 
             on_cell_start=progress.start,
             on_cell_executed=progress.done,
         )
+    cells = code_cells(json.loads(part.read_text(encoding="utf-8")))
+    left = [i for i, cell in enumerate(cells, 1) if cell["metadata"].get("papermill", {}).get("status") != "completed"]
+    if left:
+        raise NotebookError(
+            f"{progress.name} failed at cell {left[0]}/{progress.total}: it ended early, by sys.exit() or the like; "
+            f"{len(left)} cells did not complete. A notebook must not exit; remove the call. The partial copy is "
+            f"{_shown(part)}."
+        )
 
 
-def _in_thread(work: Callable[[], None], memory: list[float]) -> None:
+def _in_thread(work: Callable[[], None], progress: Progress) -> None:
     """Run `work` in a thread; this one samples the kernel's memory and takes Ctrl-C.
 
     In the main thread nbclient would install its own handlers for SIGINT and SIGTERM, which kill the kernel and then
     report its death, so that an interrupted run would go on with the next notebook.
     """
-    import psutil
-
-    me = psutil.Process()
-    before = {child.pid for child in me.children(recursive=True)}
+    before = set(_of_children(lambda child: child.pid))
     future: Future = Future()
 
     def target() -> None:
@@ -205,91 +220,46 @@ def _in_thread(work: Callable[[], None], memory: list[float]) -> None:
     try:
         while thread.is_alive():
             thread.join(POLL_SECONDS)
-            memory[0] = max(memory[0], _resident_mb(me, before))
+            held = _of_children(lambda child: child.memory_info().rss / 2**20, before)
+            progress.peak_mb = max(progress.peak_mb, sum(held))
     except KeyboardInterrupt:
-        _kill_children(me, before, thread)
+        until = time.monotonic() + KILL_SECONDS
+        while thread.is_alive() and time.monotonic() < until:
+            _of_children(lambda child: child.kill(), before)
+            thread.join(POLL_SECONDS)
         raise
     future.result()
 
 
-def _resident_mb(me: Any, before: set[int]) -> float:
+def _of_children(what: Callable[[Any], Any], but: Collection[int] = ()) -> list:
+    """`what` of every process below this one, those `but` aside, as far as they still live."""
     import psutil
 
-    total = 0.0
-    for child in me.children(recursive=True):
-        with contextlib.suppress(psutil.Error):
-            total += child.memory_info().rss / 2**20 if child.pid not in before else 0.0
-    return total
+    found = []
+    for child in psutil.Process().children(recursive=True):
+        if child.pid not in but:
+            with contextlib.suppress(psutil.Error):
+                found.append(what(child))
+    return found
 
 
-def _kill_children(me: Any, before: set[int], thread: threading.Thread) -> None:
-    import psutil
-
-    until = time.monotonic() + 10
-    while thread.is_alive() and time.monotonic() < until:
-        for child in me.children(recursive=True):
-            if child.pid not in before:
-                with contextlib.suppress(psutil.Error):
-                    child.kill()
-        thread.join(POLL_SECONDS)
-
-
-def _explain(error: BaseException, progress: Progress, part: Path, timeout: int | None, peak: float) -> str:
+def _explain(error: BaseException, progress: Progress, part: Path, timeout: int | None) -> str:
     """One line on a failure: notebook, cell, reason, remedy."""
     kind, name = type(error).__name__, progress.name
     copy = f" The partial copy is {_shown(part)}." if part.exists() else ""
+    told = {
+        "DeadKernelError": f"the kernel died (out of memory? it held {progress.peak_mb:.0f} MB at its peak). Free "
+        "memory or take a smaller scale",
+        "CellTimeoutError": f"the cell ran longer than its {timeout} s. Raise `timeout` in notebooks/manifest.toml or "
+        "find what hangs",
+        "NoSuchKernel": "no Jupyter kernel 'python3' in this environment. Install the package again: pip install -e .",
+    }
+    what = told.get(kind, f"{kind}: {error}")
     if kind == "PapermillExecutionError":
         what = f"{error.ename}: {error.evalue}"
-        if error.ename == "SystemExit":
-            what += ". A notebook must not exit; remove the call"
-    elif kind == "DeadKernelError":
-        what = (
-            f"the kernel died (out of memory? it held {peak:.0f} MB at its peak). Free memory or take a smaller scale"
-        )
-    elif kind == "CellTimeoutError":
-        what = (
-            f"the cell ran longer than its {timeout} s. Raise `timeout` in notebooks/manifest.toml or find what hangs"
-        )
-    elif kind == "NoSuchKernel":
-        what = "no Jupyter kernel 'python3' in this environment. Install the package again: pip install -e ."
-    else:
-        what = f"{kind}: {error}"
-    return f"{name} failed at {progress.where}: {_one_line(what)}.{copy}"
-
-
-def _check_completed(part: Path, progress: Progress) -> None:
-    """papermill reports success after sys.exit(0), with cells left pending."""
-    cells = code_cells(json.loads(part.read_text(encoding="utf-8")))
-    status = [cell["metadata"].get("papermill", {}).get("status") for cell in cells]
-    if any(state != "completed" for state in status):
-        number = next(i for i, state in enumerate(status, 1) if state != "completed")
-        raise NotebookError(
-            f"{progress.name} failed at cell {number}/{progress.total}: it ended early, by sys.exit() or the like, and "
-            f"{sum(state != 'completed' for state in status)} cells did not complete. A notebook must not exit; "
-            f"remove the call. The partial copy is {_shown(part)}."
-        )
-
-
-@contextlib.contextmanager
-def _environment(extra: dict[str, str]):
-    """Variables of this process, which the kernel inherits, for the length of a run."""
-    set_now = {
-        "PYTHONHASHSEED": "0",
-        "GRAPHNAS_PROGRESS": "0",  # no bars in committed outputs
-        "CUBLAS_WORKSPACE_CONFIG": os.environ.get("CUBLAS_WORKSPACE_CONFIG", ":4096:8"),
-        "MPLBACKEND": "module://matplotlib_inline.backend_inline",
-        **extra,
-    }
-    before = {name: os.environ.get(name) for name in set_now}
-    os.environ.update(set_now)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
+        what += ". A notebook must not exit; remove the call" * (error.ename == "SystemExit")
+    what = re.sub(r"\s+", " ", what).strip().rstrip(".")[:600]
+    return f"{name} failed at {progress.where}: {what}.{copy}"
 
 
 @contextlib.contextmanager
@@ -304,10 +274,6 @@ def _quiet():
         yield
     finally:
         logger.setLevel(level)
-
-
-def _one_line(text: str) -> str:
-    return re.sub(r"\s+", " ", text).strip().rstrip(".")[:600]
 
 
 def _shown(path: Path) -> str:

@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pandas as pd
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from graphnas_lib import ccnf
 from graphnas_lib.ccnf import CCNF, CCNFConfig, PosteriorBatches, gaussian_baselines
 from graphnas_lib.gvae import GVAE
 from graphnas_lib.space import CellCodes
 from graphnas_lib.stages.gvae import Data
-from graphnas_lib.stages.road import Stage
+from graphnas_lib.stages.stage import Stage
 
-TOGETHER = 50  # latents an exact trace takes at once
-STEPS = 5  # of rk4; a latent's density differs from that of ten by less than 1e-4 nats a dimension
-JUDGED = {"smoke": 64, "lite": 1_000, "paper": 2_000}  # held-out latents whose exact likelihood is taken
+LATENTS_AT_ONCE = 50  # in an exact trace
+RK4_STEPS = 5  # a latent's density differs from that of ten by less than 1e-4 nats a dimension
+NLL_LEARNING_RATE = 1e-4  # a tenth of flow matching's: `nll` goes on from its weights
 
 
-def make(stage: Stage) -> dict:
+def make(stage: Stage) -> tuple[dict, dict]:
     """Train on samples of the encoder's posteriors with z = q(f) (App. A); `nll` goes on from the `fm` weights."""
     scale = stage.scale
     model, data = GVAE.load(scale.name).to(stage.device), Data(stage)
@@ -28,16 +29,15 @@ def make(stage: Stage) -> dict:
     )
     corpus = _posteriors(model, data.training)
     options = {"batch_size": scale.ccnf_batch, "seed": stage.seed, "device": stage.device, "progress": stage.progress}
-    flow, log = ccnf.train(
-        corpus, config=config, objective="fm", steps=scale.ccnf_steps, checkpoint=stage.checkpoint("fm"), **options
-    )
+    point = stage.checkpoint("fm", config)
+    flow, log = ccnf.train(corpus, config=config, objective="fm", steps=scale.ccnf_steps, checkpoint=point, **options)
     nll, nll_log = ccnf.train(
         corpus,
         objective="nll",
         start=flow,
         steps=scale.ccnf_nll_steps,
-        learning_rate=1e-4,
-        checkpoint=stage.checkpoint("nll"),
+        learning_rate=NLL_LEARNING_RATE,
+        checkpoint=stage.checkpoint("nll", config, NLL_LEARNING_RATE),
         **options,
     )
     flows = {"fm": flow.cpu(), "nll": nll.cpu()}
@@ -46,15 +46,16 @@ def make(stage: Stage) -> dict:
         trained.zc_high.copy_(data.zc.amax(dim=0))
     model = model.cpu()
     test = PosteriorBatches(*_posteriors(model, data.held_out), condition_jitter=0.0)
-    likelihood = _likelihood(stage, flows, corpus, test, JUDGED[scale.name])
+    likelihood = likelihood_table(stage, flows, corpus, test)
     logs = [{"objective": "fm", **row} for row in log.rows] + [{"objective": "nll", **row} for row in nll_log.rows]
-    stage.config.update(steps=log.steps, nll_steps=nll_log.steps, noised_dimensions=test.noised)
-    return {
+    facts = {"steps": log.steps, "nll_steps": nll_log.steps, "noised_dimensions": test.noised}
+    files = {
         **flows["fm"].to_files("ccnf"),
         **flows["nll"].to_files("ccnf_nll", half=True),
         "ccnf_log.csv": pd.DataFrame(logs),
         "ccnf_likelihood.csv": likelihood,
     }
+    return files, facts
 
 
 def _posteriors(model: GVAE, codes: CellCodes) -> tuple[Tensor, Tensor, Tensor]:
@@ -63,26 +64,27 @@ def _posteriors(model: GVAE, codes: CellCodes) -> tuple[Tensor, Tensor, Tensor]:
     return mu, logvar, model.predict_zc(mu)
 
 
-def _likelihood(stage: Stage, flows: dict[str, CCNF], corpus, test: PosteriorBatches, n: int) -> pd.DataFrame:
+def likelihood_table(
+    stage: Stage, flows: dict[str, CCNF], corpus: tuple[Tensor, ...], test: PosteriorBatches
+) -> pd.DataFrame:
     """Exact negative log-likelihood of held-out latents, nats a dimension, beside three Gaussians.
 
     Minutes a hundred latents: densities are kept as they come, and a killed run goes on with the next.
     """
     generator = torch.Generator().manual_seed(stage.seed)
-    latent, zc = test.draw(torch.arange(min(n, len(test.mu))), generator)
+    latent, zc = test.draw(torch.arange(min(stage.scale.likelihood_latents, len(test.mu))), generator)
     train = PosteriorBatches(*(part.cpu() for part in corpus), condition_jitter=0.0)
     fitted = train.draw(torch.arange(len(train.mu)), generator)
     rows = [{"model": name, "nll": value} for name, value in gaussian_baselines(*fitted, latent, zc).items()]
-    point = stage.checkpoint("likelihood")
-    known = point.load() or {name: torch.empty(0) for name in flows}
-    total, done = len(flows) * len(latent), sum(len(density) for density in known.values())
-    with tqdm(total=total, initial=done, desc="exact likelihoods", disable=not stage.progress) as bar:
-        for name, flow in flows.items():
-            for start in range(len(known[name]), len(latent), TOGETHER):
-                part = slice(start, start + TOGETHER)
-                found = flow.log_prob(latent[part], zc[part], trace="exact", method="rk4", steps=STEPS)
-                known[name] = torch.cat([known[name], found])
-                point.save(known)
-                bar.update(len(found))
-            rows.append({"model": f"ccnf_{name}", "nll": -known[name].mean().item() / latent.shape[1]})
+    parts = list(zip(latent.split(LATENTS_AT_ONCE), zc.split(LATENTS_AT_ONCE), strict=True))
+    for name, flow in flows.items():
+        jobs = {f"{name} {i}": partial(_densities, flow, *part) for i, part in enumerate(parts)}
+        settings = (flow.config, NLL_LEARNING_RATE, RK4_STEPS, LATENTS_AT_ONCE)
+        found = stage.collect(jobs, f"exact likelihoods {name}", *settings, workers=1)
+        density = torch.tensor([value for row in found for value in row["density"]])
+        rows.append({"model": f"ccnf_{name}", "nll": -density.mean().item() / latent.shape[1]})
     return pd.DataFrame(rows).assign(n=len(latent))
+
+
+def _densities(flow: CCNF, latent: Tensor, zc: Tensor) -> dict[str, list[float]]:
+    return {"density": flow.log_prob(latent, zc, trace="exact", method="rk4", steps=RK4_STEPS).tolist()}

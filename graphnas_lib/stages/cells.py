@@ -3,30 +3,31 @@
 from __future__ import annotations
 
 import numpy as np
+import pandas as pd
 import torch
 
 from graphnas_lib import store
-from graphnas_lib.space import EDGES, CellCodes, random_cell, sample_cells
-from graphnas_lib.stages.road import Stage
+from graphnas_lib.space import EDGES, UNUSED, CellCodes, random_cell, sample_cells
+from graphnas_lib.stages.stage import Stage
 
 HELD_OUT = 0.1  # last tenth of the corpus: no model sees it in training
-LAW_DRAWS = 2_000  # draws that measure the sampling law itself
 
 
-def make(stage: Stage) -> dict:
+def make(stage: Stage) -> tuple[dict, dict]:
     """Sample the corpus; also measure how raw draws fall out before pruning and de-duplication."""
     cells = sample_cells(stage.scale.unlabelled, seed=stage.seed)
     codes = CellCodes.of(cells, canonical=True)
     generator = torch.Generator().manual_seed(stage.seed)
-    draws = [random_cell(generator) for _ in range(LAW_DRAWS)]
+    draws = [random_cell(generator) for _ in range(stage.scale.law_draws)]
+    valid = [cell for cell in draws if cell.is_valid]
     law = {
-        "valid": sum(cell.is_valid for cell in draws) / LAW_DRAWS,
-        "strict": sum(cell.strict for cell in draws) / LAW_DRAWS,
-        "mean_live": sum(len(cell.live) for cell in draws if cell.is_valid) / sum(cell.is_valid for cell in draws),
+        "valid": len(valid) / len(draws),
+        "strict": sum(cell.strict for cell in draws) / len(draws),
+        "mean_live": sum(len(cell.live) for cell in valid) / len(valid),
     }
-    stage.config.update(n=len(codes), held_out=round(HELD_OUT * len(codes)), law=law)
     packed = torch.from_numpy(np.packbits(codes.edges.numpy(), axis=1))  # (n, 4): 28 bits
-    return {"cells.safetensors": {"edges": packed, "operations": codes.operations}}
+    facts = {"n": len(codes), "held_out": round(HELD_OUT * len(codes)), "law": law}
+    return {"cells.safetensors": {"edges": packed, "operations": codes.operations}}, facts
 
 
 def load(scale: str) -> CellCodes:
@@ -40,3 +41,15 @@ def split(codes: CellCodes) -> tuple[CellCodes, CellCodes]:
     """(training cells, held-out cells)."""
     n = len(codes) - round(HELD_OUT * len(codes))
     return codes[:n], codes[n:]
+
+
+def law(scale: str) -> pd.DataFrame:
+    """How raw draws fall out, and how many cells came of them."""
+    facts = store.load_manifest("cells", scale)["config"]
+    return pd.Series(facts["law"] | {"cells in the corpus": facts["n"]}).to_frame("value")
+
+
+def live_nodes(codes: CellCodes) -> pd.Series:
+    """How many cells have 1, 2, ... operation nodes on an input-output path."""
+    used = pd.Series((codes.operations != UNUSED).sum(dim=1), name="nodes")
+    return used.value_counts().sort_index().rename("cells")

@@ -11,35 +11,33 @@ from torch import Tensor
 from graphnas_lib.design import Trained, below, design
 from graphnas_lib.sequence import CONDITIONS
 from graphnas_lib.stages import evolution
-from graphnas_lib.stages.road import Stage
-
-REQUESTS = 100
-BEST_OF = 10
+from graphnas_lib.stages.stage import Stage
 
 
-def make(stage: Stage) -> dict:
+def make(stage: Stage) -> tuple[dict, dict]:
     """A hundred requests inside the range of the history, and the best of ten designs under each of its budgets."""
     searches, history = evolution.Searches(stage), evolution.load(stage.scale.name)
     trained = Trained.load(stage.scale.name, device=stage.device)
-    return {
-        "designed_requests.csv": _realised(trained, searches, _requests(history, stage.seed)),
-        "designed_best.csv": _best(trained, searches, history),
+    files = {
+        "designed_requests.csv": answers(trained, searches, drawn_requests(history, stage.scale.requests, stage.seed)),
+        "designed_best.csv": best_designs(trained, searches, history),
     }
+    return files, searches.facts()
 
 
-def _requests(history: pd.DataFrame, seed: int) -> Tensor:
+def drawn_requests(history: pd.DataFrame, n: int, seed: int) -> Tensor:
     """Budgets log-uniform between the 5th and 95th percentile of the history: parameters and FLOPs by turns."""
     generator = torch.Generator().manual_seed(seed)
     ends = history[list(CONDITIONS[:2])].quantile([0.05, 0.95]).map(math.log).to_numpy()
-    rows = torch.full((REQUESTS, len(CONDITIONS)), math.nan, dtype=torch.float64)
-    for i in range(REQUESTS):
+    rows = torch.full((n, len(CONDITIONS)), math.nan, dtype=torch.float64)
+    for i in range(n):
         column = i % 2
         low, high = ends[:, column]
         rows[i, column] = math.exp(low + (high - low) * torch.rand((), generator=generator, dtype=torch.float64).item())
     return rows
 
 
-def _realised(trained: Trained, searches: evolution.Searches, requests: Tensor) -> pd.DataFrame:
+def answers(trained: Trained, searches: evolution.Searches, requests: Tensor) -> pd.DataFrame:
     """What the generator answers: legality with and without the mask, sizes with kept cells, before any fit."""
     masked = trained.generator.generate_many(requests)
     free = trained.generator.generate_many(requests, masked=False)
@@ -62,7 +60,7 @@ def _realised(trained: Trained, searches: evolution.Searches, requests: Tensor) 
     return pd.DataFrame(rows)
 
 
-def _best(trained: Trained, searches: evolution.Searches, history: pd.DataFrame) -> pd.DataFrame:
+def best_designs(trained: Trained, searches: evolution.Searches, history: pd.DataFrame) -> pd.DataFrame:
     """Under each budget: the best T-CET of ten designs, of ten fresh ones, and of HL-Evo; all on the same images."""
     score, stage = searches.score, searches.stage
     rows = []
@@ -73,7 +71,7 @@ def _best(trained: Trained, searches: evolution.Searches, history: pd.DataFrame)
                 **below(quantity, bound),
                 input_shape=searches.input_shape,
                 classes=score.classes,
-                n=BEST_OF,
+                n=stage.scale.best_of,
                 seed=stage.seed + i,
                 images=score.images,
                 labels=score.labels,
@@ -86,3 +84,35 @@ def _best(trained: Trained, searches: evolution.Searches, history: pd.DataFrame)
         runs = history[history["budget"] == name]
         rows.append({"budget": name, "method": "HL-Evo", "evaluations": len(runs), "score": runs["score"].max()})
     return pd.DataFrame(rows)
+
+
+FLAT_EQUAL = "Evo (flat), as many"
+
+
+def best_table(best: pd.DataFrame, flat: pd.DataFrame) -> pd.DataFrame:
+    """Best T-CET under each budget by method, and the generator's as a share of the others'.
+
+    Flat evolution stands there twice: after as many evaluations as the generator's, and as a whole.
+
+    Args:
+        best: designed_best.csv.
+        flat: comparison_flat.parquet.
+    """
+    as_many = flat[flat["evaluations"] <= best.loc[best["method"] == "SG", "evaluations"].max()]
+    for name, part in ((FLAT_EQUAL, as_many), ("Evo (flat)", flat)):
+        runs = part.groupby("budget").agg(evaluations=("evaluations", "max"), score=("score", "max")).reset_index()
+        best = pd.concat([best, runs.assign(method=name)], ignore_index=True)
+    table = best.pivot(index="budget", columns="method", values="score").rename_axis(columns=None)
+    asked = best.groupby("method")["evaluations"].max()
+    shares = {f"SG / {name}": table["SG"] / table[name] for name in ("HL-Evo", FLAT_EQUAL, "Evo (flat)")}
+    named = table.rename(columns={name: f"{name}, {asked[name]:,} evaluations" for name in table})
+    return named.assign(**shares).loc[best["budget"].unique()].reset_index()
+
+
+def request_table(requests: pd.DataFrame) -> pd.DataFrame:
+    """How well the generator follows a request, by quantity."""
+    groups = requests.assign(error=(requests["realised"] / requests["requested"] - 1).abs()).groupby("quantity")
+    shares = {"legal": ("legal_masked", "mean"), "legal without mask": ("legal_unmasked", "mean")}
+    table = groups.agg(requests=("requested", "size"), **shares, **{"median error": ("error", "median")})
+    table["Spearman"] = groups[["requested", "realised"]].corr("spearman")["requested"].xs("realised", level=1)
+    return table.assign(**{"distinct designs": groups["design"].nunique()}).reset_index()

@@ -6,12 +6,11 @@ from functools import partial
 
 import pandas as pd
 
-from graphnas_lib import evolution, store
+from graphnas_lib import datasets, evolution, store
 from graphnas_lib.evolution import SearchResult, history_table
 from graphnas_lib.network import count
-from graphnas_lib.stages.road import Stage
 from graphnas_lib.stages.scores import ProxyScore
-from graphnas_lib.store import ON_CPU
+from graphnas_lib.stages.stage import Stage
 from graphnas_lib.synonyms import CellSampler
 
 
@@ -20,7 +19,7 @@ class Searches:
 
     def __init__(self, stage: Stage):
         scale = stage.scale
-        data = stage.dataset(resolution=scale.tcet_resolution)
+        data = datasets.load("auto", resolution=scale.tcet_resolution)
         batch = data.batch(scale.tcet_batch, device=stage.device)
         self.stage, self.sampler, self.counts = stage, CellSampler.load(scale.name, device=stage.device), {}
         self.costs = partial(count, input_shape=data.input_shape, classes=data.classes)
@@ -29,11 +28,10 @@ class Searches:
         self.options = {
             "score": self.score,
             "costs": self.costs,
-            "workers": ON_CPU if stage.device.type == "cpu" else 1,
+            "workers": stage.workers,
             "progress": stage.progress,
         }
-        stage.config.update(input_shape=list(data.input_shape), classes=data.classes, batch=scale.tcet_batch)
-        stage.config.update(temperature=self.sampler.temperature, population=scale.population)
+        self.data = data.source
 
     def run(self, method: str, budget: tuple[str, float], *, seed: int, iterations: int) -> pd.DataFrame:
         """The history of one search, with columns "method", "budget" and "seed".
@@ -47,15 +45,23 @@ class Searches:
         scale, name = self.stage.scale, budget_name(*budget)
         options = {
             "feasible": evolution.budget(self.costs, **{budget[0]: budget[1]}, resolution=scale.tcet_resolution),
-            "checkpoint": self.stage.checkpoint(f"{method} {name} {seed}".translate(_FILE_NAME)),
+            "checkpoint": self.stage.checkpoint(f"{method} {name} {seed}", self.score.name, self.score.extra),
             "iterations": iterations,
             "seed": seed,
             **self.options,
         }
         found = self._found(method, options, population=max(4, round(scale.population * iterations / scale.iterations)))
         self.counts[f"{method}, {name}, seed {seed}"] = found.counts
-        self.stage.config.update(counts=self.counts, fallbacks=self.sampler.fallbacks, requests=self.sampler.requests)
         return history_table(found.history).assign(method=method, budget=name, seed=seed)
+
+    def facts(self) -> dict:
+        """What to keep beside the histories: the batch, and what the searches and the supply of cells counted."""
+        scale, sampler = self.stage.scale, self.sampler
+        return {
+            **{"data": self.data, "input_shape": list(self.input_shape), "classes": self.score.classes},
+            **{"batch": scale.tcet_batch, "temperature": sampler.temperature, "population": scale.population},
+            **{"counts": self.counts, "fallbacks": sampler.fallbacks, "requests": sampler.requests},
+        }
 
     def _found(self, method: str, options: dict, *, population: int) -> SearchResult:
         method, _, form = method.partition(", ")
@@ -71,17 +77,16 @@ class Searches:
 
 
 _FORMS = {"": {}, "repeats": {"repeats": True}, "as drawn": {"fill": False}}  # what follows a method's name -> options
-_FILE_NAME = str.maketrans({" ": "_", "<": "", "=": "", ",": "", "(": "", ")": ""})
 
 
-def make(stage: Stage) -> dict:
+def make(stage: Stage) -> tuple[dict, dict]:
     """Maximise T-CET under each budget; every recorded network goes into the history that the generator learns."""
     searches, scale = Searches(stage), stage.scale
     tables = [
         searches.run("HL-Evo", budget, seed=stage.seed + i, iterations=scale.iterations)
         for i, budget in enumerate(scale.budgets)
     ]
-    return {"evolution.parquet": pd.concat(tables, ignore_index=True)}
+    return {"evolution.parquet": pd.concat(tables, ignore_index=True)}, searches.facts()
 
 
 def load(scale: str) -> pd.DataFrame:

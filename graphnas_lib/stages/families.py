@@ -2,25 +2,43 @@
 
 from __future__ import annotations
 
-from graphnas_lib.clusters import Families, criterion_curve, stability
+import pandas as pd
+
+from graphnas_lib.clusters import ZC_NAMES, Families, criterion_curve, stability
+from graphnas_lib.plots import farthest_families
+from graphnas_lib.space import Cell
 from graphnas_lib.stages import cells, labels
-from graphnas_lib.stages.road import Stage
+from graphnas_lib.stages.stage import Stage
 
 
-def make(stage: Stage) -> dict:
+def make(stage: Stage) -> tuple[dict, dict]:
     """Fit the families, the BIC and AIC curve, and how stable the fit is over seeds."""
-    table = labels.load(stage.scale.name)
-    zc, corpus = labels.vectors(table), cells.load(stage.scale.name)
-    scale = stage.scale
+    scale, table = stage.scale, labels.load(stage.scale.name)
+    zc, corpus = labels.vectors(table), cells.load(scale.name)
     families = Families.fit(zc, n_clusters=scale.n_clusters, seed=stage.seed, cells=labels.cells_of(table, corpus))
     grid = [k for k in scale.cluster_grid if k <= len(zc) // 10]
     curve = criterion_curve(zc, grid, seed=stage.seed, n_init=2)
     full = criterion_curve(zc, [scale.n_clusters], seed=stage.seed, covariance="full", n_init=2)
     agreement = stability(zc, n_clusters=scale.n_clusters, seeds=range(stage.seed, stage.seed + 3), n_init=2)
-    stage.config.update(
-        n_clusters=scale.n_clusters,
-        n=len(zc) - families.dropped,
-        seed_agreement=round(agreement, 4),
-        bic_full=float(full["bic"].iloc[0]),
-    )
-    return {**families.save(), "criterion.csv": curve}
+    facts = {
+        "n_clusters": scale.n_clusters,
+        "n": len(zc) - families.dropped,
+        "seed_agreement": round(agreement, 4),
+        "bic_full": float(full["bic"].iloc[0]),
+    }
+    return {**families.save(), "criterion.csv": curve}, facts
+
+
+def table(families: Families) -> pd.DataFrame:
+    """One row a family: cells, weight, centre in natural units, operations of its medoid."""
+    medoids = [" ".join(filter(None, Cell.from_dict(cell).operations)) for cell in families.medoid_cells]
+    centres = pd.DataFrame(families.inverse(families.means).numpy(), columns=list(ZC_NAMES))
+    facts = pd.DataFrame({"family": range(len(medoids)), "cells": families.counts, "weight": families.weights})
+    return facts.join(centres).assign(medoid=medoids)
+
+
+def distant(scale: str, n: int = 4) -> list[int]:
+    """The families that Fig. 2 colours: far apart in standardised z, chosen by rule."""
+    families = Families.load(scale)
+    zc = labels.vectors(labels.load(scale))
+    return farthest_families(families.transform(zc), families.assign(zc), n)

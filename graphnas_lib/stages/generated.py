@@ -8,7 +8,6 @@ fall in it (Eq. 9). Besides: is a latent what was asked for, by q, and how much 
 from __future__ import annotations
 
 import time
-from typing import NamedTuple
 
 import pandas as pd
 import torch
@@ -21,78 +20,70 @@ from graphnas_lib.proxies import zc_matrix
 from graphnas_lib.space import REFERENCE_CELL, Cell, CellCodes
 from graphnas_lib.stages import labels
 from graphnas_lib.stages.gvae import Data
-from graphnas_lib.stages.road import Stage
+from graphnas_lib.stages.stage import Stage
 from graphnas_lib.synonyms import CellSampler
 
-
-class Sizes(NamedTuple):
-    """Conditions, cells of each, cells around the reference; cells a family that are scored, and that are decoded."""
-
-    conditions: int
-    cells: int
-    reference: int
-    family_scored: int
-    family_decoded: int
-
-
-SIZES = {"smoke": Sizes(2, 4, 4, 1, 10), "lite": Sizes(20, 25, 100, 5, 100), "paper": Sizes(50, 40, 200, 25, 1_000)}
 SOLVERS = (("midpoint", 5), ("midpoint", 10), ("midpoint", 20), ("rk4", 5), ("rk4", 6), ("rk4", 10))
-SOLVED = {"smoke": 64, "lite": 256, "paper": 1_024}  # cells over which solvers are compared
 
 
-def make(stage: Stage) -> dict:
-    """Draw with the scale's own flow, compute every drawn cell's proxies; a killed run goes on with the next shard."""
+def make(stage: Stage) -> tuple[dict, dict]:
+    """Draw with the scale's own flow, compute every drawn cell's proxies; a killed run goes on with the next cell."""
     name = stage.scale.name
     sampler, data = CellSampler.load(name, device=stage.device), Data(stage)
     flows = {"fm": sampler.ccnf, "nll": CCNF.load(name, name="ccnf_nll", device=stage.device)}
     asked = sampler.gvae.predict_zc(sampler.gvae.encode(data.held_out))
-    latents = _latent_error(flows, sampler.gvae, asked, stage.seed)
-    solvers = _solver_error(sampler, SOLVED[name], stage.seed)
-    family_cells, families = of_families(stage, sampler, data.known)
-    return {
+    latents = latent_error(flows, sampler.gvae, asked, stage.seed)
+    solvers = solver_error(sampler, stage.scale.solved_cells, stage.seed)
+    family_cells, families, facts = of_families(stage, sampler, data.known)
+    conditions, failed = conditional(stage, sampler, data.unseen, data.unseen_zc)
+    around, failed_around = around_reference(stage, sampler)
+    files = {
         "generated_latents.csv": latents,
-        "generated_conditions.csv": conditional(stage, sampler, data.unseen, data.unseen_zc),
-        "generated_reference.csv": around_reference(stage, sampler),
+        "generated_conditions.csv": conditions,
+        "generated_reference.csv": around,
         "generated_families.csv": families,
         "generated_family_cells.csv": family_cells,
         "generated_solvers.csv": solvers,
     }
+    return files, facts | failed | failed_around
 
 
-def conditional(stage: Stage, sampler: CellSampler, references: CellCodes, zc: torch.Tensor) -> pd.DataFrame:
+def conditional(
+    stage: Stage, sampler: CellSampler, references: CellCodes, zc: torch.Tensor
+) -> tuple[pd.DataFrame, dict]:
     """Cells drawn for held-out conditions, and from neighbourhoods of the held-out cells that have them.
 
     A neighbourhood is the smallest that gives as many distinct cells as the flow (`synonyms.matched_neighbourhood`).
 
     Args:
-        stage: whose scale and seed decide; facts go into its `config`.
+        stage: whose scale and seed decide.
         sampler: of the scale.
         references: labelled cells that nothing was trained on.
         zc: their real z, standardised, (n, 4); those outside the flow's range are left out.
 
     Returns:
         One row a cell: draws ("flow" or "neighbourhood", as drawn or ", checked": kept by their known z, D49),
-        condition, sigma, key, asked_* and z_* (standardised).
+        condition, sigma, key, asked_* and z_* (standardised). And facts: how many cells failed.
     """
-    size, flow = SIZES[stage.scale.name], sampler.ccnf
-    inside = ((zc >= flow.zc_low) & (zc <= flow.zc_high)).all(dim=1).nonzero().flatten()[: size.conditions]
+    scale, flow = stage.scale, sampler.ccnf
+    inside = ((zc >= flow.zc_low) & (zc <= flow.zc_high)).all(dim=1).nonzero().flatten()[: scale.conditions]
     rows, drawn = [], []
     for i in inside.tolist():
         asked = dict(zip([f"asked_{name}" for name in ZC_NAMES], zc[i].tolist(), strict=True))
-        found, cells = _rivals(sampler, zc[i], references[i : i + 1].cells()[0], size.cells, stage.seed + i)
+        found, cells = _rivals(sampler, zc[i], references[i : i + 1].cells()[0], scale.condition_cells, stage.seed + i)
         rows += [{**row, "condition": i, **asked} for row in found]
         drawn += cells
     return _scored(stage, sampler, rows, drawn, "conditional")
 
 
-def around_reference(stage: Stage, sampler: CellSampler) -> pd.DataFrame:
+def around_reference(stage: Stage, sampler: CellSampler) -> tuple[pd.DataFrame, dict]:
     """As `conditional` for the NATS reference cell, whose raw z is in the labels' manifest; raw z besides, by name."""
     raw = store.load_manifest("labels", stage.scale.name)["config"]["reference"]
     zc = sampler.families.transform(torch.tensor([[raw[name] for name in ZC_NAMES]]))[0]
-    rows, cells = _rivals(sampler, zc, REFERENCE_CELL, SIZES[stage.scale.name].reference, stage.seed)
-    table = _scored(stage, sampler, rows, cells, "reference")
+    rows, cells = _rivals(sampler, zc, REFERENCE_CELL, stage.scale.reference_cells, stage.seed)
+    table, facts = _scored(stage, sampler, rows, cells, "reference")
     z = sampler.families.inverse(torch.tensor(table[[f"z_{name}" for name in ZC_NAMES]].to_numpy()))
-    return table.assign(**{name: z[:, i].numpy() for i, name in enumerate(ZC_NAMES)})
+    return table.assign(**{name: z[:, i].numpy() for i, name in enumerate(ZC_NAMES)}), facts
 
 
 def _rivals(
@@ -111,7 +102,7 @@ def _rivals(
     return rows, drawn
 
 
-def of_families(stage: Stage, sampler: CellSampler, known: set[str]) -> tuple[pd.DataFrame, pd.DataFrame]:
+def of_families(stage: Stage, sampler: CellSampler, known: set[str]) -> tuple[pd.DataFrame, pd.DataFrame, dict]:
     """Cells generated for each family: one row a scored cell, and one row a family.
 
     Args:
@@ -123,10 +114,10 @@ def of_families(stage: Stage, sampler: CellSampler, known: set[str]) -> tuple[pd
         z_* and "falls_in", the family of their real z. And families with the shares "valid" (of decodes), "distinct"
         and "new" (of the kept), "inside" and "inside_once" (of the scored).
     """
-    size, families = SIZES[stage.scale.name], sampler.families
+    scale, families = stage.scale, sampler.families
     rows, drawn, shares = [], [], []
     for family in range(families.n_clusters):
-        asked, seed = [family] * size.family_decoded, 1_000 * stage.seed + family
+        asked, seed = [family] * scale.family_decoded, 1_000 * stage.seed + family
         once, kept = sampler.sample(sampler.centres(asked), seed=seed), sampler.generate_cells(asked, seed=seed)
         unique = {cell.key() for cell in kept}
         shares.append(
@@ -138,31 +129,33 @@ def of_families(stage: Stage, sampler: CellSampler, known: set[str]) -> tuple[pd
                 "new": len(unique - known) / len(unique),
             }
         )
-        for name, cells in (("kept", kept[: size.family_scored]), ("once", once.valid[: size.family_scored])):
+        for name, cells in (("kept", kept[: scale.family_scored]), ("once", once.valid[: scale.family_scored])):
             rows += [{"family": family, "drawn": name, "key": cell.key()} for cell in cells]
             drawn += cells
-    cells = _scored(stage, sampler, rows, drawn, "families")
+    cells, facts = _scored(stage, sampler, rows, drawn, "families")
     z = torch.tensor(cells[[f"z_{name}" for name in ZC_NAMES]].to_numpy())
     cells["falls_in"] = families.assign(z, standardised=True).numpy()
     inside = (cells["falls_in"] == cells["family"]).groupby([cells["family"], cells["drawn"]]).mean().unstack()
     inside = inside.reindex(columns=["kept", "once"]).set_axis(["inside", "inside_once"], axis=1)
     scored = cells[cells["drawn"] == "kept"].groupby("family").size().rename("scored")
-    return cells, pd.DataFrame(shares).set_index("family").join(inside).join(scored).reset_index()
+    return cells, pd.DataFrame(shares).set_index("family").join(inside).join(scored).reset_index(), facts
 
 
-def _scored(stage: Stage, sampler: CellSampler, rows: list[dict], cells: list[Cell], name: str) -> pd.DataFrame:
+def _scored(
+    stage: Stage, sampler: CellSampler, rows: list[dict], cells: list[Cell], name: str
+) -> tuple[pd.DataFrame, dict]:
     """The rows with real z_*; equal cells are scored once, cells whose proxies fail are left out and counted."""
     distinct = {cell.key(): cell for cell in cells}
-    table, _ = labels.score(stage, list(distinct.values()), f"{stage.name}-{stage.identity}-{name}")
+    table, facts = labels.score(stage, list(distinct.values()), f"{stage.name}-{stage.identity}-{name}")
     good = (table["error"] == "").to_numpy()
     z = sampler.families.transform(zc_matrix(table[good]))
     real = pd.DataFrame(z.numpy(), columns=[f"z_{name}" for name in ZC_NAMES])
     real["key"] = [key for key, kept in zip(distinct, good, strict=True) if kept]
-    stage.config[f"{name}_failed"] = int((~good).sum())
-    return pd.DataFrame(rows).merge(real, on="key", how="inner")
+    facts[f"{name}_failed"] = int((~good).sum())
+    return pd.DataFrame(rows).merge(real, on="key", how="inner"), facts
 
 
-def _latent_error(flows: dict[str, CCNF], model: GVAE, zc: torch.Tensor, seed: int) -> pd.DataFrame:
+def latent_error(flows: dict[str, CCNF], model: GVAE, zc: torch.Tensor, seed: int) -> pd.DataFrame:
     """|q(f) - z| of draws for held-out conditions, and of a random pair, in standard deviations a component.
 
     Conditions outside the range that training saw are left out: there every flow extrapolates.
@@ -178,7 +171,7 @@ def _latent_error(flows: dict[str, CCNF], model: GVAE, zc: torch.Tensor, seed: i
     return pd.DataFrame(rows).assign(n=len(zc))
 
 
-def _solver_error(sampler: CellSampler, n: int, seed: int) -> pd.DataFrame:
+def solver_error(sampler: CellSampler, n: int, seed: int) -> pd.DataFrame:
     """Fixed-step solvers against dopri5 at 1e-5: latent error, share of equal decoded cells, seconds of the solve."""
     zc = sampler.centres([i % sampler.families.n_clusters for i in range(n)])
     rows, known, reference = [], [], None
@@ -193,3 +186,40 @@ def _solver_error(sampler: CellSampler, n: int, seed: int) -> pd.DataFrame:
         error = (latent - reference).abs().max().item()
         rows.append({"solver": method, "steps": steps, "error": error, "same_cells": same, "seconds": seconds})
     return pd.DataFrame(rows).assign(n=n)
+
+
+def real_errors(real: pd.DataFrame) -> pd.DataFrame:
+    """Mean |z - asked| a component (generated_conditions.csv), in standard deviations; the share of distinct cells.
+
+    The last rows are the flow's errors as shares of the neighbourhood's.
+    """
+    off = {name: (real[f"z_{name}"] - real[f"asked_{name}"]).abs() for name in ZC_NAMES}
+    grouped = pd.DataFrame(off).assign(mean=pd.DataFrame(off).mean(axis=1)).groupby(real["draws"], sort=False).mean()
+    distinct = real.groupby(["draws", "condition"])["key"].agg(lambda keys: keys.nunique() / len(keys))
+    facts = {"conditions": ("condition", "nunique"), "cells": ("key", "size"), "sigma": ("sigma", "mean")}
+    shares = real.groupby("draws").agg(**facts).join(distinct.groupby("draws").mean().rename("distinct"))
+    return _with_ratio(grouped).join(shares)
+
+
+def _with_ratio(table: pd.DataFrame) -> pd.DataFrame:
+    """A table by draws, and below it the flow's values as shares of the neighbourhood's."""
+    flow, near = "flow, checked", "neighbourhood"
+    pairs = [
+        pair for pair in (("flow", near), (flow, near), (flow, f"{near}, checked")) if set(pair) <= set(table.index)
+    ]
+    ratios = pd.DataFrame([table.loc[a] / table.loc[b] for a, b in pairs], index=[f"{a} / {b}" for a, b in pairs])
+    return pd.concat([table, ratios]).rename_axis("draws")
+
+
+def reference_spread(around: pd.DataFrame, reference: dict) -> pd.DataFrame:
+    """Around the NATS reference: standard deviation of both scores, and median sizes as a share of its own.
+
+    Args:
+        around: generated_reference.csv, raw z by name.
+        reference: its raw z by name.
+    """
+    groups = around.groupby("draws", sort=False)
+    table = groups[["naswot", "snip_ssnr"]].std().add_prefix("std ")
+    medians = pd.DataFrame({f"median {n} / reference": groups[n].median() / reference[n] for n in ("params", "flops")})
+    facts = groups.agg(cells=("key", "size"), distinct=("key", "nunique"), sigma=("sigma", "mean"))
+    return _with_ratio(table).join(medians).join(facts)

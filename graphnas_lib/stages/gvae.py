@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import partial
 
 import pandas as pd
 import torch
-from torch import Tensor
-from tqdm.auto import tqdm
 
-from graphnas_lib import gvae
+from graphnas_lib import gvae, store
 from graphnas_lib.clusters import ZC_NAMES, Families
 from graphnas_lib.gvae import GVAE, GVAEConfig, cluster_metrics, embed
 from graphnas_lib.proxies import zc_matrix
-from graphnas_lib.space import CellCodes
 from graphnas_lib.stages import cells, labels
-from graphnas_lib.stages.road import Stage
-from graphnas_lib.store import processes, single_threaded
+from graphnas_lib.stages.stage import Stage
+from graphnas_lib.store import TrainLog
 
-MEASURED = 10_000  # held-out cells, and random latents, at most
 # z in two wide dimensions, all of them uncorrelated: so random latents lie where cells' do, and decode to what q says;
 # and they come back (`losses.cycle_loss`), so that many latents do not decode to one cell.
 WEIGHTS = {
@@ -54,7 +51,7 @@ class Data:
         corpus, table = cells.load(stage.scale.name), labels.load(stage.scale.name)
         self.families = Families.load(stage.scale.name)
         training, held_out = cells.split(corpus)
-        self.held_out = held_out[:MEASURED]
+        self.held_out = held_out[: stage.scale.measured_cells]
         codes, zc = labels.codes_of(table, corpus), self.families.transform(labels.vectors(table))
         n = len(zc) - stage.scale.labels_held_out
         self.labelled, self.zc = codes[:n], zc[:n]
@@ -65,9 +62,79 @@ class Data:
         self.known = {cell.key() for cell in self.training.cells()}
 
 
-def make(stage: Stage) -> dict:
+@dataclass(frozen=True)
+class Run:
+    """One training: what is trained, how long, and what it changes."""
+
+    kind: str  # "regularised", "naive" (Eq. 4 alone) or "ablation"
+    change: str  # a key of `ABLATION`
+    seed: int
+    config: GVAEConfig
+    steps: int
+
+    def train(self, stage: Stage, data: Data) -> tuple[GVAE, TrainLog]:
+        """Go on from this run's checkpoint, or start; the model lies on the CPU."""
+        model, log = gvae.train(
+            data.training,
+            data.labelled,
+            data.zc,
+            config=self.config,
+            steps=self.steps,
+            batch_size=stage.scale.gvae_batch,
+            seed=self.seed,
+            device=stage.device.type,
+            regularised=self.kind != "naive",
+            checkpoint=stage.checkpoint(f"{self.kind} {self.change} {self.seed}", self),
+            progress=stage.progress,
+            log_every=max(1, self.steps // 50),
+            zc_hash=data.families.zc_transform.hash(),
+        )
+        return model.cpu(), log
+
+
+def make(stage: Stage) -> tuple[dict, dict]:
     """Train both models on the same batches with each seed; measure recovery, validity, predictor, neighbourhoods."""
-    scale, data = stage.scale, Data(stage)
+    data, (runs, short) = Data(stage), planned(stage)
+    models = _trained(stage, data, [*runs, *short])
+    family = data.families.assign(data.unseen_zc, standardised=True)
+    files, tables = {}, {name: [] for name in ("log", "measures", "neighbours", "maps")}
+    for run in runs:
+        (model, log), told = models[run], {"variant": run.kind, "seed": run.seed}
+        latent = model.encode(data.unseen)
+        near = cluster_metrics(latent, data.unseen_zc, family, run.seed)
+        tables["log"].append(pd.DataFrame(log.rows).assign(**told))
+        tables["measures"].append(pd.DataFrame([measures(model, data, run.seed)]).assign(**told))
+        tables["neighbours"].append(near.assign(**told))
+        if run.seed == stage.seed:
+            files |= model.to_files(gvae.VARIANTS[run.kind], half=run.kind == "naive")
+            x, y = embed(latent, run.seed).T
+            tables["maps"].append(pd.DataFrame({**told, "x": x, "y": y, "family": family.numpy()}))
+    cycle, facts = cycle_table(stage, models[runs[0]][0], data.families)
+    facts |= {
+        "n_training": len(data.training),
+        "n_labelled": len(data.labelled),
+        "n_labelled_held_out": len(data.unseen),
+        "n_held_out": len(data.held_out),
+        "steps": log.steps,
+        "seeds": stage.scale.gvae_seeds,
+    }
+    files |= {f"gvae_{name}.csv": pd.concat(parts, ignore_index=True) for name, parts in tables.items()}
+    files["gvae_ablation.csv"] = ablation_table(stage, data, {run: models[run] for run in short})
+    return files | {"gvae_cycle.csv": cycle}, facts
+
+
+def _trained(stage: Stage, data: Data, runs: list[Run]) -> dict[Run, tuple[GVAE, TrainLog]]:
+    """All trainings: in one-thread processes on the CPU, one after another on a GPU. Each keeps its own checkpoint."""
+    alone = stage.workers == 1
+    inner = replace(stage, progress=stage.progress and alone)
+    jobs = {f"{run.kind} {run.change} {run.seed}": partial(run.train, inner, data) for run in runs}
+    found = store.collect(jobs, workers=stage.workers, progress=stage.progress, desc="G-VAE trainings", unit="training")
+    return dict(zip(runs, found, strict=True))
+
+
+def planned(stage: Stage) -> tuple[list[Run], list[Run]]:
+    """The trainings of both models with each seed, and the short ones that change one thing each."""
+    scale = stage.scale
     config = GVAEConfig(
         hidden=scale.gvae_hidden,
         latent_dim=scale.latent_dim,
@@ -75,91 +142,20 @@ def make(stage: Stage) -> dict:
         learning_rate=scale.gvae_lr,
         **WEIGHTS,
     )
-    runs = {
-        f"{variant}-{seed}": {"config": used, "seed": seed, "regularised": used is config}
-        for seed in range(stage.seed, stage.seed + scale.gvae_seeds)
-        for variant, used in (("regularised", config), ("naive", replace(config, **AS_PRINTED)))
-    }
-    short = {"seed": stage.seed, "steps": scale.gvae_ablation_steps}
-    ablation = {
-        f"ablation-{i}": {"config": _changed(config, fields), **short} for i, fields in enumerate(ABLATION.values())
-    }
-    if stage.device.type == "cpu":
-        _train_beforehand(stage, data, runs | ablation)
-        stage = replace(stage, fresh=False)  # what was just trained is not forgotten again
-    files, logs, measures, maps, neighbours = {}, [], [], [], []
-    family = data.families.assign(data.unseen_zc, standardised=True)
-    for name, run in runs.items():
-        variant, seed = name.split("-")[0], run["seed"]
-        facts = {"variant": variant, "seed": seed}
-        model, log = _train(stage, data, name, **run)
-        latent = model.encode(data.unseen)
-        logs += [{**facts, **row} for row in log.rows]
-        measures.append({**facts, **_measures(model, data, seed)})
-        neighbours.append(cluster_metrics(latent, data.unseen_zc, family, seed).assign(**facts))
-        if seed == stage.seed:
-            files |= model.to_files(gvae.VARIANTS[variant], half=variant == "naive")
-            xy = embed(latent, seed)
-            maps.append(pd.DataFrame({**facts, "x": xy[:, 0], "y": xy[:, 1], "family": family.numpy()}))
-            if model.regularised:
-                cycle = _cycle(stage, model, data.families)
-    stage.config.update(
-        n_training=len(data.training),
-        n_labelled=len(data.labelled),
-        n_labelled_held_out=len(data.unseen),
-        n_held_out=len(data.held_out),
-        steps=log.steps,
-        seeds=scale.gvae_seeds,
-    )
-    return {
-        **files,
-        "gvae_log.csv": pd.DataFrame(logs),
-        "gvae_measures.csv": pd.DataFrame(measures),
-        "gvae_neighbours.csv": pd.concat(neighbours, ignore_index=True),
-        "gvae_maps.csv": pd.concat(maps, ignore_index=True),
-        "gvae_cycle.csv": cycle,
-        "gvae_ablation.csv": _ablation(stage, data, ablation),
-    }
+    kinds = {"regularised": config, "naive": replace(config, **AS_PRINTED)}
+    seeds = range(stage.seed, stage.seed + scale.gvae_seeds)
+    runs = [Run(kind, "", seed, used, scale.gvae_steps) for seed in seeds for kind, used in kinds.items()]
+    short = []
+    for change, fields in ABLATION.items():
+        changed = {k: v * config.learning_rate if k == "learning_rate" else v for k, v in fields.items()}
+        short.append(Run("ablation", change, stage.seed, replace(config, **changed), scale.gvae_ablation_steps))
+    return runs, short
 
 
-def _train_beforehand(stage: Stage, data: Data, runs: dict[str, dict]) -> None:
-    """All runs in one-thread processes; each leaves its complete checkpoint, from which `_train` takes the model."""
-    from joblib import Parallel, delayed
-
-    tasks = (delayed(_single_threaded)(replace(stage, progress=False), data, name, run) for name, run in runs.items())
-    done = Parallel(n_jobs=processes(stage.device), return_as="generator_unordered")(tasks)
-    for _ in tqdm(done, total=len(runs), desc="G-VAE trainings", disable=not stage.progress):
-        pass
-
-
-def _single_threaded(stage: Stage, data: Data, name: str, run: dict) -> None:
-    with single_threaded():
-        _train(stage, data, name, **run)
-
-
-def _train(stage: Stage, data: Data, name: str, *, config: GVAEConfig, seed: int, steps: int = 0, regularised=True):
-    """One training run of this stage, which goes on from the checkpoint of its name; the model lies on the CPU."""
-    scale, steps = stage.scale, steps or stage.scale.gvae_steps
-    model, log = gvae.train(
-        data.training,
-        data.labelled,
-        data.zc,
-        config=config,
-        steps=steps,
-        batch_size=scale.gvae_batch,
-        seed=seed,
-        device=stage.device.type,
-        regularised=regularised,
-        checkpoint=stage.checkpoint(name),
-        progress=stage.progress,
-        log_every=max(1, steps // 50),
-        zc_hash=data.families.zc_transform.hash(),
-    )
-    return model.cpu(), log
-
-
-def _measures(model: GVAE, data: Data, seed: int) -> dict:
+def measures(model: GVAE, data: Data, seed: int) -> dict:
     """Recovery of held-out cells, what random latents decode to, R^2 of q on labelled cells held out."""
+    from sklearn.metrics import r2_score
+
     draws = gvae.random_latents(model, len(data.held_out), seed=seed)
     shares = ("valid", "unique", "new", "raw_strict", "no_path", "identity")
     found = {
@@ -171,27 +167,23 @@ def _measures(model: GVAE, data: Data, seed: int) -> dict:
         validity = gvae.validity(model, latent, data.known)
         found |= {f"{name}_{share}": validity[share] for share in shares}
         found[f"{name}_valid_repaired"] = gvae.validity(model, latent, repair="loose_ends")["valid"]
-    return found | (_predictor(model, data.unseen, data.unseen_zc) if model.regularised else {})
+    if model.regularised:
+        said = model.predict_zc(model.encode(data.unseen)).numpy()
+        r2 = r2_score(data.unseen_zc.numpy(), said, multioutput="raw_values").tolist()
+        found |= {f"r2_{name}": value for name, value in zip(ZC_NAMES, r2, strict=True)}
+    return found
 
 
-def _predictor(model: GVAE, held_out: CellCodes, zc: Tensor) -> dict:
-    """R^2 of q on labelled cells that training did not see."""
-    from sklearn.metrics import r2_score
-
-    found = r2_score(zc, model.predict_zc(model.encode(held_out)), multioutput="raw_values")
-    return {f"r2_{name}": value for name, value in zip(ZC_NAMES, found, strict=True)}
-
-
-def _cycle(stage: Stage, model: GVAE, families: Families) -> pd.DataFrame:
+def cycle_table(stage: Stage, model: GVAE, families: Families) -> tuple[pd.DataFrame, dict]:
     """Proxies really computed on cells decoded from random latents, beside q of these and q of the cells encoded again.
 
     One row a cell: which latents (`draws`), standardised components z_*, q_* and again_*; a cell whose proxies fail is
-    left out and counted.
+    left out and counted, beside the facts of the batch.
     """
     tables, failed = [], 0
     for kind in ("scaled", "normal"):
         latent, drawn = gvae.valid_draws(model, stage.scale.cycle_cells, seed=stage.seed, kind=kind)
-        table, _ = labels.score(stage, drawn, f"gvae-{stage.identity}-{kind}")
+        table, facts = labels.score(stage, drawn, f"gvae-{stage.identity}-{kind}")
         good = torch.tensor((table["error"] == "").to_numpy())
         failed += int((~good).sum())
         parts = {
@@ -201,25 +193,34 @@ def _cycle(stage: Stage, model: GVAE, families: Families) -> pd.DataFrame:
         }
         columns = {f"{p}_{name}": v[:, i].numpy() for p, v in parts.items() for i, name in enumerate(ZC_NAMES)}
         tables.append(pd.DataFrame({"draws": kind} | columns))
-    stage.config["cycle_failed"] = failed
-    return pd.concat(tables, ignore_index=True)
+    return pd.concat(tables, ignore_index=True), facts | {"cycle_failed": failed}
 
 
-def _changed(config: GVAEConfig, fields: dict) -> GVAEConfig:
-    """`config` with one of the changes of `ABLATION`."""
-    return replace(config, **{k: v * config.learning_rate if k == "learning_rate" else v for k, v in fields.items()})
-
-
-def _ablation(stage: Stage, data: Data, runs: dict[str, dict]) -> pd.DataFrame:
+def ablation_table(stage: Stage, data: Data, models: dict[Run, tuple[GVAE, TrainLog]]) -> pd.DataFrame:
     """Short runs of one seed that each change one thing; the paper leaves all of these open."""
     rows, family = [], data.families.assign(data.unseen_zc, standardised=True)
-    for change, (name, run) in zip(ABLATION, runs.items(), strict=True):
-        model, log = _train(stage, data, name, **run)
-        found = _measures(model, data, stage.seed)
+    for run, (model, log) in models.items():
+        found = measures(model, data, stage.seed)
         near = cluster_metrics(model.encode(data.unseen), data.unseen_zc, family, stage.seed).set_index("metric")
         near = {metric: near.loc[metric, "value"] for metric in near.index if metric.startswith(("kNN", "Spearman"))}
         kept = ["exact_mean", "exact_sampled", "scaled_valid", "scaled_unique", "normal_valid"]
         kept += [f"r2_{name}" for name in ZC_NAMES]
-        row = {"change": change, "steps": run["steps"], "kl": log.rows[-1]["kl"], **{key: found[key] for key in kept}}
+        row = {"change": run.change, "steps": run.steps, "kl": log.rows[-1]["kl"], **{key: found[key] for key in kept}}
         rows.append(row | near)
     return pd.DataFrame(rows)
+
+
+def cycle_errors(cycle: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Mean absolute errors of q a component, and the points behind them: a row for each cell and component.
+
+    Of gvae_cycle.csv the points have draws, component, z, q (of the latent), again (q of the cell encoded again).
+    """
+    wide = cycle.reset_index(names="cell")
+    points = pd.wide_to_long(wide, ["z", "q", "again"], i="cell", j="component", sep="_", suffix=r"\w+").reset_index(
+        "component"
+    )
+    named = points.rename(columns={"q": "q of the latent", "again": "q of the cell encoded again"})
+    off = named.melt(["draws", "component", "z"], named.columns[-2:], var_name="of")
+    off["error"] = (off["value"] - off["z"]).abs()
+    table = off.pivot_table(index=["draws", "of"], columns="component", values="error")[list(ZC_NAMES)]
+    return table.assign(mean=table.mean(axis=1)), points

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
@@ -14,12 +13,19 @@ from torch import nn
 from graphnas_lib import evolution, network, store, zennet
 from graphnas_lib.datasets import Dataset
 from graphnas_lib.design import Trained, below, design
-from graphnas_lib.evolution import SearchError, SearchResult, best_so_far, evolve, random_search
+from graphnas_lib.evolution import (
+    Problem,
+    SearchError,
+    SearchResult,
+    best_so_far,
+    evolve,
+    network_problem,
+    random_search,
+)
 from graphnas_lib.macro import Architecture
 from graphnas_lib.stages import evolution as histories
-from graphnas_lib.stages.road import Stage
 from graphnas_lib.stages.scores import ProxyScore, TrainedScore
-from graphnas_lib.store import ON_CPU
+from graphnas_lib.stages.stage import Stage
 from graphnas_lib.synonyms import realise
 from graphnas_lib.training import RECIPES, cut_batch
 from graphnas_lib.zennet import ZenNet
@@ -27,6 +33,7 @@ from graphnas_lib.zennet import ZenNet
 MAX_LAYERS = 18  # of ZenNet for about 1M parameters (ZenNAS's released search)
 TRAINED_POPULATION = 8  # paper: App. E.1
 MIXED = 5  # paper: App. E.1, generated networks whose cells are mixed
+_SETTINGS = (MAX_LAYERS, TRAINED_POPULATION, MIXED, RECIPES[TrainedScore.recipe])
 
 
 @dataclass(frozen=True)
@@ -61,33 +68,26 @@ class Methods:
             seed=stage.seed,
             device=stage.device.type,
         )
-        self.workers = ON_CPU if stage.device.type == "cpu" else 1
 
     def find(self) -> dict[str, Found]:
         """Every search, by the names of `paper.TABLE_2`; a killed run goes on inside the search that it was in."""
-        point = self.stage.checkpoint("found")
-        known = json.loads((point.load() or {"found": "{}"})["found"])
-        for name, search in self._searches().items():
-            if name not in known:
-                known[name] = asdict(search())
-                point.save({"found": json.dumps(known)})
-        return {name: Found(**known[name]) for name in self._searches()}
-
-    def _searches(self) -> dict[str, Callable[[], Found]]:
-        return {
-            "ZenNet: Evo(Zen)": partial(self._zennet, "zen"),
-            "ZenNet: Evo(ZiCo)": partial(self._zennet, "zico"),
-            "ZenNet: Evo(T-CET)": partial(self._zennet, "tcet"),
-            "GraphNet: Evo(T-CET)": partial(self._flat, self.score, "flat", self.plain),
-            "GraphNet: HL-Evo(T-CET)+CCNF": self._hl_evo,
-            "GraphNet: SG+CCNF": self._sequence,
-            "GraphNet: random in budget": self._random,
-            "GraphNet: Evo(parameters)": partial(self._flat, _Size(self.costs), "size", self.plain, workers=1),
-            "GraphNet: SG+CCNF, reduced training (App. E.1)": self._mixed,
+        searches = {
+            "ZenNet: Evo(Zen)": partial(self.zennet, "zen"),
+            "ZenNet: Evo(ZiCo)": partial(self.zennet, "zico"),
+            "ZenNet: Evo(T-CET)": partial(self.zennet, "tcet"),
+            "GraphNet: Evo(T-CET)": partial(self.flat, self.score, "flat", self.plain),
+            "GraphNet: HL-Evo(T-CET)+CCNF": self.hl_evo,
+            "GraphNet: SG+CCNF": self.sequence,
+            "GraphNet: random in budget": self.random,
+            "GraphNet: Evo(parameters)": partial(self.flat, _Size(self.costs), "size", self.plain, workers=1),
+            "GraphNet: SG+CCNF, reduced training (App. E.1)": self.mixed,
             "GraphNet: Evo(reduced training) (App. E.2)": partial(
-                self._flat, self.accuracy, "e2", self.models, population=TRAINED_POPULATION
+                self.flat, self.accuracy, "e2", self.models, population=TRAINED_POPULATION
             ),
         }
+        jobs = {name: lambda search=search: asdict(search()) for name, search in searches.items()}
+        found = self.stage.collect(jobs, "searches", *_SETTINGS, workers=1)  # each of them is parallel in itself
+        return {row.pop("id"): Found(**row) for row in found}
 
     def _options(self, name: str, evaluations: int, **changes) -> dict:
         """Of any search: its start is one evaluation; the population is the paper's share of T, 512 of 20,000."""
@@ -95,41 +95,38 @@ class Methods:
             "iterations": evaluations - 1,
             "population": min(512, max(8, round(evaluations * 512 / 20_000))),
             "seed": self.stage.seed,
-            "workers": self.workers,
-            "checkpoint": self.stage.checkpoint(name),
+            "workers": self.stage.workers,
+            "checkpoint": self.stage.checkpoint(name, *_SETTINGS),
             "progress": self.stage.progress,
             **changes,
         }
 
-    def _flat(self, score, name: str, evaluations: int, **changes) -> Found:
+    def flat(self, score: Callable, name: str, evaluations: int, **changes) -> Found:
+        """Plain evolution in this package's space by some score."""
         options = self._options(name, evaluations, **changes)
         return self._found(evolution.flat_evo(evolution.flat_start(), score=score, feasible=self.feasible, **options))
 
-    def _hl_evo(self) -> Found:
+    def hl_evo(self) -> Found:
         """The history of stage "evolution" under this budget; of its seconds the share of these evaluations."""
         every = histories.load(self.stage.scale.name)
         history = every[every["budget"] == histories.budget_name(*self.budget)]
         share = len(history) / len(every)
         seconds = store.load_manifest("evolution", self.stage.scale.name)["seconds"] * share
         rows = history.to_dict("records")
-        return self._best(rows, lambda text: evolution.HLIndividual.from_json(text).architecture.to_json(), seconds)
+        return self._best(rows, lambda text: Architecture.from_json(text).to_json(), seconds)
 
-    def _random(self) -> Found:
+    def random(self) -> Found:
         """As many random architectures as the generator draws, each as wide as the budget allows."""
         options = self._options("random", self.generated)
         del options["population"]
-        result = random_search(
-            lambda source: evolution.filled(evolution.random_architecture(source), self.feasible),
+        problem = network_problem(
+            mutate=lambda _, __, source: evolution.filled(evolution.random_architecture(source), self.feasible),
             score=self.score,
             feasible=self.feasible,
-            key=Architecture.key,
-            dump=Architecture.to_json,
-            parse=Architecture.from_json,
-            **options,
         )
-        return self._found(result)
+        return self._found(random_search(problem, **options))
 
-    def _zennet(self, proxy: str) -> Found:
+    def zennet(self, proxy: str) -> Found:
         """ZenNAS's evolution with one of three proxies; unlike there, a network over budget uses up no evaluation."""
         data, resolution = self.data, self.data.input_shape[1]
 
@@ -137,19 +134,19 @@ class Methods:
             costs = zennet.count(net, resolution=resolution, classes=data.classes, convention="paper")
             return getattr(costs, self.budget[0]) <= self.budget[1] and net.depth <= MAX_LAYERS
 
-        result = evolve(
-            zennet.initial("cifar"),
+        problem = Problem(
+            start=zennet.initial("cifar"),
             mutate=lambda net, _, generator: zennet.mutate(net, generator, space="cifar"),
             score=replace(self.score, name=proxy, make=_ZenMaker(data.classes)),
             feasible=feasible,
             key=str,
             dump=str,
             parse=ZenNet.parse,
-            **self._options(f"zennet_{proxy}", self.plain),
         )
-        return self._found(result, str)
+        return self._found(evolve(problem, **self._options(f"zennet_{proxy}", self.plain)), str)
 
-    def _sequence(self) -> Found:
+    def sequence(self) -> Found:
+        """The generator's designs, best of as many candidates as it has evaluations."""
         began = time.monotonic()
         designs = self._designs(n=min(self.top, self.generated), candidates=self.generated)
         scores = [made.tcet for made in designs]
@@ -169,7 +166,7 @@ class Methods:
             **options,
         )
 
-    def _mixed(self) -> Found:
+    def mixed(self) -> Found:
         """App. E.1: evolution with the reduced-training proxy over the cells of five networks of one macro design.
 
         The first is the generator's best; the others have cells drawn anew, as those that the evolution kept are few.
@@ -177,17 +174,9 @@ class Methods:
         (base,) = self._designs(n=1)
         others = (realise(base.hl, self.trained.sampler, seed=self.stage.seed + i) for i in range(1, MIXED))
         mix = Mixture((base.architecture, *others))
+        problem = network_problem(start=base.architecture, mutate=mix, score=self.accuracy, feasible=self.feasible)
         try:
-            result = evolve(
-                base.architecture,
-                mutate=mix,
-                score=self.accuracy,
-                feasible=self.feasible,
-                key=Architecture.key,
-                dump=Architecture.to_json,
-                parse=Architecture.from_json,
-                **self._options("e1", self.models, population=TRAINED_POPULATION),
-            )
+            result = evolve(problem, **self._options("e1", self.models, population=TRAINED_POPULATION))
         except SearchError:  # every mixture is above the budget: there is one network
             score = self.accuracy(base.architecture)["score"]
             return Found([base.architecture.to_json()], [score], [score], 1, 0.0)

@@ -30,7 +30,6 @@ class ProxyScore:
         extra: further proxies to record.
         make: individual -> module; None builds an `Architecture`.
         seed: of the initial weights, the same for every individual.
-        threads: CPU threads an evaluation may take; 1 where two workers share two cores.
     """
 
     images: Tensor
@@ -40,12 +39,9 @@ class ProxyScore:
     extra: tuple[str, ...] = ()
     make: Callable[[Any], nn.Module] | None = None
     seed: int = 0
-    threads: int | None = None
 
     def __call__(self, individual) -> dict[str, float]:
         """{"score": value, and the extra proxies}; ScoreError when a proxy fails."""
-        if self.threads is not None:
-            torch.set_num_threads(self.threads)
         model = self.model(individual).to(self.images.device, memory_format=torch.channels_last)
         try:
             found = proxies.score(model, self.images, self.labels, (self.name, *self.extra), seed=self.seed)

@@ -13,21 +13,21 @@ from torch import Tensor
 from graphnas_lib import sequence, store
 from graphnas_lib.clusters import Families
 from graphnas_lib.design import FILE, KeptNetworks
-from graphnas_lib.evolution import HLIndividual
-from graphnas_lib.paper import Scale
+from graphnas_lib.macro import Architecture
+from graphnas_lib.paper import Scale, Sizes
 from graphnas_lib.sequence import SequenceConfig
 from graphnas_lib.stages import evolution
-from graphnas_lib.stages.road import Stage
+from graphnas_lib.stages.stage import Stage
 
 PRETRAINED = "GRAPHNAS_GPT_NEO"  # names a folder with the weights of GPT-Neo 125M, from which paper scale starts
-ALIKE = 0.25  # sizes so near, in ln, are ranked together
+LOG_COST_BIN_WIDTH = 0.25  # of ln params and of ln FLOPs; networks of one bin are ranked together
 
 
-def make(stage: Stage) -> dict:
+def make(stage: Stage) -> tuple[dict, dict]:
     """Train on every network that HL-Evo recorded; conditions are params, FLOPs and NASWOT where it was taken."""
     scale = stage.scale
     table = evolution.load(scale.name)
-    individuals = [HLIndividual.from_json(text) for text in table["individual"]]
+    individuals = [Architecture.from_json(text) for text in table["individual"]]
     designs = [individual.hl for individual in individuals]
     conditions = torch.tensor(
         [[row.params, row.flops, row.naswot, math.nan] for row in table.itertuples()], dtype=torch.float64
@@ -39,36 +39,38 @@ def make(stage: Stage) -> dict:
         designs,
         conditions,
         config=config,
-        weights=_weights(table),
+        weights=learning_weights(table),
         steps=scale.sequence_steps,
         seed=stage.seed,
         pretrained=pretrained,
         device=stage.device,
-        checkpoint=stage.checkpoint(),
+        checkpoint=stage.checkpoint("training", config, pretrained, LOG_COST_BIN_WIDTH),
         log_every=max(1, scale.sequence_steps // 50),
         progress=stage.progress,
     )
     kept = KeptNetworks.of(individuals, conditions[:, :2], torch.tensor(table["score"].to_numpy()))
-    stage.config.update(trunk="pretrained GPT-Neo" if pretrained else "from scratch")
-    stage.config.update(n_designs=len(designs), n_distinct=len(set(designs)), steps=log.steps)
-    stage.config.update(parameters=sum(p.numel() for p in generator.model.parameters()))
+    facts = {
+        "trunk": "pretrained GPT-Neo" if pretrained else "from scratch",
+        **{"n_designs": len(designs), "n_distinct": len(set(designs)), "steps": log.steps},
+        "parameters": sum(p.numel() for p in generator.model.parameters()),
+    }
     files = generator.to_files(half=scale.name != "paper")
-    return {**files, FILE: kept.to_tensors(), "sequence_log.csv": pd.DataFrame(log.rows)}
+    return {**files, FILE: kept.to_tensors(), "sequence_log.csv": pd.DataFrame(log.rows)}, facts
 
 
-def _weights(history: pd.DataFrame) -> Tensor:
+def learning_weights(history: pd.DataFrame) -> Tensor:
     """How often each network is learnt from, (n,): its rank by T-CET among those of its size, to the fourth power.
 
     Among those of its parameters or of its FLOPs, whichever is higher: conditions ask for either.
     """
     ranks = []
     for cost in ("params", "flops"):
-        sizes = np.floor(np.log(history[cost]) / ALIKE)
+        sizes = np.floor(np.log(history[cost]) / LOG_COST_BIN_WIDTH)
         ranks.append(history["score"].groupby(sizes).rank(pct=True))
     return torch.tensor(np.maximum(*ranks).to_numpy() ** 4)
 
 
-def settings(scale: Scale, **sizes) -> tuple[SequenceConfig, str | None]:
+def settings(scale: Scale | Sizes, **sizes) -> tuple[SequenceConfig, str | None]:
     """The generator of a scale, and where the weights that it starts from are: at paper scale, `$GRAPHNAS_GPT_NEO`."""
     if scale.name == "paper":
         return SequenceConfig(**sizes), os.environ.get(PRETRAINED) or None
@@ -79,6 +81,6 @@ def settings(scale: Scale, **sizes) -> tuple[SequenceConfig, str | None]:
         heads=scale.sequence_heads,
         batch_size=scale.sequence_batch,
         warmup=min(500, scale.sequence_steps // 10),
-        lr=2e-3 if scale.name == "smoke" else 1e-3,
+        lr=scale.sequence_lr,
     )
     return small, None

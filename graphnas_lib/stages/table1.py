@@ -8,90 +8,99 @@ from functools import partial
 import pandas as pd
 from torch import Tensor
 
-from graphnas_lib import proxies, store, synonyms
+from graphnas_lib import datasets, proxies, store, synonyms
 from graphnas_lib.clusters import ZC_NAMES
 from graphnas_lib.datasets import Dataset
 from graphnas_lib.macro import stack_cell
 from graphnas_lib.network import build
 from graphnas_lib.plots import mean_difference
 from graphnas_lib.space import REFERENCE_CELL, Cell
-from graphnas_lib.stages import rows
-from graphnas_lib.stages.road import Stage
+from graphnas_lib.stages.stage import Stage
 from graphnas_lib.synonyms import CellSampler, Generated
-from graphnas_lib.training import train
+from graphnas_lib.training import RECIPES, train
 
-DECODES = 20  # paper: Tab. 1, cells a strategy
-REFERENCE_SEEDS = 3
+RECIPE = "nats12"
 REFERENCE = "NATS-Bench ref."
 FLOW = ("CCNF", "CCNF, checked")  # as drawn, which is the paper's and decides; and ours (deviation D49)
 STRATEGIES = ("Random", "Neighbourhood", *FLOW)
 
 
-def make(stage: Stage) -> dict:
+def make(stage: Stage) -> tuple[dict, dict]:
     """The first twenty decodes of a strategy give its success rate; the first valid cells are trained."""
     scale = stage.scale
     sampler = CellSampler.load(scale.name, device=stage.device)
-    scoring = stage.dataset(resolution=scale.label_resolution)
+    scoring = datasets.load("auto", resolution=scale.label_resolution)
     batch = scoring.batch(scale.label_batch, device=stage.device)
-    data = stage.dataset(resolution=scale.train_resolution, n_train=scale.train_images, n_test=scale.test_images)
+    data = datasets.load(
+        "auto", resolution=scale.train_resolution, n_train=scale.train_images, n_test=scale.test_images
+    )
     z = proxies.zc_vector(REFERENCE_CELL, *batch, seed=stage.seed, classes=scoring.classes)
     condition = sampler.families.transform(z)
-    strategies = _strategies(sampler, condition, stage)
-    jobs = {}
-    options = {"stage": stage, "batch": batch, "data": data, "classes": scoring.classes}
-    for seed in range(REFERENCE_SEEDS):
-        jobs[f"{REFERENCE} {seed}"] = _job(REFERENCE, REFERENCE_CELL, stage.seed + seed, **options)
+    strategies, facts = sampled(sampler, condition, stage)
+    job = partial(
+        measure,
+        batch=batch,
+        data=data,
+        classes=scoring.classes,
+        width=scale.train_width,
+        repeats=scale.train_repeats,
+        epochs=scale.train_epochs,
+        device=stage.device.type,
+    )
+    jobs = {
+        f"{REFERENCE} {i}": partial(job, REFERENCE, REFERENCE_CELL, stage.seed + i)
+        for i in range(scale.reference_seeds)
+    }
     for name, generated in strategies.items():
         for i, cell in enumerate(generated.valid[: scale.table1_cells]):
-            jobs[f"{name} {i}"] = _job(name, cell, stage.seed, **options)
-    table = pd.DataFrame(rows.collect(jobs, stage.checkpoint(), device=stage.device, progress=stage.progress))
-    first = {name: [cell for cell in found.cells[:DECODES] if cell] for name, found in strategies.items()}
-    success = {name: [len(cells), DECODES] for name, cells in first.items()}
-    distinct = {name: len({cell.key() for cell in cells}) for name, cells in first.items()}
-    stage.config.update(success=success, distinct=distinct, recipe="nats12", epochs=scale.train_epochs)
-    stage.config.update(width=scale.train_width, repeats=scale.train_repeats, resolution=scale.train_resolution)
-    stage.config.update(n_train=data.size("train"), n_test=data.size("test"))
-    return {"table1_rows.csv": table}
+            jobs[f"{name} {i}"] = partial(job, name, cell, stage.seed)
+    cells = {name: [cell.key() for cell in found.valid] for name, found in strategies.items()}
+    table = pd.DataFrame(stage.collect(jobs, "trainings", RECIPES[RECIPE], cells))
+    first = {name: [cell for cell in found.cells[: scale.table1_decodes] if cell] for name, found in strategies.items()}
+    facts |= {
+        "success": {name: [len(cells), scale.table1_decodes] for name, cells in first.items()},
+        "distinct": {name: len({cell.key() for cell in cells}) for name, cells in first.items()},
+        **{"recipe": RECIPE, "epochs": scale.train_epochs, "width": scale.train_width, "repeats": scale.train_repeats},
+        **{"data": data.source, "resolution": scale.train_resolution},
+        **{"n_train": data.size("train"), "n_test": data.size("test")},
+    }
+    return {"table1_rows.csv": table}, facts
 
 
-def _strategies(sampler: CellSampler, condition: Tensor, stage: Stage) -> dict[str, Generated]:
-    """The samplers; the neighbourhood is the smallest that gives as many distinct cells as the flow.
+def sampled(sampler: CellSampler, condition: Tensor, stage: Stage) -> tuple[dict[str, Generated], dict]:
+    """What the samplers gave, and facts; the neighbourhood is the smallest that gives as many distinct cells as flow.
 
     Twice the decodes: what fails among the first is made up for by the next.
     """
-    n = 2 * DECODES
+    decodes = stage.scale.table1_decodes
+    n = 2 * decodes
     flow = synonyms.ccnf_cells(sampler, condition, n, seed=stage.seed)
-    near, sigma = synonyms.matched_neighbourhood(sampler, REFERENCE_CELL, flow.valid[:DECODES], n, seed=stage.seed)
+    near, sigma = synonyms.matched_neighbourhood(sampler, REFERENCE_CELL, flow.valid[:decodes], n, seed=stage.seed)
     random = synonyms.random_cells(sampler, n, seed=stage.seed)
-    checked = synonyms.ccnf_cells(sampler, condition, DECODES, seed=stage.seed, checked=True)
-    stage.config.update(sigma=sigma, decodes_checked=checked.n_attempts)
-    return dict(zip(STRATEGIES, (random, near, flow, checked), strict=True))
+    checked = synonyms.ccnf_cells(sampler, condition, decodes, seed=stage.seed, checked=True)
+    found = dict(zip(STRATEGIES, (random, near, flow, checked), strict=True))
+    return found, {"sigma": sigma, "decodes_checked": checked.n_attempts}
 
 
-def _job(name: str, cell: Cell, seed: int, *, stage: Stage, batch, data: Dataset, classes: int):
-    return partial(
-        measure,
-        name,
-        cell.to_dict(),
-        seed,
-        batch=batch,
-        data=data,
-        classes=classes,
-        width=stage.scale.train_width,
-        repeats=stage.scale.train_repeats,
-        epochs=stage.scale.train_epochs,
-        device=stage.device.type,
-    )
-
-
-def measure(strategy, cell, seed, *, batch, data, classes, width, repeats, epochs, device) -> dict:
+def measure(
+    strategy: str,
+    x: Cell,
+    seed: int,
+    *,
+    batch,
+    data: Dataset,
+    classes: int,
+    width: int,
+    repeats: int,
+    epochs: int,
+    device: str,
+) -> dict:
     """One row: the cell's ZC vector on alpha_x, and its accuracy after training the reduced alpha_x."""
-    x = Cell.from_dict(cell)
     z = proxies.zc_vector(x, *batch, seed=seed, classes=classes)
     architecture = stack_cell(x, width=width, repeats=repeats)
     model = build(architecture, input_shape=data.input_shape, classes=data.classes, seed=seed)
     result = train(
-        model, data, "nats12", seed=seed, device=device, epochs=epochs, batch_size=min(256, data.size("train") // 8)
+        model, data, RECIPE, seed=seed, device=device, epochs=epochs, batch_size=min(256, data.size("train") // 8)
     )
     zc = dict(zip(ZC_NAMES, z.tolist(), strict=True))
     return {
@@ -102,7 +111,7 @@ def measure(strategy, cell, seed, *, batch, data, classes, width, repeats, epoch
         "seconds": round(result.seconds, 2),
         "seed": seed,
         "key": x.key(),
-        "cell": json.dumps(cell),
+        "cell": json.dumps(x.to_dict()),
     }
 
 

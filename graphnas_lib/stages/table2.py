@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -14,19 +14,17 @@ from graphnas_lib import datasets, network, store, zennet
 from graphnas_lib.datasets import Dataset, MissingDataError
 from graphnas_lib.macro import Architecture
 from graphnas_lib.plots import mean_difference, mean_interval
-from graphnas_lib.stages import rows
 from graphnas_lib.stages.evolution import budget_name
 from graphnas_lib.stages.methods import Methods
-from graphnas_lib.stages.road import Stage
+from graphnas_lib.stages.stage import Stage
 from graphnas_lib.training import RECIPES, cut_batch, evaluate, train
 from graphnas_lib.zennet import ZenNet
 
-RECIPE = {"smoke": "nats12", "lite": "nats12", "paper": "zennas_cifar"}
 COLUMNS = {"cifar10": "C-10", "digits": "C-10", "cifar100": "C-100"}
 CHANCE = {"cifar10": 10.0, "digits": 10.0, "cifar100": 1.0}  # accuracy of guessing (%)
 HELD_OUT = 0.1  # of the training images: the split on which a method's network is chosen
-MARGIN = 1.0  # points within which two accuracies count as equal, and at most
-SHARE = 0.1  # this share of the second: a point is much where accuracies are low
+MAX_EQUAL_POINTS = 1.0  # gap within which two accuracies count as equal, and at most
+MAX_EQUAL_SHARE = 0.1  # this share of the second: a point is much where accuracies are low
 
 ZEN, FLAT, SIZE = "ZenNet: Evo(T-CET)", "GraphNet: Evo(T-CET)", "GraphNet: Evo(parameters)"
 HL, SG = "GraphNet: HL-Evo(T-CET)+CCNF", "GraphNet: SG+CCNF"
@@ -36,16 +34,16 @@ CELL_STAGES = ("cells", "labels", "families", "gvae", "ccnf")
 PRETRAINED = {HL: CELL_STAGES, SG: (*CELL_STAGES, "evolution", "sequence"), E1: (*CELL_STAGES, "evolution", "sequence")}
 
 
-def make(stage: Stage) -> dict:
+def make(stage: Stage) -> tuple[dict, dict]:
     """Search once per method on the first data set's images; train the best networks on every data set at hand."""
     scale = stage.scale
-    scoring = stage.dataset(resolution=scale.tcet_resolution)
-    every = _data(stage)
+    scoring = datasets.load("auto", resolution=scale.tcet_resolution)
+    every, facts = _data(stage)
     found = Methods(stage, scoring, every[0]).find()
-    jobs, facts = {}, {}
-    options = {"epochs": scale.table2_epochs, "recipe": RECIPE[scale.name], "seed": stage.seed}
+    jobs, sets = {}, {}
+    options = {"epochs": scale.table2_epochs, "recipe": scale.table2_recipe, "seed": stage.seed}
     for data in every:
-        facts[data.name] = {"source": data.source, "n_train": data.size("train"), "n_test": data.size("test")}
+        sets[data.name] = {"source": data.source, "n_train": data.size("train"), "n_test": data.size("test")}
         for name, result in found.items():
             for rank, text in enumerate(result.individuals):
                 key = {"method": name, "rank": rank, "score": result.scores[rank], "evaluations": result.evaluations}
@@ -53,18 +51,19 @@ def make(stage: Stage) -> dict:
                 jobs[f"{name} {rank} | {data.name}"] = partial(
                     measure, key, text, data, device=stage.device.type, **options
                 )
-    table = pd.DataFrame(rows.collect(jobs, stage.checkpoint(), device=stage.device, progress=stage.progress))
+    texts = [result.individuals for result in found.values()]
+    table = pd.DataFrame(stage.collect(jobs, "trainings", RECIPES[scale.table2_recipe], HELD_OUT, texts))
     curves = pd.concat([improvements(result.curve).assign(method=name) for name, result in found.items()])
     pretraining = {
         name: sum(store.load_manifest(earlier, scale.name)["seconds"] for earlier in stages)
         for name, stages in PRETRAINED.items()
     }
-    stage.config.update(
-        datasets=facts, budget=budget_name(*scale.table2_budget), top=scale.table2_top, recipe=RECIPE[scale.name]
-    )
-    stage.config.update(epochs=scale.table2_epochs, scored_on=scoring.source, batch=scale.tcet_batch)
-    stage.config.update(pretraining_seconds=pretraining)
-    return {"table2_rows.csv": table, "table2_curves.csv": curves}
+    facts |= {
+        **{"data": scoring.source, "datasets": sets, "budget": budget_name(*scale.table2_budget)},
+        **{"top": scale.table2_top, "recipe": scale.table2_recipe, "epochs": scale.table2_epochs},
+        **{"scored_on": scoring.source, "batch": scale.tcet_batch, "pretraining_seconds": pretraining},
+    }
+    return {"table2_rows.csv": table, "table2_curves.csv": curves}, facts
 
 
 def improvements(curve: Sequence[float]) -> pd.DataFrame:
@@ -73,16 +72,15 @@ def improvements(curve: Sequence[float]) -> pd.DataFrame:
     return table[(table["best"].diff() != 0) | (table["evaluation"] == len(curve))]
 
 
-def _data(stage: Stage) -> list[Dataset]:
-    """CIFAR-10 or digits, and CIFAR-100 where it is there, cut to the scale."""
+def _data(stage: Stage) -> tuple[list[Dataset], dict]:
+    """CIFAR-10 or digits, and CIFAR-100 where it is there, cut to the scale; and why it is not there."""
     scale = stage.scale
     options = {"resolution": scale.train_resolution, "n_train": scale.table2_images, "n_test": scale.test_images}
     found = [datasets.load("auto", **options)]
     try:
-        found.append(datasets.load("cifar100", **options))
+        return [*found, datasets.load("cifar100", **options)], {}
     except MissingDataError as error:
-        stage.config["C-100"] = str(error)
-    return found
+        return found, {"C-100": str(error)}
 
 
 # ---- training
@@ -192,6 +190,15 @@ class Question:
     b: str
     expected: Callable[[float, float, float], bool | None]  # low, high, margin -> True, False, or None for open
 
+    def verdict(self, a: np.ndarray, b: np.ndarray, gap: dict, dataset: str) -> str:
+        """What test accuracies (%) of the two methods say, given the interval of their difference."""
+        if min(len(a), len(b)) < 2:
+            return "open"
+        if max(a.mean(), b.mean()) < 2 * CHANCE[dataset]:
+            return "open (near chance)"
+        holds = self.expected(gap["low"], gap["high"], min(MAX_EQUAL_POINTS, MAX_EQUAL_SHARE * b.mean()))
+        return {True: "confirmed", False: "contradicted", None: "open"}[holds]
+
 
 def above(low: float, high: float, margin: float) -> bool | None:
     """a > b: the interval lies above 0; contradicted where it lies below."""
@@ -227,14 +234,27 @@ def verdicts(table: pd.DataFrame) -> pd.DataFrame:
             a, b = (group.loc[group["method"] == method, "accuracy"].to_numpy() for method in (asked.a, asked.b))
             line = {"question": name, "claim": asked.text, "dataset": dataset, "a": asked.a, "b": asked.b}
             gap = mean_difference(a, b) if len(a) and len(b) else dict.fromkeys(("difference", "low", "high"))
-            lines.append({**line, **gap, "n": f"{len(a)}, {len(b)}", "verdict": _verdict(asked, a, b, gap, dataset)})
+            lines.append({**line, **gap, "n": f"{len(a)}, {len(b)}", "verdict": asked.verdict(a, b, gap, dataset)})
     return pd.DataFrame(lines)
 
 
-def _verdict(asked: Question, a: np.ndarray, b: np.ndarray, gap: dict, dataset: str) -> str:
-    if min(len(a), len(b)) < 2:
-        return "open"
-    if max(a.mean(), b.mean()) < 2 * CHANCE[dataset]:
-        return "open (near chance)"
-    holds = asked.expected(gap["low"], gap["high"], min(MARGIN, SHARE * b.mean()))
-    return {True: "confirmed", False: "contradicted", None: "open"}[holds]
+def search_curves(curves: pd.DataFrame, methods: Sequence[str]) -> dict[str, list[float]]:
+    """Best-so-far of some methods of Table 2; those without evaluations are left out."""
+    found = {name: steps.set_index("evaluation")["best"] for name, steps in curves.groupby("method", sort=False)}
+    return {
+        name: list(found[name].reindex(range(1, found[name].index.max() + 1)).ffill())
+        for name in methods
+        if name in found
+    }
+
+
+def search_shares(curves: pd.DataFrame) -> dict[str, list[float]]:
+    """Best-so-far of every method of Table 2 as a share of the best that it found: proxies of all units on one axis."""
+    found = search_curves(curves, curves["method"].unique())
+    return {method: [value / best[-1] for value in best] for method, best in found.items()}
+
+
+def reasons(facts: Mapping) -> dict[str, str]:
+    """Why numbers of Table 2 are missing."""
+    missing = "" if "cifar100" in facts["datasets"] else "no CIFAR-100 files here; "
+    return {"": f"{missing}ImageNet-1k not trained on; pretraining cost in Table 5"}

@@ -10,22 +10,21 @@ from graphnas_lib import datasets, store
 from graphnas_lib.datasets import ImageFolderDataset
 from graphnas_lib.design import Design, Trained, design
 from graphnas_lib.network import build
-from graphnas_lib.stages import rows
-from graphnas_lib.stages.road import Stage
-from graphnas_lib.training import TEACHER, load_teacher, train
+from graphnas_lib.stages.stage import Stage
+from graphnas_lib.training import RECIPES, TEACHER, load_teacher, train
 
 SEARCHES = 3  # paper: mean and deviation of three searches, one training each
 BUDGETS = ("450M", "600M", "1000M")  # the paper's names, in the order of `Scale.table3_budgets`
-CLASSES = 1000
+RECIPE = "zennas_imagenet"
 
 
-def make(stage: Stage) -> dict:
+def make(stage: Stage) -> tuple[dict, dict]:
     """Search at every scale; train (ZenNAS's recipe) only at paper scale with the files there."""
     scale = stage.scale
     trained = Trained.load(scale.name)
     shape = (3, scale.table3_resolution, scale.table3_resolution)
-    classes = CLASSES if scale.name == "paper" else 10
-    found, imagenet, jobs = [], _imagenet(scale.name), {}
+    classes = scale.table3_classes
+    found, data, jobs = [], imagenet(scale.name), {}
     for name, flops in zip(BUDGETS, scale.table3_budgets, strict=True):
         for search in range(SEARCHES):
             best = design(
@@ -39,21 +38,23 @@ def make(stage: Stage) -> dict:
             )[0]
             row = {"budget": name, "requested": flops, "search": search, "design": best.to_json()}
             found.append({**row, "params": best.params, "flops": best.flops, "macs": best.macs, "tcet": best.tcet})
-            if imagenet is not None:
+            if data is not None:
                 jobs[f"{name} {search}"] = partial(
-                    _trained, best.to_json(), imagenet, stage.seed + search, stage.device.type
+                    measure, best.to_json(), data, stage.seed + search, stage.device.type
                 )
     table = pd.DataFrame(found)
+    facts = {"input_shape": list(shape), "classes": classes, "batch": best.batch, "trained": bool(jobs)}
+    facts["why"] = "needs ImageNet-1k (480 epochs)"
+    if scale.name != "paper":
+        facts["why"] = f"ImageNet-1k is not trained on at {scale.name} scale"
     if jobs:
-        trained = rows.collect(jobs, stage.checkpoint(), device=stage.device, progress=stage.progress)
-        table["accuracy"] = [row["accuracy"] for row in trained]
-        stage.config.update(teacher=trained[0]["teacher"])
-    stage.config.update(input_shape=list(shape), classes=classes, batch=best.batch)
-    stage.config.update(trained=bool(jobs), why=_why(scale.name))
-    return {"table3_rows.csv": table}
+        rows = stage.collect(jobs, "trainings", RECIPES[RECIPE], table["design"].tolist())
+        table["accuracy"] = [row["accuracy"] for row in rows]
+        facts["teacher"] = rows[0]["teacher"]
+    return {"table3_rows.csv": table}, facts
 
 
-def _imagenet(scale: str) -> ImageFolderDataset | None:
+def imagenet(scale: str) -> ImageFolderDataset | None:
     """ImageNet-1k at paper scale when `imagenet/train` and `imagenet/val` are in the data folders."""
     if scale != "paper":
         return None
@@ -63,23 +64,15 @@ def _imagenet(scale: str) -> ImageFolderDataset | None:
     return None
 
 
-def _why(scale: str) -> str:
-    return "needs ImageNet-1k (480 epochs)" if scale == "paper" else f"ImageNet-1k is not trained on at {scale} scale"
-
-
-def _teacher():
-    """ZenNAS's teacher and its name; (None, why) where it cannot be had."""
-    try:
-        return load_teacher(), TEACHER
-    except (ImportError, OSError, RuntimeError) as error:  # no package, no network, no such weights
-        return None, f"none ({error})"
-
-
-def _trained(text: str, data: ImageFolderDataset, seed: int, device: str) -> dict:
+def measure(text: str, data: ImageFolderDataset, seed: int, device: str) -> dict:
+    """One row: a design trained on ImageNet-1k, with ZenNAS's teacher where that can be had."""
     chosen = Design.from_json(text)
     model = build(chosen.architecture, input_shape=chosen.input_shape, classes=chosen.classes, seed=seed)
-    teacher, name = _teacher()
-    result = train(model, data, "zennas_imagenet", seed=seed, device=device, teacher=teacher)
+    try:
+        teacher, name = load_teacher(), TEACHER
+    except (ImportError, OSError, RuntimeError) as error:  # no package, no network, no such weights
+        teacher, name = None, f"none ({error})"
+    result = train(model, data, RECIPE, seed=seed, device=device, teacher=teacher)
     return {"accuracy": result.accuracy, "seconds": result.seconds, "teacher": name}
 
 

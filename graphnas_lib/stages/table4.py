@@ -11,8 +11,7 @@ import torch
 from graphnas_lib import datasets, store
 from graphnas_lib.datasets import TASKS
 from graphnas_lib.design import BudgetUnreachable, Design, Trained, design
-from graphnas_lib.stages import rows
-from graphnas_lib.stages.road import Stage
+from graphnas_lib.stages.stage import Stage
 from graphnas_lib.training import cut_batch, train_task
 
 COLUMNS = {  # task -> the paper's column
@@ -28,31 +27,30 @@ COLUMNS = {  # task -> the paper's column
 MISSING = "its files are not there"
 
 
-def make(stage: Stage) -> dict:
+def make(stage: Stage) -> tuple[dict, dict]:
     """Ask for the Wide-ResNet's parameters (Sec. 4.3; scaled down at smoke), best of ten by T-CET, then train."""
     scale = stage.scale
     available = datasets.available()
     trained = Trained.load(scale.name) if available else None
-    limit = None if scale.name == "paper" else scale.table4_samples
-    jobs = {
-        name: partial(
-            measure, name, _budget(name, scale.name), limit, scale.table4_epochs, stage.seed, stage.device.type, trained
-        )
-        for name in available
-    }
-    found = rows.collect(jobs, stage.checkpoint(), device=stage.device, progress=stage.progress, workers=1)
-    done = {row["task"]: row for row in found}
+    job = partial(
+        measure,
+        limit=scale.table4_samples,
+        epochs=scale.table4_epochs,
+        seed=stage.seed,
+        device=stage.device.type,
+        trained=trained,
+    )
+    budgets = {name: TASKS[name].wrn_params * scale.table4_params_share for name in available}
+    jobs = {name: partial(job, name, params) for name, params in budgets.items()}
+    done = {row["task"]: row for row in stage.collect(jobs, "tasks", {n: TASKS[n] for n in available}, workers=1)}
     table = [done.get(name) or {"task": name, "value": math.nan, "note": MISSING} for name in TASKS]
-    stage.config.update(available=list(available), limit=limit, epochs=scale.table4_epochs)
-    return {"table4_rows.csv": pd.DataFrame(table)}
+    facts = {"available": list(available), "limit": scale.table4_samples, "epochs": scale.table4_epochs}
+    return {"table4_rows.csv": pd.DataFrame(table)}, facts
 
 
-def _budget(name: str, scale: str) -> float:
-    """Parameters to ask for: the Wide-ResNet's, a tenth of them at smoke."""
-    return TASKS[name].wrn_params * (0.1 if scale == "smoke" else 1.0)
-
-
-def measure(name: str, params: float, limit: int | None, epochs: int, seed: int, device: str, trained: Trained) -> dict:
+def measure(
+    name: str, params: float, *, limit: int | None, epochs: int, seed: int, device: str, trained: Trained
+) -> dict:
     """One row: the design chosen on real samples of the task, and its metric after training."""
     task = datasets.load_task(name, limit=limit, seed=seed)
     inputs, targets, _ = task.train.fetch(torch.arange(min(16, len(task.train))))
@@ -106,3 +104,14 @@ def summary(table: pd.DataFrame, facts: dict) -> dict[str, dict[str, dict]]:
             )
         row[COLUMNS[line["task"]]] = {"value": line["value"], "n": 1, "note": note}
     return {"Ours": row}
+
+
+def tasks() -> pd.DataFrame:
+    """The eight tasks of Table 4, and which have their files here."""
+    here = datasets.available()
+    return pd.DataFrame(
+        [
+            {"task": name, "metric": task.metric, "kind": task.kind, "outputs": task.classes, "here": name in here}
+            for name, task in TASKS.items()
+        ]
+    )

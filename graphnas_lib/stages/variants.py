@@ -10,16 +10,24 @@ import pandas as pd
 
 from graphnas_lib import store
 from graphnas_lib.stages import comparison, evolution
-from graphnas_lib.stages.road import Stage
+from graphnas_lib.stages.stage import Stage
 
 METHODS = ("HL-Evo, repeats", "Evo (flat), repeats", "Random, as drawn")
 
 
-def make(stage: Stage) -> dict:
+def make(stage: Stage) -> tuple[dict, dict]:
     """All variants under `compared_budget` with each seed."""
-    return {"variants.parquet": comparison.compared(evolution.Searches(stage), METHODS)}
+    searches = evolution.Searches(stage)
+    return {"variants.parquet": comparison.compared(searches, METHODS)}, searches.facts()
 
 
 def load(scale: str) -> pd.DataFrame:
     """Columns as of `comparison.load`."""
     return store.load("variants", "variants.parquet", scale)
+
+
+def counts(scale: str) -> pd.DataFrame:
+    """Recorded, discarded, failed and redrawn individuals of each search of this stage and of the two before it."""
+    stages = ("evolution", "comparison", "variants")
+    found = [pd.DataFrame(store.load_manifest(stage, scale)["config"]["counts"]).T for stage in stages]
+    return pd.concat(found).rename_axis("search").reset_index()

@@ -1,7 +1,7 @@
-"""Where things lie and how they are written: artifacts with manifests, checkpoints of long loops, worker processes.
+"""Where things lie and how they are written: artifacts with manifests, checkpoints of long loops, parallel jobs.
 
 Every file is written atomically and verified by SHA-256 on reading; a stage without its manifest does not exist.
-`Checkpoint` keeps a long loop, so that a killed run goes on. Nothing is ever unpickled.
+`Checkpoint` keeps a long loop and `collect` runs independent jobs, so that a killed run goes on. Nothing is unpickled.
 """
 
 from graphnas_lib.store.artifacts import (
@@ -10,13 +10,10 @@ from graphnas_lib.store.artifacts import (
     MissingArtifactError,
     TrainLog,
     check_scale,
-    checkpoint,
     data_at_hand,
     data_dir,
     default_scale,
     figures_dir,
-    library_files,
-    library_hash,
     load,
     load_manifest,
     manifest_path,
@@ -30,18 +27,20 @@ from graphnas_lib.store.artifacts import (
     write,
 )
 from graphnas_lib.store.checkpoints import Checkpoint, CorruptArtifactError
-from graphnas_lib.store.workers import ON_CPU, processes, single_threaded
+from graphnas_lib.store.jobs import ON_CPU, Journal, collect, processes, single_threaded
+from graphnas_lib.store.library import library_files, library_hash, names_used
 
 __all__ = [
     "Checkpoint",
     "CorruptArtifactError",
     "DESIGN_FORMATS",
+    "Journal",
     "MissingArtifactError",
     "ON_CPU",
     "SCALE_NAMES",
     "TrainLog",
     "check_scale",
-    "checkpoint",
+    "collect",
     "data_at_hand",
     "data_dir",
     "default_scale",
@@ -51,6 +50,7 @@ __all__ = [
     "load",
     "load_manifest",
     "manifest_path",
+    "names_used",
     "pick_device",
     "processes",
     "read",

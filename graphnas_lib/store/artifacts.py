@@ -7,7 +7,6 @@ leaves nothing that could be taken for a result. Nothing is ever unpickled.
 
 from __future__ import annotations
 
-import ast
 import hashlib
 import json
 import os
@@ -19,12 +18,10 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from graphnas_lib.store.checkpoints import Checkpoint, CorruptArtifactError
+from graphnas_lib.store.checkpoints import CorruptArtifactError
 
 if TYPE_CHECKING:
     import torch
-
-__all__ = ["Checkpoint", "CorruptArtifactError", "MissingArtifactError", "TrainLog"]  # names that others take from here
 
 SCALE_NAMES = ("smoke", "lite", "paper")
 DESIGN_FORMATS = ("json", "py", "onnx", "png", "pdf", "svg")  # endings that a design is written with
@@ -277,57 +274,3 @@ def _commit() -> str:
     except (OSError, subprocess.TimeoutExpired):
         return ""
     return head.stdout.strip() + ("+" if dirty.stdout.strip() else "") if head.returncode == 0 else ""
-
-
-def checkpoint(stage: str, scale: str, *, fresh: bool = False, name: str = "") -> Checkpoint:
-    """The checkpoint of a stage, under `data/<scale>/checkpoints/`; `fresh` forgets an earlier one."""
-    point = Checkpoint(data_dir(scale) / "checkpoints" / f"{stage}{name and '_' + name}.safetensors")
-    if fresh:
-        point.clear()
-    return point
-
-
-# ---- which library files a module stands on
-
-
-def library_files(modules: list[str] | tuple[str, ...]) -> list[Path]:
-    """Files of this package that the named modules import, directly or not, themselves included; sorted."""
-    package = Path(__file__).resolve().parents[1]
-    todo, seen = list(modules), set()
-    while todo:
-        path = _module_file(package, todo.pop())
-        if path is not None and path not in seen:
-            seen.add(path)
-            todo += _imports(path)
-    return sorted(seen)
-
-
-def library_hash(modules: list[str] | tuple[str, ...]) -> str:
-    """One hash over `library_files`, for freshness keys."""
-    digest = hashlib.sha256()
-    for path in library_files(modules):
-        digest.update(path.name.encode() + hashlib.sha256(path.read_bytes()).digest())
-    return digest.hexdigest()[:16]
-
-
-def _module_file(package: Path, module: str) -> Path | None:
-    relative = Path(*module.split(".")[1:])
-    for path in (package / relative.with_suffix(".py") if relative.name else None, package / relative / "__init__.py"):
-        if path is not None and path.exists():
-            return path
-    return None
-
-
-def _imports(path: Path) -> list[str]:
-    return _imports_of(path, path.stat().st_mtime_ns)
-
-
-@lru_cache(maxsize=512)
-def _imports_of(path: Path, _changed: int) -> list[str]:
-    found = []
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Import):
-            found += [alias.name for alias in node.names if alias.name.split(".")[0] == "graphnas_lib"]
-        elif isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "graphnas_lib":
-            found += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
-    return found

@@ -8,15 +8,18 @@ augmented batch at its own resolution, in eval mode; nothing of it is trained or
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from graphnas_lib.training.sgd import Draw, Loss
+
 TEACHER_SIDE = 320  # ZenNAS: EfficientNet-B3 (noisy student) at 320 pixels
 TEACHER = "tf_efficientnet_b3.ns_jft_in1k"  # its name in timm
-RATIOS = (16, 32)
-NEAR_ZERO = 1e-3  # deviation of the projections' initial weights
+RATIOS = (16, 32)  # input side over map side
+PROJECTION_STD = 1e-3  # of the initial weights
 
 
 class Distilled(nn.Module):
@@ -30,11 +33,8 @@ class Distilled(nn.Module):
         teacher: likewise, with the same classes; frozen and put into eval mode.
         input_shape: (3, H, W) of the student's batches.
         side: of the teacher's input; batches are resized bilinearly.
-        ratios: of the feature maps that are compared: input side over map side.
+        ratios: of the feature maps that are compared.
         seed: of the projections.
-
-    Raises:
-        ValueError: a network has no map of such a side, or the numbers of classes differ.
     """
 
     def __init__(
@@ -52,21 +52,17 @@ class Distilled(nn.Module):
         self._teacher = (teacher.eval().requires_grad_(False),)  # in a tuple: not a part of this module's state
         self._hooks: list = []
         self._seen: dict[str, dict[int, Tensor]] = {"student": {}, "teacher": {}}
-        channels, side_of = input_shape[0], {"student": input_shape[-1], "teacher": side}
-        widths, classes = {}, {}
-        for name, model in (("student", student), ("teacher", teacher)):
-            widths[name], classes[name] = self._watch(name, model, channels, side_of[name])
-        if classes["student"] != classes["teacher"]:
-            raise ValueError(
-                f"A teacher must have the student's outputs; got {classes['teacher']} and {classes['student']}."
-            )
+        widths, classes = self._watch("student", student, input_shape[0], input_shape[-1])
+        teacher_widths, teacher_classes = self._watch("teacher", teacher, input_shape[0], side)
+        if classes != teacher_classes:
+            raise ValueError(f"A teacher must have the student's outputs; got {teacher_classes} and {classes}.")
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)
             self.projections = nn.ModuleList(
-                nn.Conv2d(widths["student"][ratio], widths["teacher"][ratio], 1, bias=False) for ratio in self.ratios
+                nn.Conv2d(widths[ratio], teacher_widths[ratio], 1, bias=False) for ratio in self.ratios
             )
             for projection in self.projections:
-                nn.init.normal_(projection.weight, std=NEAR_ZERO)
+                nn.init.normal_(projection.weight, std=PROJECTION_STD)
 
     @property
     def teacher(self) -> nn.Module:
@@ -79,9 +75,7 @@ class Distilled(nn.Module):
 
         def find(module: nn.Module, _inputs, output) -> None:
             if isinstance(output, Tensor) and output.dim() == 4:
-                for ratio in self.ratios:
-                    if output.shape[-1] == -(-side // ratio):
-                        last[ratio] = module, output.shape[1]
+                last.update({r: (module, output.shape[1]) for r in self.ratios if output.shape[-1] == -(-side // r)})
 
         hooks = [module.register_forward_hook(find) for module in model.modules() if module is not model]
         training, place = model.training, next(model.parameters()).device
@@ -99,34 +93,34 @@ class Distilled(nn.Module):
                 f"pixels; it has none at 1/{lacking[0]}. Use one with more strides of 2, or other `ratios`."
             )
         for ratio, (module, _) in last.items():
-            self._hooks.append(module.register_forward_hook(self._note(name, ratio)))
+            note = partial(lambda ratio, _module, _inputs, output: self._seen[name].update({ratio: output}), ratio)
+            self._hooks.append(module.register_forward_hook(note))
         return {ratio: width for ratio, (_, width) in last.items()}, outputs.shape[1]
-
-    def _note(self, name: str, ratio: int):
-        def hook(_module, _inputs, output: Tensor) -> None:
-            self._seen[name][ratio] = output
-
-        return hook
 
     def forward(self, images: Tensor) -> Tensor:
         """The student's outputs (B, classes)."""
         outputs = self.student(images)
         if self.training:
-            self.extra = self._terms(images, outputs)
+            with torch.no_grad():
+                larger = F.interpolate(images, size=(self.side, self.side), mode="bilinear", align_corners=False)
+                said = self.teacher(larger).float()
+            self.extra = F.cross_entropy(outputs.float(), said.softmax(dim=1))
+            for ratio, projection in zip(self.ratios, self.projections, strict=True):
+                mine, theirs = self._seen["student"][ratio], self._seen["teacher"][ratio]
+                theirs = F.interpolate(theirs.float(), size=mine.shape[-2:], mode="bilinear", align_corners=False)
+                self.extra = self.extra + F.smooth_l1_loss(projection(mine).float(), theirs)
         for seen in self._seen.values():
             seen.clear()
         return outputs
 
-    def _terms(self, images: Tensor, outputs: Tensor) -> Tensor:
-        with torch.no_grad():
-            larger = F.interpolate(images, size=(self.side, self.side), mode="bilinear", align_corners=False)
-            said = self.teacher(larger).float()
-        total = F.cross_entropy(outputs.float(), said.softmax(dim=1))
-        for ratio, projection in zip(self.ratios, self.projections, strict=True):
-            mine, theirs = self._seen["student"][ratio], self._seen["teacher"][ratio]
-            theirs = F.interpolate(theirs.float(), size=mine.shape[-2:], mode="bilinear", align_corners=False)
-            total = total + F.smooth_l1_loss(projection(mine).float(), theirs)
-        return total
+    def beside(self, draw: Draw) -> Draw:
+        """The same batches; to their loss comes how far the student is from its teacher."""
+
+        def both(index: Tensor, step_seed: int) -> tuple[Tensor, Loss]:
+            images, loss = draw(index, step_seed)
+            return images, lambda outputs: loss(outputs) + self.extra
+
+        return both
 
     def release(self) -> nn.Module:
         """The student, watched no longer."""

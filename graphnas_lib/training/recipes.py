@@ -1,66 +1,51 @@
 """Training recipes by name: every protocol behind Tables 1-4 and Appendix E.1, as data with its source.
 
-A recipe says how to train; it does not train (`training` does). Its learning rate belongs to its batch size: another
-batch size scales it in proportion, another number of epochs stretches warm-up and milestones.
+The numbers are in `recipes.toml`. A recipe says how to train; `supervised` trains. A learning rate belongs to its batch
+size: another batch size scales it in proportion, another number of epochs stretches warm-up and milestones.
 """
 
 from __future__ import annotations
 
 import math
+import tomllib
 from dataclasses import dataclass, replace
+from pathlib import Path
 
-ZENNAS_MEAN, ZENNAS_STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)  # both CIFARs in ZenNAS's recipe
+from graphnas_lib.datasets import Task
+
+MIN_STEPS_PER_EPOCH = 64  # where a data set is cut
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """How one network is trained with SGD.
-
-    Attributes:
-        lr: peak learning rate at `batch_size`.
-        no_decay_norm: no weight decay on batch normalisation and biases.
-        schedule: "cosine_epoch" (stepped per epoch), "cosine_step" or "step" (times `factor` at each milestone).
-        warmup: epochs over which the learning rate rises in a straight line.
-        crop_padding: padding of the random crop in pixels at 32x32, in proportion at other sizes (NATS-Bench pads 16x16
-            images by 2); 0 for none.
-        flip: random mirror images, for data sets whose labels bear it.
-        autoaugment: policy of `augment.auto_augment`, or None.
-        lighting: strength of the colour noise of `augment.lighting`; 0 for none.
-        erasing: probability of random erasing.
-        mixup: alpha of Beta(alpha, alpha), one draw a batch; 0 for none.
-        bn_momentum, bn_eps: set on every batch normalisation, or None to leave them.
-        init: "default" (PyTorch's) or "xavier" (ZenNAS: Xavier-normal with gain 3.26033, residual units closed).
-        bfloat16: autocast on CUDA; not for regression, where eight bits of mantissa cap the metric.
-        mean, std: normalisation, or None for the data set's own.
-        source: where these numbers come from.
-    """
+    """How one network is trained with SGD."""
 
     name: str
     epochs: int
     batch_size: int
-    lr: float
+    lr: float  # peak, at `batch_size`
     momentum: float = 0.9
     nesterov: bool = True
     weight_decay: float = 5e-4
-    no_decay_norm: bool = False
-    schedule: str = "cosine_epoch"
-    warmup: float = 0.0
-    milestones: tuple[float, ...] = ()
+    no_decay_norm: bool = False  # no weight decay on batch normalisation and biases
+    schedule: str = "cosine_epoch"  # stepped per epoch; or "cosine_step", or "step" (times `factor` at each milestone)
+    warmup: float = 0.0  # epochs over which the learning rate rises in a straight line
+    milestones: tuple[float, ...] = ()  # epochs
     factor: float = 0.2
-    crop_padding: int = 4
-    flip: bool = True
-    autoaugment: str | None = None
-    lighting: float = 0.0
-    erasing: float = 0.0
-    mixup: float = 0.0
+    crop_padding: int = 4  # pixels at 32x32, in proportion at other sizes (NATS-Bench pads 16x16 images by 2); 0: none
+    flip: bool = True  # random mirror images, for data sets whose labels bear it
+    autoaugment: str | None = None  # policy of `augment.auto_augment`
+    lighting: float = 0.0  # strength of the colour noise of `augment.lighting`
+    erasing: float = 0.0  # probability of random erasing
+    mixup: float = 0.0  # alpha of Beta(alpha, alpha), one draw a batch
     label_smoothing: float = 0.0
-    bn_momentum: float | None = None
-    bn_eps: float | None = None
-    init: str = "default"
-    bfloat16: bool = True
-    mean: tuple[float, ...] | None = None
+    bn_momentum: float | None = None  # set on every batch normalisation; None leaves theirs
+    bn_eps: float | None = None  # likewise
+    init: str = "default"  # PyTorch's; or "xavier" (ZenNAS: Xavier-normal, gain 3.26033, residual units closed)
+    bfloat16: bool = True  # autocast on CUDA; not for regression, where eight bits of mantissa cap the metric
+    mean: tuple[float, ...] | None = None  # normalisation; None is the data set's own
     std: tuple[float, ...] | None = None
-    source: str = ""
+    source: str = ""  # of these numbers
 
     def __post_init__(self) -> None:
         if self.schedule not in ("cosine_epoch", "cosine_step", "step"):
@@ -87,69 +72,10 @@ class Recipe:
         )
 
 
-_NATS = Recipe(name="nats200", epochs=200, batch_size=256, lr=0.1, source="NATS-Bench, hp=200: flip, crop, no cutout")
-_ZENNAS = Recipe(
-    name="zennas_cifar",
-    epochs=1440,
-    batch_size=64,
-    lr=0.025,
-    no_decay_norm=True,
-    schedule="cosine_step",
-    warmup=5,
-    autoaugment="cifar",
-    erasing=0.5,
-    mixup=0.2,
-    label_smoothing=0.1,
-    bn_momentum=0.01,
-    bn_eps=1e-3,
-    init="xavier",
-    mean=ZENNAS_MEAN,
-    std=ZENNAS_STD,
-    source="ZenNAS release, CIFAR (Table 2): no distillation",
-)
-
+_TABLES = tomllib.loads(Path(__file__).with_name("recipes.toml").read_text(encoding="utf-8"))
 RECIPES = {
-    recipe.name: recipe
-    for recipe in (
-        _NATS,
-        replace(_NATS, name="nats12", epochs=12, source="NATS-Bench, hp=12"),
-        replace(_NATS, name="reduced50", epochs=50, source="App. E.1: the NATS-Bench recipe, 50 epochs, batch 256"),
-        _ZENNAS,
-        replace(
-            _ZENNAS,
-            name="zennas_imagenet",
-            epochs=480,
-            batch_size=512,
-            lr=0.2,
-            weight_decay=4e-5,
-            autoaugment="imagenet",
-            lighting=0.1,
-            crop_padding=0,  # the data set crops while it decodes
-            mean=None,
-            std=None,
-            source="ZenNAS release, ImageNet (Table 3), 8 GPUs; its EfficientNet-B3 teacher: `distillation`",
-        ),
-        Recipe(
-            name="nb360",
-            epochs=200,
-            batch_size=128,
-            lr=0.1,
-            schedule="step",
-            milestones=(60, 120, 160),
-            crop_padding=0,
-            flip=False,
-            source="DASH without its hyper-parameter search; batch and learning rate from the task (Table 4)",
-        ),
-        Recipe(
-            name="quick",
-            epochs=6,
-            batch_size=128,
-            lr=0.1,
-            schedule="cosine_step",
-            warmup=0.5,
-            source="ours: NATS-Bench's augmentation with a short warm-up, for reduced-scale comparisons",
-        ),
-    )
+    name: Recipe(name=name, **{field: tuple(v) if isinstance(v, list) else v for field, v in table.items()})
+    for name, table in _TABLES.items()
 }
 
 
@@ -162,9 +88,19 @@ def get(recipe: Recipe | str) -> Recipe:
     return RECIPES[recipe]
 
 
+def for_task(recipe: Recipe, task: Task) -> Recipe:
+    """A recipe with the batch size and the learning rate of a task of Table 4.
+
+    One-dimensional tasks have two more milestones (DASH); regression is trained in float32.
+    """
+    milestones = (30, 60, 90, 120, 160) if len(task.input_shape) == 2 and recipe.milestones else recipe.milestones
+    facts = {"batch_size": task.facts.batch_size, "lr": task.facts.lr}
+    return replace(recipe, **facts, milestones=milestones, bfloat16=not task.dense)
+
+
 def cut_batch(batch_size: int, n: int) -> int:
     """Batch size for n samples: the full protocol's, or a smaller one where an epoch had fewer than 64 steps."""
-    return min(batch_size, max(8, n // 64))
+    return min(batch_size, max(8, n // MIN_STEPS_PER_EPOCH))
 
 
 def steps_per_epoch(n: int, batch_size: int, world: int = 1) -> int:

@@ -10,9 +10,10 @@ import hashlib
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +23,8 @@ from graphnas_lib.datasets import DivergedError
 from graphnas_lib.store import Checkpoint
 from graphnas_lib.training.recipes import Recipe, learning_rate, steps_per_epoch
 
-CHECK_EVERY = 64  # steps between two looks at the loss; each look waits for the device
+STEPS_BETWEEN_CHECKS = 64  # of the loss; each look waits for the device
+SAVED = ("step", "rows", "seconds", "extra", "total")  # of `LoopState`, in a checkpoint
 
 Loss = Callable[[Tensor], Tensor]  # of the outputs of a batch
 Draw = Callable[[Tensor, int], tuple[Tensor, Loss]]  # sample positions and the step's own seed -> inputs, loss
@@ -31,19 +33,49 @@ _NORMS = (nn.modules.batchnorm._BatchNorm, nn.GroupNorm, nn.LayerNorm)
 
 
 @dataclass
-class Fit:
+class LoopState:
     """State of the loop, and what is left of it at the end; `extra` is the caller's and goes into the checkpoint."""
 
     step: int = 0
     rows: list[dict] = field(default_factory=list)  # one an epoch: epoch, step, loss, lr
     seconds: float = 0.0
-    diverged: bool = False
     extra: dict = field(default_factory=dict)
+    total: Tensor | None = None  # loss summed over the epoch so far
+    diverged: bool = False
 
     @property
     def loss(self) -> float | None:
         """Mean training loss of the last whole epoch."""
         return self.rows[-1]["loss"] if self.rows else None
+
+    def save(self, checkpoint: Checkpoint, model: nn.Module, optimizer: torch.optim.SGD) -> None:
+        """Write all that the next step depends on."""
+        kept = {name: getattr(self, name) for name in SAVED}
+        momentum = [optimizer.state[p].get("momentum_buffer") for p in _parameters(optimizer)]
+        checkpoint.save({**kept, "model": model.state_dict(), "momentum": momentum})
+
+    @classmethod
+    def restore(cls, checkpoint: Checkpoint, model: nn.Module, optimizer: torch.optim.SGD) -> LoopState:
+        """State to go on from: that of `save`, whose tensors go back where they were, or a new one."""
+        parameters, stored = _parameters(optimizer), checkpoint.load()
+        device = parameters[0].device
+        if stored is None:
+            return cls(total=torch.zeros((), device=device))
+        model.load_state_dict(stored["model"])
+        for parameter, momentum in zip(parameters, stored["momentum"]):
+            if momentum is not None:
+                optimizer.state[parameter]["momentum_buffer"] = torch.empty_like(parameter).copy_(momentum)
+        kept = {name: stored[name] for name in SAVED}
+        return cls(**kept | {"total": stored["total"].to(device)})
+
+
+ONE_PROCESS = SimpleNamespace(  # in place of an `accelerate.Accelerator`
+    process_index=0,
+    num_processes=1,
+    prepare_model=lambda model: model,
+    backward=lambda loss: loss.backward(),
+    reduce=lambda value, reduction: value,
+)
 
 
 def stream(seed: int, *key: int | str) -> int:
@@ -115,9 +147,9 @@ def fit(
     checkpoint: Checkpoint | None = None,
     progress: bool = False,
     ahead: int = 0,
-    after_epoch: Callable[[Fit], None] | None = None,
+    after_epoch: Callable[[LoopState], None] = lambda state: None,
     accelerator=None,
-) -> Fit:
+) -> LoopState:
     """Run a recipe over n samples; stops when the loss is not finite, or `after_epoch` raises DivergedError.
 
     Args:
@@ -126,63 +158,58 @@ def fit(
         draw: makes a batch: positions (B,), seed of the step -> inputs on `device` and the loss of the outputs.
         ahead: batches to make in advance in a second thread, for data that is decoded while it is read.
         after_epoch: called at the end of each epoch, for validation; may write into the state's `extra`.
-        accelerator: see `training.train`.
+        accelerator: see `supervised.train`.
     """
-    started, checkpoint = time.perf_counter(), checkpoint or Checkpoint.none()
-    rank, world = (accelerator.process_index, accelerator.num_processes) if accelerator else (0, 1)
+    started, checkpoint, accelerator = time.perf_counter(), checkpoint or Checkpoint.none(), accelerator or ONE_PROCESS
+    rank, world = accelerator.process_index, accelerator.num_processes
     per_epoch = steps_per_epoch(n, recipe.batch_size, world)
     if not per_epoch:
         raise ValueError(f"Training needs at least {2 * world} samples a batch; got {n} samples in all.")
-    model = place(model, recipe, device)
-    optimizer = optimizer_for(model, recipe)
-    state, total = _restore(checkpoint, model, optimizer, device)
-    earlier, begin = state.seconds, state.step
-    wrapped = accelerator.prepare_model(model) if accelerator else model
-    batches = _batches(n, recipe, draw, seed, range(begin, recipe.epochs * per_epoch), ahead, rank, world)
-    bar = tqdm(total=recipe.epochs * per_epoch, initial=begin, disable=not progress, desc=recipe.name, unit="step")
+    optimizer = optimizer_for(place(model, recipe, device), recipe)
+    state = LoopState.restore(checkpoint, model, optimizer)
+    started -= state.seconds
+    steps, wrapped = range(state.step, recipe.epochs * per_epoch), accelerator.prepare_model(model)
+    bar = tqdm(total=steps.stop, initial=steps.start, disable=not progress, desc=recipe.name, unit="step")
     model.train()
     with bar, torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        for inputs, loss_of in batches:
+        for inputs, loss_of in batches(draw, samples(n, recipe.batch_size, seed, steps, rank, world), ahead):
             _reseed(device, stream(seed, "step", state.step, rank))
             rate = learning_rate(recipe, state.step, per_epoch)
             for group in optimizer.param_groups:
                 group["lr"] = rate
             loss = loss_of(forward(wrapped, inputs, recipe.bfloat16))
-            optimizer.zero_grad(set_to_none=True)
-            accelerator.backward(loss) if accelerator else loss.backward()
+            optimizer.zero_grad()
+            accelerator.backward(loss)
             optimizer.step()
-            total += loss.detach()
+            state.total += loss.detach()
             state.step += 1
             bar.update()
             ended = state.step % per_epoch == 0
-            if ended or state.step % CHECK_EVERY == 0:
-                mean = (accelerator.reduce(total, "mean") if accelerator else total).item() / per_epoch
+            if ended or state.step % STEPS_BETWEEN_CHECKS == 0:
+                mean = accelerator.reduce(state.total, "mean").item() / per_epoch
                 state.diverged = not math.isfinite(mean)
+            if ended and not state.diverged:
+                bar.set_postfix(loss=f"{mean:.3f}")
+                row = {"epoch": state.step // per_epoch, "step": state.step, "loss": mean, "lr": rate}
+                _end_epoch(state, row, model, after_epoch)
+            state.seconds = time.perf_counter() - started
             if state.diverged:
                 break
-            if ended:
-                epoch = state.step // per_epoch
-                state.rows.append({"epoch": epoch, "step": state.step, "loss": mean, "lr": rate})
-                bar.set_postfix(epoch=epoch, loss=f"{mean:.3f}")
-                total.zero_()
-                if after_epoch is not None and not _survives(after_epoch, state, model):
-                    break
-            state.seconds = earlier + time.perf_counter() - started
             if checkpoint.due() and rank == 0:
-                _save(checkpoint, state, model, optimizer, total)
-    state.seconds = earlier + time.perf_counter() - started
+                state.save(checkpoint, model, optimizer)
     if rank == 0:
         checkpoint.clear()
     return state
 
 
-def _survives(after_epoch: Callable[[Fit], None], state: Fit, model: nn.Module) -> bool:
+def _end_epoch(state: LoopState, row: dict, model: nn.Module, after_epoch: Callable[[LoopState], None]) -> None:
+    state.rows.append(row)
+    state.total.zero_()
     try:
         after_epoch(state)
     except DivergedError:
         state.diverged = True
     model.train()
-    return not state.diverged
 
 
 def _reseed(device: torch.device, seed: int) -> None:
@@ -192,18 +219,16 @@ def _reseed(device: torch.device, seed: int) -> None:
         torch.cuda.default_generators[device.index or torch.cuda.current_device()].manual_seed(seed)
 
 
-def _batches(
-    n: int, recipe: Recipe, draw: Draw, seed: int, steps: range, ahead: int, rank: int, world: int
-) -> Iterator[tuple[Tensor, Loss]]:
-    """Batches of the given steps; with `ahead`, made by a second thread in the same order."""
+def batches(draw: Draw, drawn: Iterable[tuple[Tensor, int]], ahead: int) -> Iterator[tuple[Tensor, Loss]]:
+    """A batch for each of the `samples`; with `ahead`, made by a second thread in the same order."""
     if not ahead:
-        yield from (draw(*job) for job in _jobs(n, recipe.batch_size, seed, steps, rank, world))
+        yield from (draw(*sample) for sample in drawn)
         return
     with ThreadPoolExecutor(1) as pool:
         queue: deque = deque()
         try:
-            for job in _jobs(n, recipe.batch_size, seed, steps, rank, world):
-                queue.append(pool.submit(draw, *job))
+            for sample in drawn:
+                queue.append(pool.submit(draw, *sample))
                 if len(queue) > ahead:
                     yield queue.popleft().result()
             while queue:
@@ -213,7 +238,7 @@ def _batches(
                 future.cancel()
 
 
-def _jobs(n: int, size: int, seed: int, steps: range, rank: int, world: int) -> Iterator[tuple[Tensor, int]]:
+def samples(n: int, size: int, seed: int, steps: range, rank: int, world: int) -> Iterator[tuple[Tensor, int]]:
     """Positions of each step's samples, a new order every epoch, and the step's seed."""
     per_epoch, known, order = steps_per_epoch(n, size, world), -1, torch.empty(0)
     for step in steps:
@@ -223,35 +248,6 @@ def _jobs(n: int, size: int, seed: int, steps: range, rank: int, world: int) -> 
             known, order = epoch, torch.randperm(n, generator=generator)
         batch = order[position * size : (position + 1) * size]
         yield batch[rank::world], stream(seed, "batch", step, rank)
-
-
-def _save(checkpoint: Checkpoint, state: Fit, model: nn.Module, optimizer: torch.optim.SGD, total: Tensor) -> None:
-    checkpoint.save(
-        {
-            "step": state.step,
-            "rows": state.rows,
-            "seconds": state.seconds,
-            "extra": state.extra,
-            "total": total,
-            "model": model.state_dict(),
-            "momentum": [optimizer.state[p].get("momentum_buffer") for p in _parameters(optimizer)],
-        }
-    )
-
-
-def _restore(
-    checkpoint: Checkpoint, model: nn.Module, optimizer: torch.optim.SGD, device: torch.device
-) -> tuple[Fit, Tensor]:
-    """State to go on from and the loss summed over the epoch so far."""
-    stored = checkpoint.load()
-    if stored is None:
-        return Fit(), torch.zeros((), device=device)
-    model.load_state_dict(stored["model"])
-    for parameter, momentum in zip(_parameters(optimizer), stored["momentum"]):
-        if momentum is not None:
-            optimizer.state[parameter]["momentum_buffer"] = torch.empty_like(parameter).copy_(momentum)
-    kept = {name: stored[name] for name in ("step", "rows", "seconds", "extra")}
-    return Fit(**kept), stored["total"].to(device)
 
 
 def _parameters(optimizer: torch.optim.SGD) -> list[Tensor]:

@@ -1,14 +1,13 @@
-"""Training to a test accuracy (Sec. 4, App. E.1) or to a task's metric (Table 4): one loop, named recipes.
+"""Training to a test accuracy (Sec. 4, App. E.1) or to a task's metric (Table 4): one loop (`sgd`), named recipes.
 
-All randomness of a step (order, augmentation, dropout) is a function of the seed and the step alone, so a killed run
-that resumes from its checkpoint equals the uninterrupted one. Data sets that fit live on the device as uint8. Training
-that diverges is reported as such and has no accuracy.
+Data sets that fit live on the device as uint8. Training that diverges is reported as such and has no accuracy.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -19,26 +18,17 @@ from graphnas_lib.datasets import Dataset, DivergedError, ImageFolderDataset, Ta
 from graphnas_lib.store import Checkpoint, pick_device
 from graphnas_lib.training.augment import auto_augment, crop_and_flip, lighting, random_erasing
 from graphnas_lib.training.distillation import TEACHER_SIDE, Distilled
-from graphnas_lib.training.recipes import RECIPES, Recipe, get
-from graphnas_lib.training.sgd import Draw, Fit, fit, forward, initialise
+from graphnas_lib.training.recipes import Recipe, for_task, get
+from graphnas_lib.training.sgd import ONE_PROCESS, Draw, LoopState, fit, forward, initialise
 
-__all__ = ["RECIPES", "Recipe", "TaskResult", "TrainResult", "evaluate", "initialise", "train", "train_task"]
+MIN_CHANCE_SHARE = 0.98  # a metric of at least this share of the best constant answer's shows no learning
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainResult:
-    """What one training gave.
+class Run:
+    """What every training says of itself."""
 
-    Attributes:
-        accuracy: test accuracy in percent; None when the training diverged or no test was asked for.
-        train_loss: mean loss of the last whole epoch, None when there is none.
-        history: one dict an epoch: epoch, step, loss, lr.
-        source: which data.
-    """
-
-    accuracy: float | None
-    train_loss: float | None
-    history: list[dict]
+    history: list[dict]  # one an epoch: epoch, step, loss, lr
     seconds: float
     n_train: int
     n_test: int
@@ -47,39 +37,29 @@ class TrainResult:
     epochs: int
     seed: int
     device: str
-    source: str
+    source: str  # which data
 
 
 @dataclass(frozen=True, kw_only=True)
-class TaskResult:
-    """What training on a task of Table 4 gave; all metrics are lower is better.
+class TrainResult(Run):
+    """What one training of a classifier gave."""
 
-    Attributes:
-        value: the metric on the test split, with the weights of the best validation epoch; None when it diverged.
-        validation: the metric on the validation split in that epoch.
-        chance: the metric of the best constant answer.
-        at_chance: whether `value` is not clearly better than that: a failure of training, not a result.
-        extra: further metrics by name.
-    """
+    accuracy: float | None  # on the test split, in percent; None when it diverged or no test was asked for
+    train_loss: float | None  # mean of the last whole epoch, None when there is none
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskResult(Run):
+    """What training on a task of Table 4 gave; all metrics are lower is better."""
 
     task: str
     metric: str
-    value: float | None
-    validation: float | None
+    value: float | None  # on the test split, with the weights of the best validation epoch; None when it diverged
+    validation: float | None  # on the validation split in that epoch
     best_epoch: int | None
-    chance: float
-    at_chance: bool
-    extra: dict[str, float] = field(default_factory=dict)
-    history: list[dict] = field(default_factory=list)
-    seconds: float
-    n_train: int
-    n_test: int
-    diverged: bool
-    recipe: str
-    epochs: int
-    seed: int
-    device: str
-    source: str
+    chance: float  # of the best constant answer
+    at_chance: bool  # whether `value` is not clearly better than that: a failure of training, not a result
+    extra: dict[str, float]  # further metrics
 
 
 def train(
@@ -103,21 +83,15 @@ def train(
 
     Args:
         model: maps (B, C, H, W) to (B, classes); it is left trained, on `device`.
-        dataset: images and labels.
         recipe: a `Recipe` or one of `RECIPES`.
         seed: of the weights, the order and the augmentation.
-        device: "auto", "cpu" or "cuda".
         epochs, batch_size: instead of the recipe's; the learning rate follows the batch size.
         checkpoint: where to save the state about once a minute, and to resume from.
-        progress: show a bar.
         test: whether to read the test split.
         reset: draw all weights anew from `seed`; False keeps the weights that the model has.
-        teacher: a trained network of the same classes to learn from beside the labels (see `distillation`).
-        teacher_side: of its input.
+        teacher: a trained network of the same classes to learn from beside the labels (see `distillation`), which reads
+            images of side `teacher_side`.
         accelerator: `accelerate.Accelerator` under torchrun: each process takes its share of every batch.
-
-    Returns:
-        The result; `diverged` when loss or outputs stopped being finite.
     """
     recipe = get(recipe).sized(epochs, batch_size)
     device = pick_device(device) if accelerator is None else accelerator.device
@@ -125,28 +99,26 @@ def train(
     mean, std = recipe.mean or dataset.mean, recipe.std or dataset.std
     if reset:
         initialise(model, recipe, seed=seed)
-    student, draw = model, _image_draw(data, recipe, device, mean, std)
+    student, draw = model, image_draw(data, recipe, device, mean, std)
     if teacher is not None:
         teacher = teacher.to(device)
         student = Distilled(model.to(device), teacher, input_shape=data.input_shape, side=teacher_side, seed=seed)
-        draw = _with_teacher(draw, student)
+        draw = student.beside(draw)
     run = fit(
         student, recipe, data.size("train"), draw, seed=seed, device=device, checkpoint=checkpoint, progress=progress,
         ahead=2 * isinstance(dataset, ImageFolderDataset), accelerator=accelerator,
     )  # fmt: skip
     if teacher is not None:
         student.release()
-    accuracy, diverged = None, run.diverged
-    if test and not diverged:
+    accuracy = None
+    if test and not run.diverged:
         try:
-            accuracy = _test(model, data, mean, std, device, max(256, recipe.batch_size), accelerator)
+            accuracy = _test(model, data, mean, std, device, max(256, recipe.batch_size), accelerator or ONE_PROCESS)
         except DivergedError:
-            diverged = True
-    return TrainResult(
-        accuracy=accuracy, train_loss=run.loss, history=run.rows, seconds=run.seconds, n_train=data.size("train"),
-        n_test=data.size("test"), diverged=diverged, recipe=recipe.name, epochs=recipe.epochs, seed=seed,
-        device=_device_name(device), source=dataset.source,
-    )  # fmt: skip
+            run.diverged = True
+    sizes = data.size("train"), data.size("test")
+    facts = _facts(run, recipe, seed, device, dataset.source, *sizes)
+    return TrainResult(accuracy=accuracy, train_loss=run.loss, **facts)
 
 
 def train_task(
@@ -164,17 +136,10 @@ def train_task(
 ) -> TaskResult:
     """Train on a task of Table 4; the epoch is chosen on the validation split, the test split is read once.
 
-    Args:
-        model: built for `task.input_shape`, `task.facts.classes` outputs, `dense=task.dense`.
-        task: see `nasbench360.load_task`.
-        recipe: batch size and learning rate are the task's; one-dimensional tasks have two more milestones (DASH).
-        seed, device, epochs, batch_size, checkpoint, progress, reset: as in `train`.
+    The model is built for `task.input_shape`, `task.facts.classes` outputs and `dense=task.dense`; see `train` for the
+    other arguments, and `recipes.for_task` for what the task changes in the recipe.
     """
-    recipe = replace(get(recipe), batch_size=task.facts.batch_size, lr=task.facts.lr, bfloat16=not task.dense)
-    if len(task.input_shape) == 2 and recipe.milestones:
-        recipe = replace(recipe, milestones=(30, 60, 90, 120, 160))
-    recipe = recipe.sized(epochs, batch_size)
-    device = pick_device(device)
+    recipe, device = for_task(get(recipe), task).sized(epochs, batch_size), pick_device(device)
     if reset:
         initialise(model, recipe, seed=seed)
     splits = {name: getattr(task, name).to(device) for name in ("train", "valid", "test")}
@@ -185,7 +150,7 @@ def train_task(
         inputs, targets, mask = _moved(splits["train"].fetch(index.to(splits["train"].device), generator), device)
         return inputs, lambda outputs: task.loss(outputs, targets, mask)
 
-    def choose(state: Fit) -> None:
+    def choose(state: LoopState) -> None:
         value = task.score(*_predictions(model, task, splits["valid"], device, size))
         state.rows[-1]["validation"] = value
         if value < state.extra.get("value", math.inf):
@@ -196,8 +161,8 @@ def train_task(
         model, recipe, len(task.train), draw, seed=seed, device=device, checkpoint=checkpoint, progress=progress,
         ahead=2 * task.train.lazy, after_epoch=choose,
     )  # fmt: skip
-    value, extra, diverged, chance = None, {}, run.diverged, task.chance()
-    if not diverged:
+    value, extra, chance = None, {}, task.chance()
+    if not run.diverged:
         model.load_state_dict(run.extra["weights"])
         try:
             predicted = _predictions(model, task, splits["test"], device, size)
@@ -205,14 +170,23 @@ def train_task(
             if task.name == "cosmic":
                 extra["false_negative_rate"] = task.score(*predicted, metric="false_negative_rate")
         except DivergedError:
-            value, diverged = None, True
+            value, run.diverged = None, True
     return TaskResult(
         task=task.name, metric=task.facts.metric, value=value, validation=run.extra.get("value"),
-        best_epoch=run.extra.get("epoch"), chance=chance, at_chance=value is not None and value >= 0.98 * chance,
-        extra=extra, history=run.rows, seconds=run.seconds, n_train=len(task.train), n_test=len(task.test),
-        diverged=diverged, recipe=recipe.name, epochs=recipe.epochs, seed=seed, device=_device_name(device),
-        source=task.source,
+        best_epoch=run.extra.get("epoch"), chance=chance, extra=extra,
+        at_chance=value is not None and value >= MIN_CHANCE_SHARE * chance,
+        **_facts(run, recipe, seed, device, task.source, len(task.train), len(task.test)),
     )  # fmt: skip
+
+
+def _facts(run, recipe: Recipe, seed: int, device: torch.device, source: str, n_train: int, n_test: int) -> dict:
+    """Fields of a `Run`."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
+    return {
+        **{"history": run.rows, "seconds": run.seconds, "diverged": run.diverged, "recipe": recipe.name},
+        **{"epochs": recipe.epochs, "seed": seed, "device": name, "source": source},
+        **{"n_train": n_train, "n_test": n_test},
+    }
 
 
 @torch.no_grad()
@@ -228,14 +202,8 @@ def evaluate(
 ) -> float:
     """Accuracy in percent; the model's mode is put back.
 
-    Args:
-        model: maps (B, C, H, W) to (B, classes).
-        images: (N, C, H, W), uint8 with `mean` and `std` (in units of 0..1), or float32 as the model takes them.
-        labels: (N,).
-
-    Raises:
-        DivergedError: an output is not finite.
-        ValueError: uint8 images without mean and std, or no images.
+    Images (N, C, H, W) are uint8 with `mean` and `std` in units of 0..1, or float32 as the model takes them. Outputs
+    that are not finite raise DivergedError.
     """
     if images.dtype == torch.uint8 and (mean is None or std is None):
         raise ValueError(
@@ -246,15 +214,15 @@ def evaluate(
     device = pick_device(device)
     model.to(device)
 
-    def batch(start: int) -> tuple[Tensor, Tensor]:
-        part = images[start : start + batch_size].to(device, non_blocking=True)
-        part = normalise(part, mean, std) if part.dtype == torch.uint8 else part
-        return part, labels[start : start + batch_size].to(device, non_blocking=True)
+    def batch(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        x, y = x.to(device, non_blocking=True), y.to(device, non_blocking=True)
+        return normalise(x, mean, std) if x.dtype == torch.uint8 else x, y
 
-    return 100.0 * _correct(model, (batch(i) for i in range(0, len(images), batch_size)), device).item() / len(images)
+    batches = map(batch, images.split(batch_size), labels.split(batch_size))
+    return 100.0 * _correct(model, batches, device).item() / len(images)
 
 
-def _image_draw(data, recipe: Recipe, device: torch.device, mean, std) -> Draw:
+def image_draw(data, recipe: Recipe, device: torch.device, mean, std) -> Draw:
     """Batches of augmented images: crop, flip, AutoAugment, normalise, erase, mix (ZenNAS's order)."""
 
     def draw(index: Tensor, step_seed: int):
@@ -272,36 +240,19 @@ def _image_draw(data, recipe: Recipe, device: torch.device, mean, std) -> Draw:
             images = lighting(images, recipe.lighting, std, generator=generator)
         if recipe.erasing:
             images = random_erasing(images, recipe.erasing, generator=generator)
+        loss = partial(F.cross_entropy, label_smoothing=recipe.label_smoothing)
         if not recipe.mixup:
-            return images, lambda outputs: F.cross_entropy(outputs, labels, label_smoothing=recipe.label_smoothing)
+            return images, lambda outputs: loss(outputs, labels)
         share = float(np.random.default_rng(step_seed).beta(recipe.mixup, recipe.mixup))
         other = torch.randperm(len(labels), generator=generator).to(device, non_blocking=True)
-        return torch.lerp(images[other], images, share), _mixed_loss(labels, labels[other], share, recipe)
+        mixed = torch.lerp(images[other], images, share)
+        return mixed, lambda outputs: share * loss(outputs, labels) + (1 - share) * loss(outputs, labels[other])
 
     return draw
 
 
-def _with_teacher(draw: Draw, student: Distilled) -> Draw:
-    """The same batches; to their loss comes what the student noted of its teacher."""
-
-    def both(index: Tensor, step_seed: int):
-        images, loss = draw(index, step_seed)
-        return images, lambda outputs: loss(outputs) + student.extra
-
-    return both
-
-
-def _mixed_loss(labels: Tensor, others: Tensor, share: float, recipe: Recipe):
-    def loss(outputs: Tensor) -> Tensor:
-        parts = [F.cross_entropy(outputs, y, label_smoothing=recipe.label_smoothing) for y in (labels, others)]
-        return share * parts[0] + (1 - share) * parts[1]
-
-    return loss
-
-
-def _test(model: nn.Module, data, mean, std, device: torch.device, size: int, accelerator=None) -> float:
+def _test(model: nn.Module, data, mean, std, device: torch.device, size: int, accelerator) -> float:
     """Accuracy on the test split in percent, each process taking its share of it."""
-    rank, world = (accelerator.process_index, accelerator.num_processes) if accelerator else (0, 1)
     n = data.size("test")
     if not n:
         raise ValueError("A test accuracy needs test images; this data set has none. Pass test=False.")
@@ -310,9 +261,9 @@ def _test(model: nn.Module, data, mean, std, device: torch.device, size: int, ac
         images, labels = data.fetch("test", index)
         return normalise(images.to(device), mean, std), labels.to(device)
 
-    share = torch.arange(n)[rank::world]
-    correct = _correct(model, (batch(index) for index in share.split(size)), device)
-    return 100.0 * (accelerator.reduce(correct, "sum") if accelerator else correct).item() / n
+    share = torch.arange(n)[accelerator.process_index :: accelerator.num_processes]
+    correct = _correct(model, map(batch, share.split(size)), device)
+    return 100.0 * accelerator.reduce(correct, "sum").item() / n
 
 
 @torch.no_grad()
@@ -348,7 +299,3 @@ def _predictions(model: nn.Module, task: Task, split, device: torch.device, size
 
 def _moved(parts, device: torch.device):
     return [None if part is None else part.to(device, non_blocking=True) for part in parts]
-
-
-def _device_name(device: torch.device) -> str:
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)

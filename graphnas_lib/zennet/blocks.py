@@ -1,8 +1,8 @@
 """Structures of the ZenNet design space (Table 2's baselines): block strings, and what each block consists of.
 
 A ZenNet is a list of super-blocks written `Kind(in,out,stride[,bottleneck],sub_layers)`. GraphNet does not contain
-this space: kernel 7, expansions 1 and 4 and squeeze-excite have no counterpart (deviation D24). `zennet` builds,
-counts and mutates these structures.
+this space: kernel 7, expansions 1 and 4 and squeeze-excite have no counterpart (deviation D24). `space` builds, counts
+and mutates these structures.
 """
 
 from __future__ import annotations
@@ -15,33 +15,6 @@ CONV_KINDS = tuple(f"SuperConvK{k}BNRELU" for k in (1, 3, 5, 7))
 BASIC_KINDS = tuple(f"SuperResK{k}K{k}" for k in (3, 5, 7))
 BOTTLENECK_KINDS = tuple(f"SuperResK1K{k}K1" for k in (3, 5, 7))
 INVERTED_KINDS = tuple(f"SuperResIDWE{e}K{k}" for k in (3, 5, 7) for e in (1, 2, 4, 6))
-# paper: the rows of Table 2 (CIFAR, 100 classes) and Table 3 (ImageNet); structures as published with ZenNAS and ZiCo
-PUBLISHED = {
-    "cifar-0.5M": "SuperConvK3BNRELU(3,64,1,1)SuperResK1K5K1(64,168,1,16,3)SuperResK1K3K1(168,80,2,32,4)"
-    "SuperResK1K5K1(80,112,2,16,3)SuperResK1K5K1(112,144,1,24,3)SuperResK1K3K1(144,32,2,40,1)"
-    "SuperConvK1BNRELU(32,512,1,1)",
-    "cifar-1M": "SuperConvK3BNRELU(3,88,1,1)SuperResK1K7K1(88,120,1,16,1)SuperResK1K7K1(120,192,2,16,3)"
-    "SuperResK1K5K1(192,224,1,24,4)SuperResK1K5K1(224,96,2,24,2)SuperResK1K3K1(96,168,2,40,3)"
-    "SuperResK1K3K1(168,112,1,48,3)SuperConvK1BNRELU(112,512,1,1)",
-    "cifar-2M": "SuperConvK3BNRELU(3,32,1,1)SuperResK1K5K1(32,120,1,40,1)SuperResK1K5K1(120,176,2,32,3)"
-    "SuperResK1K7K1(176,272,1,24,3)SuperResK1K3K1(272,176,1,56,3)SuperResK1K3K1(176,176,1,64,4)"
-    "SuperResK1K5K1(176,216,2,40,2)SuperResK1K3K1(216,72,2,56,2)SuperConvK1BNRELU(72,512,1,1)",
-    "imagenet-400M": "SuperConvK3BNRELU(3,16,2,1)SuperResIDWE1K7(16,40,2,40,1)SuperResIDWE1K7(40,64,2,64,1)"
-    "SuperResIDWE4K7(64,96,2,96,5)SuperResIDWE2K7(96,224,2,224,5)SuperConvK1BNRELU(224,2048,1,1)",
-    "imagenet-600M": "SuperConvK3BNRELU(3,24,2,1)SuperResIDWE1K7(24,48,2,48,1)SuperResIDWE2K7(48,72,2,72,1)"
-    "SuperResIDWE6K7(72,96,2,88,5)SuperResIDWE4K7(96,192,2,168,5)SuperConvK1BNRELU(192,2048,1,1)",
-    "imagenet-900M": "SuperConvK3BNRELU(3,16,2,1)SuperResIDWE1K7(16,48,2,72,1)SuperResIDWE2K7(48,72,2,64,3)"
-    "SuperResIDWE2K7(72,152,2,144,3)SuperResIDWE2K7(152,360,2,352,4)SuperResIDWE4K7(360,288,1,264,3)"
-    "SuperConvK1BNRELU(288,2048,1,1)",
-    "zico-450M": "SuperConvK3BNRELU(3,16,2,1)SuperResIDWE1K7(16,40,2,40,1)SuperResIDWE2K7(40,80,2,64,1)"
-    "SuperResIDWE4K7(80,96,2,96,5)SuperResIDWE2K7(96,224,2,224,5)SuperConvK1BNRELU(224,2048,1,1)",
-    "zico-600M": "SuperConvK3BNRELU(3,24,2,1)SuperResIDWE1K7(24,48,2,48,1)SuperResIDWE2K7(48,72,2,72,1)"
-    "SuperResIDWE6K5(72,160,2,96,1)SuperResIDWE6K7(160,200,2,112,5)SuperResIDWE6K7(200,168,1,168,4)"
-    "SuperConvK1BNRELU(168,2048,1,1)",
-    "zico-1G": "SuperConvK3BNRELU(3,48,2,1)SuperResIDWE1K7(48,48,2,72,1)SuperResIDWE1K7(48,80,2,128,1)"
-    "SuperResIDWE2K7(80,160,2,144,3)SuperResIDWE4K7(160,288,2,232,4)SuperResIDWE6K5(288,232,1,208,5)"
-    "SuperConvK1BNRELU(232,2048,1,1)",
-}
 
 
 class ZenNetError(ValueError):
@@ -105,7 +78,10 @@ class ZenNet:
             match = re.match(r"(\w+)\((\d+(?:,\d+)*)\)", rest)
             if match is None:
                 raise ZenNetError(f"A ZenNet string must be a row of Kind(numbers,...); got {rest[:40]!r}.")
-            blocks.append(_block(match[1], [int(n) for n in match[2].split(",")]))
+            kind, numbers, n = match[1], [int(n) for n in match[2].split(",")], 4 if match[1] in CONV_KINDS else 5
+            if len(numbers) != n:
+                raise ZenNetError(f"{kind} takes {n} numbers; got {numbers}.")
+            blocks.append(Block(kind, *numbers[:3], numbers[3] if n == 5 else None, numbers[-1]))
             rest = rest[match.end() :]
         return cls(tuple(blocks))
 
@@ -114,15 +90,12 @@ class ZenNet:
         """Sub-layers of all blocks; what ZenNAS's max_layers bounds."""
         return sum(block.sub_layers for block in self.blocks)
 
+    def units(self) -> Iterator[Unit]:
+        """Residual units and plain convolutions of all blocks in order."""
+        return (unit for block in self.blocks for unit in units_of(block))
+
     def __str__(self) -> str:
         return "".join(map(str, self.blocks))
-
-
-def _block(kind: str, numbers: list[int]) -> Block:
-    if len(numbers) != (4 if kind in CONV_KINDS else 5):
-        raise ZenNetError(f"{kind} takes {4 if kind in CONV_KINDS else 5} numbers; got {numbers}.")
-    *ends, sub_layers = numbers
-    return Block(kind, *ends[:3], ends[3] if len(ends) == 4 else None, sub_layers)
 
 
 # ---- what a block consists of, read once to build and once to count
@@ -130,7 +103,7 @@ def _block(kind: str, numbers: list[int]) -> Block:
 
 @dataclass(frozen=True)
 class Conv:
-    """A convolution with its batch norm; `squeeze`: squeeze-excite follows its ReLU when asked for."""
+    """A convolution with its batch norm; `squeeze`: where ZenNAS's ImageNet training puts squeeze-excite behind it."""
 
     inputs: int
     outputs: int
@@ -138,6 +111,11 @@ class Conv:
     stride: int = 1
     groups: int = 1
     squeeze: bool = False
+
+    @property
+    def weights(self) -> int:
+        """Number of weights; times the pixels of the output, its multiply-accumulates."""
+        return self.inputs * self.outputs * self.kernel**2 // self.groups
 
 
 @dataclass(frozen=True)
@@ -148,9 +126,9 @@ class Unit:
     shortcut: str | None = None
 
     @property
-    def stride(self) -> int:
-        """Stride of the unit, and of its shortcut."""
-        return max(conv.stride for conv in self.convs)
+    def projection(self) -> Conv:
+        """The 1x1 convolution of a shortcut that projects."""
+        return Conv(self.convs[0].inputs, self.convs[-1].outputs, 1, max(conv.stride for conv in self.convs))
 
 
 def units_of(block: Block) -> Iterator[Unit]:

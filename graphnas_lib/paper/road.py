@@ -1,0 +1,46 @@
+"""The road of the paper as one graph: what each stage reads of the stages before it, and of the scale.
+
+`stages.toml` is the declaration. A stage is given only the sizes that it declares, so that what decides its result and
+what it reads cannot differ.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+
+from graphnas_lib.paper.scales import SCALES
+
+
+@dataclass(frozen=True, kw_only=True)
+class Declared:
+    """What a stage reads: `needs`, the stages before it, and `sizes`, fields of `Scale`."""
+
+    needs: tuple[str, ...] = ()
+    sizes: tuple[str, ...] = ()
+
+
+class Sizes(SimpleNamespace):
+    """The name of a scale and those of its sizes that one stage declares, as attributes; AttributeError for others."""
+
+    def __getattr__(self, name: str):
+        if name.startswith("__"):  # asked for by Python itself, pickle for example
+            raise AttributeError(name)
+        raise AttributeError(
+            f"A stage must declare the sizes it reads in graphnas_lib/paper/stages.toml; this one declares "
+            f"{', '.join(vars(self))} and asks for {name!r}. Declare it there."
+        )
+
+
+STAGES: dict[str, Declared] = {
+    stage: Declared(**{key: tuple(names) for key, names in entry.items()})
+    for stage, entry in tomllib.loads(Path(__file__).with_name("stages.toml").read_text(encoding="utf-8")).items()
+}
+
+
+def sizes(stage: str, scale: str) -> Sizes:
+    """The sizes of a scale as a stage may read them."""
+    every = SCALES[scale]
+    return Sizes(name=every.name, **{name: getattr(every, name) for name in STAGES[stage].sizes})

@@ -1,0 +1,92 @@
+"""What a stage's function is given: sizes, seed and device of one run, and where its loops keep their state."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, is_dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm.auto import tqdm
+
+from graphnas_lib import store
+from graphnas_lib.paper import Sizes
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """One run of a stage.
+
+    Attributes:
+        name: of the stage.
+        scale: the sizes that the stage declares in `paper/stages.toml`, and the scale's name.
+        seed: of the run.
+        device: where to compute.
+        identity: hash of what the state of a loop must agree with to be gone on from; part of its file's name.
+        progress: draw progress bars.
+        dask: address of a dask scheduler, whose workers replace processes of this machine.
+    """
+
+    name: str
+    scale: Sizes
+    seed: int
+    device: torch.device
+    identity: str
+    progress: bool = True
+    dask: str | None = None
+
+    @property
+    def workers(self) -> int:
+        """Processes that train and search: one on a GPU, which a single training fills."""
+        return store.ON_CPU if self.device.type == "cpu" else 1
+
+    def checkpoint(self, loop: str, *settings: Any) -> store.Checkpoint:
+        """Where a long loop keeps its state.
+
+        Args:
+            loop: what the loop makes, in words.
+            settings: all else that decides its result and may be edited between a kill and the next run: dataclasses
+                and JSON-ready values. A loop of other settings starts over.
+        """
+        return store.Checkpoint(self._kept(f"{self.name}-{self.identity}", loop, settings, "safetensors"))
+
+    def collect(self, jobs: dict, loop: str = "rows", *settings: Any, workers: int | None = None) -> list[dict]:
+        """Rows of independent jobs, each with its "id"; `loop` and `settings` as of `checkpoint`.
+
+        With `workers=1` the jobs run in this process, one after another, on no cluster either.
+        """
+        journal = store.Journal(self._kept(f"{self.name}-{self.identity}", loop, settings, "jsonl"))
+        options = {"progress": self.progress, "desc": loop, "unit": "row", "dask": None if workers == 1 else self.dask}
+        rows = store.collect(jobs, journal, workers=workers or self.workers, **options)
+        return [{"id": name, **row} for name, row in zip(jobs, rows, strict=True)]
+
+    def scores_file(self, prefix: str, settings: dict) -> Path:
+        """Where scores of cells are kept under all that decides them.
+
+        Beyond smoke that is `settings` alone, so that hours of work go on when another size of the stage changes.
+        """
+        identity = f"-{self.identity}" if self.scale.name == "smoke" else ""
+        return self._kept(f"{prefix}{identity}", "scores", (settings,), "jsonl")
+
+    def _kept(self, owner: str, loop: str, settings: tuple, suffix: str) -> Path:
+        """A file that is named after its settings; one line tells when there is only a file of other settings."""
+        digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=_plain).encode()).hexdigest()[:8]
+        folder, start = store.data_dir(self.scale.name) / "checkpoints", f"{owner}_{loop.translate(_FILE_NAME)}"
+        path = folder / f"{start}-{digest}.{suffix}"
+        if not path.exists() and any(folder.glob(f"{start}-????????.{suffix}")):
+            tqdm.write(f"{self.name}: settings of {loop} were edited since its checkpoint; it starts over.")
+        return path
+
+
+_FILE_NAME = str.maketrans({" ": "_", "<": "", "=": "", ",": "", "(": "", ")": "", ".": "_"})
+
+
+def _plain(value: Any) -> Any:
+    """A dataclass or a device as JSON takes it."""
+    if is_dataclass(value):
+        return asdict(value)
+    if isinstance(value, torch.device):
+        return value.type
+    raise TypeError(f"Settings of a checkpoint must be dataclasses or JSON-ready; got {type(value).__name__}.")

@@ -1,0 +1,169 @@
+"""Independent jobs in parallel, each result kept as soon as it is there: the one loop of labelling, scoring, training.
+
+A killed run goes on with the jobs that its journal lacks. Two processes of one thread beat one of two, and on a GPU a
+small network is bound by launches, so that several processes share it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tqdm.auto import tqdm
+
+if TYPE_CHECKING:
+    import torch
+
+ON_CPU = 2
+ON_CUDA = 8
+TRIES = 3  # of a pool whose workers die
+
+
+class Journal:
+    """Results of jobs in a file, one JSON line each, written the moment they come.
+
+    Args:
+        path: of the file; None keeps nothing.
+        settings: JSON-ready; all that decides a result beside the job's name.
+
+    Raises:
+        ValueError: the file holds results of other settings.
+    """
+
+    def __init__(self, path: Path | str | None, settings: Mapping[str, Any] | None = None):
+        self.path, self.results = Path(path) if path is not None else None, {}
+        if self.path is None:
+            return
+        settings = json.loads(json.dumps(settings or {}))
+        lines = self.path.read_text(encoding="utf-8").splitlines(keepends=True) if self.path.exists() else []
+        if lines and not lines[-1].endswith("\n"):  # a killed run was writing it
+            lines.pop()
+            self.path.write_text("".join(lines), encoding="utf-8")
+        if not lines:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self.path.write_text(json.dumps(settings) + "\n", encoding="utf-8")
+            return
+        before = json.loads(lines[0])
+        if before != settings:
+            names = [name for name in {**before, **settings} if before.get(name) != settings.get(name)]
+            changed = ", ".join(f"{name}: {before.get(name)} -> {settings.get(name)}" for name in names)
+            raise ValueError(
+                f"Results of one file must share settings; {self.path.name} differs: {changed}. Name another."
+            )
+        self.results = dict(json.loads(line) for line in lines[1:])
+
+    def add(self, name: str, result: Any) -> None:
+        """Keep one result."""
+        self.results[name] = result
+        if self.path is not None:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps([name, result]) + "\n")
+
+
+def collect(
+    jobs: Mapping[str, Callable[[], Any]],
+    journal: Journal | None = None,
+    *,
+    workers: int,
+    progress: bool = False,
+    desc: str = "jobs",
+    unit: str = "job",
+    dask: str | None = None,
+) -> list[Any]:
+    """Results of all jobs, in their order; those that the journal has are not run again.
+
+    A worker that dies is replaced, and what it was at is done again. Ctrl-C leaves nothing running.
+
+    Args:
+        jobs: name -> picklable function without arguments; what it returns is JSON-ready where there is a journal.
+        journal: results of an earlier run, killed perhaps; each new one is added at once.
+        workers: processes of one thread each; 1 runs the jobs in this process, with its threads.
+        progress: draw a bar with the time left.
+        desc, unit: of the bar.
+        dask: address of a dask scheduler ("tcp://host:port"); its workers replace `workers`.
+
+    Raises:
+        RuntimeError: workers died `TRIES` times; finished jobs are kept, and the same call goes on from there.
+    """
+    journal = journal or Journal(None)
+    known = sum(name in journal.results for name in jobs)
+    with tqdm(total=len(jobs), initial=known, smoothing=0, disable=not progress, desc=desc, unit=unit) as bar:
+        for left in reversed(range(TRIES)):
+            todo = {name: job for name, job in jobs.items() if name not in journal.results}
+            try:
+                with closing(_finished(todo, workers, dask)) as finished:
+                    for name, result in finished:
+                        journal.add(name, result)
+                        bar.update()
+                return [journal.results[name] for name in jobs]
+            except BrokenProcessPool as error:
+                if not left:
+                    done = sum(name in journal.results for name in jobs)
+                    raise RuntimeError(
+                        f"A worker process was killed, from outside or for want of memory, {TRIES} times; {done} of "
+                        f"{len(jobs)} {unit}s are kept. Run the same command again to go on."
+                    ) from error
+
+
+def processes(device: torch.device) -> int:
+    """How many worker processes serve a device."""
+    return ON_CUDA if device.type == "cuda" else ON_CPU
+
+
+@contextmanager
+def single_threaded() -> Iterator[None]:
+    """One task of a worker: one thread, so that results are equal wherever they are made; memory is given back after.
+
+    joblib restarts a worker whose memory seems to grow, which costs more than the pages that are touched again.
+    """
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+        if sys.platform == "linux":
+            trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc alone
+            if trim is not None:
+                trim(0)
+
+
+def _finished(jobs: Mapping[str, Callable], workers: int, dask: str | None) -> Iterator[tuple[str, Any]]:
+    """Names and results as they come; BrokenProcessPool when a worker died."""
+    from joblib import Parallel, delayed, parallel_config
+
+    tasks = (delayed(_alone)(name, job) for name, job in jobs.items())
+    if dask is not None:
+        from distributed import Client, KilledWorker
+
+        with Client(dask) as client:
+            with parallel_config(backend="dask", client=client):
+                pool = Parallel(n_jobs=-1, return_as="generator_unordered")
+            try:
+                yield from pool(tasks)
+            except KilledWorker as error:  # lost more workers than the cluster allows
+                raise BrokenProcessPool(str(error)) from error
+    elif workers == 1:
+        yield from ((name, job()) for name, job in jobs.items())
+    elif len(jobs) == 1:
+        yield from (_alone(name, job) for name, job in jobs.items())
+    else:
+        with parallel_config(backend="loky"):
+            pool = Parallel(n_jobs=workers, return_as="generator_unordered")
+        with warnings.catch_warnings():  # a worker that PyTorch's allocator has grown is replaced: nothing is lost
+            warnings.filterwarnings("ignore", message="A worker stopped while some jobs", category=UserWarning)
+            yield from pool(tasks)
+
+
+def _alone(name: str, job: Callable[[], Any]) -> tuple[str, Any]:
+    with single_threaded():
+        return name, job()
