@@ -73,7 +73,7 @@ class ZCTransform:
 
     def to_dict(self) -> dict:
         """JSON-ready fields; floats survive a round trip exactly."""
-        return {"mean": list(self.mean), "std": list(self.std), "clip": self.clip}
+        return asdict(self)
 
     @classmethod
     def from_dict(cls, fields: dict) -> ZCTransform:
@@ -202,7 +202,7 @@ class Families:
 
     def to_dict(self) -> dict:
         """JSON-ready fields; `from_dict(json.loads(json.dumps(.)))` is equal to the original."""
-        return {**asdict(self), "zc_transform": self.zc_transform.to_dict(), "names": list(ZC_NAMES)}
+        return {**asdict(self), "names": list(ZC_NAMES)}
 
     @classmethod
     def from_dict(cls, fields: dict) -> Families:
@@ -266,8 +266,9 @@ def choose_k(curve: pd.DataFrame, *, tolerance: float = 0.02) -> int:
     """
     if 1 not in set(curve["k"]):
         raise ValueError(f"The curve must hold k = 1 to measure the fall from; it has {list(curve['k'])}.")
-    curve = curve.sort_values("k")
-    return max(_plateau(curve, name, tolerance) for name in ("bic", "aic"))
+    criteria = curve.set_index("k").sort_index()[["bic", "aic"]]
+    lowest = criteria.min()
+    return int((criteria - lowest <= tolerance * (criteria.loc[1] - lowest)).idxmax().max())
 
 
 def stability(
@@ -281,12 +282,6 @@ def stability(
     labels = [Families.fit(rows, seed=seed, **options).assign(rows).numpy() for seed in seeds]
     pairs = [(a, b) for i, a in enumerate(labels) for b in labels[i + 1 :]]
     return math.fsum(adjusted_rand_score(a, b) for a, b in pairs) / len(pairs)
-
-
-def _plateau(curve: pd.DataFrame, name: str, tolerance: float) -> int:
-    lowest = curve[name].min()
-    fall = curve.loc[curve["k"] == 1, name].item() - lowest
-    return int(curve.loc[curve[name] - lowest <= tolerance * fall, "k"].iloc[0])
 
 
 def _mixture(standard: Tensor | np.ndarray, k: int, *, seed: int, covariance: str, n_init: int) -> GaussianMixture:

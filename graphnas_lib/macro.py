@@ -1,13 +1,15 @@
 """The macro search space S and its high-level twin (Sec. 3, Eq. 1-2): sequences of parametrised cells.
 
-An `Architecture` is up to 20 triples (cell, channels, stride); an `HLArchitecture` names a family of cells (a cluster)
-in place of each cell. Both are data, read from and written to JSON; `network` turns an `Architecture` into a module.
+An `Architecture` is up to 20 triples (cell, channels, stride), each of which may know the family (cluster) that its
+cell was generated for; an `HLArchitecture` names families in place of cells. Both are data, read from and written to
+JSON; `network` turns an `Architecture` into a module.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from graphnas_lib.space import Cell
@@ -19,20 +21,56 @@ MAX_CELLS = 20
 
 @dataclass(frozen=True)
 class Triple:
-    """t = [x, c, s]: a cell, its channels (a multiple of 8, 8 to 1024) and its stride (1 or 2)."""
+    """t = [x, c, s]: a cell, its channels (a multiple of 8, 8 to 1024) and its stride (1 or 2).
+
+    `family` is the index (from 0) of the family that the cell was generated for (x-hat of Eq. 8), or None.
+    """
 
     cell: Cell
     channels: int
     stride: int
+    family: int | None = None
 
     def __post_init__(self):
         if not isinstance(self.cell, Cell):
             raise ValueError(f"A triple's cell must be a Cell; got {type(self.cell).__name__}.")
+        if self.family is not None:
+            _check_family(self.family, "triple's family")
         _check_size(self.channels, self.stride)
 
 
+class _Sequence:
+    """What a sequence of triples of either kind shares: its checks and its JSON."""
+
+    def __post_init__(self):
+        object.__setattr__(self, "triples", tuple(self.triples))
+        n, head = len(self.triples), self.head_channels
+        if not 1 <= n <= MAX_CELLS:
+            raise ValueError(f"An architecture must have 1 to {MAX_CELLS} cells (Sec. 3); got {n}.")
+        for i, triple in enumerate(self.triples):
+            if not isinstance(triple, self.kind):
+                raise ValueError(f"Triple {i} must be a {self.kind.__name__}; got {type(triple).__name__}.")
+        if head is not None and (not isinstance(head, int) or head < 1):
+            raise ValueError(f"head_channels must be None or a positive number; got {head!r}.")
+        if self.stem_stride not in STRIDES:
+            raise ValueError(f"stem_stride must be 1 or 2; got {self.stem_stride!r}.")
+
+    def to_json(self) -> str:
+        """Text that `from_json` reads anywhere."""
+        return json.dumps(self.to_dict())
+
+    @classmethod
+    def from_json(cls, text: str):
+        """Inverse of `to_json`."""
+        try:
+            return cls.from_dict(json.loads(text))
+        except json.JSONDecodeError as error:
+            place = f"line {error.lineno}, column {error.colno}: {error.msg}"
+            raise ValueError(f"An architecture must be valid JSON; {place}.") from error
+
+
 @dataclass(frozen=True)
-class Architecture:
+class Architecture(_Sequence):
     """alpha(t_1, ..., t_n), n <= 20 (Sec. 3).
 
     Args:
@@ -41,40 +79,50 @@ class Architecture:
         stem_stride: 1, or 2 at ImageNet size.
     """
 
+    kind = Triple
     triples: tuple[Triple, ...]
     head_channels: int | None = None
     stem_stride: int = 1
-
-    def __post_init__(self):
-        object.__setattr__(self, "triples", tuple(self.triples))
-        _check_macro(self, Triple)
 
     @property
     def stem_channels(self) -> int:
         """Width of the stem: the first cell's (the released networks re-count exactly so, ten of ten)."""
         return self.triples[0].channels
 
+    @property
+    def hl(self) -> HLArchitecture:
+        """alpha-hat: the families in place of the cells; ValueError where a family is not known."""
+        triples = tuple(HLTriple(t.family, t.channels, t.stride) for t in self.triples)
+        return HLArchitecture(triples, self.head_channels, self.stem_stride)
+
     def to_dict(self) -> dict:
-        """JSON-ready form."""
-        rows = [{"cell": t.cell.to_dict(), "channels": t.channels, "stride": t.stride} for t in self.triples]
+        """JSON-ready form; a triple has "family" where it is known."""
+        rows = [
+            {"cell": t.cell.to_dict(), "channels": t.channels, "stride": t.stride}
+            | ({} if t.family is None else {"family": t.family})
+            for t in self.triples
+        ]
         return {"triples": rows, "head_channels": self.head_channels, "stem_stride": self.stem_stride}
 
     @classmethod
     def from_dict(cls, data: dict) -> Architecture:
-        """Inverse of `to_dict`; ValueError names the place that is wrong."""
-        return _from_dict(cls, data, lambda row: Triple(Cell.from_dict(row["cell"]), row["channels"], row["stride"]))
+        """Inverse of `to_dict`; ValueError names the place that is wrong.
 
-    def to_json(self) -> str:
-        """Text that `from_json` reads anywhere."""
-        return json.dumps(self.to_dict())
-
-    @classmethod
-    def from_json(cls, text: str) -> Architecture:
-        """Inverse of `to_json`."""
-        return cls.from_dict(_parse(text))
+        The shipped histories have families beside the network, as {"hl": ..., "architecture": ...}; these are read too.
+        """
+        if isinstance(data, dict) and data.keys() >= {"hl", "architecture"}:
+            hl, bare = HLArchitecture.from_dict(data["hl"]), cls.from_dict(data["architecture"])
+            if [(t.channels, t.stride) for t in hl.triples] != [(t.channels, t.stride) for t in bare.triples]:
+                raise ValueError("'hl' must have the channels and strides of its 'architecture'; it has others.")
+            return hl.with_cells([t.cell for t in bare.triples])
+        return _from_dict(
+            cls,
+            data,
+            lambda row: Triple(Cell.from_dict(row["cell"]), row["channels"], row["stride"], row.get("family")),
+        )
 
     def key(self) -> str:
-        """Hash of the sequence of canonical cells, widths and strides."""
+        """Hash of the sequence of canonical cells, widths and strides; families take no part: they are no network."""
         parts = [(t.cell.key(), t.channels, t.stride) for t in self.triples]
         return hashlib.sha256(repr((parts, self.head_channels, self.stem_stride)).encode()).hexdigest()[:16]
 
@@ -88,22 +136,24 @@ class HLTriple:
     stride: int
 
     def __post_init__(self):
-        if not isinstance(self.cluster, int) or self.cluster < 0:
-            raise ValueError(f"A high-level triple's cluster must be an index >= 0; got {self.cluster!r}.")
+        _check_family(self.cluster, "high-level triple's cluster")
         _check_size(self.channels, self.stride)
 
 
 @dataclass(frozen=True)
-class HLArchitecture:
+class HLArchitecture(_Sequence):
     """alpha-hat: a sequence over families instead of cells (Sec. 3.3)."""
 
+    kind = HLTriple
     triples: tuple[HLTriple, ...]
     head_channels: int | None = None
     stem_stride: int = 1
 
-    def __post_init__(self):
-        object.__setattr__(self, "triples", tuple(self.triples))
-        _check_macro(self, HLTriple)
+    def with_cells(self, cells: Sequence[Cell]) -> Architecture:
+        """alpha(alpha-hat) of Eq. 8 with a cell for each family; widths, strides, head and stem are kept."""
+        pairs = zip(cells, self.triples, strict=True)
+        triples = tuple(Triple(cell, hl.channels, hl.stride, hl.cluster) for cell, hl in pairs)
+        return Architecture(triples, self.head_channels, self.stem_stride)
 
     def to_dict(self) -> dict:
         """JSON-ready form."""
@@ -114,15 +164,6 @@ class HLArchitecture:
     def from_dict(cls, data: dict) -> HLArchitecture:
         """Inverse of `to_dict`; ValueError names the place that is wrong."""
         return _from_dict(cls, data, lambda row: HLTriple(*row))
-
-    def to_json(self) -> str:
-        """Text that `from_json` reads anywhere."""
-        return json.dumps(self.to_dict())
-
-    @classmethod
-    def from_json(cls, text: str) -> HLArchitecture:
-        """Inverse of `to_json`."""
-        return cls.from_dict(_parse(text))
 
 
 def stack_cell(cell: Cell, *, width: int = 16, repeats: int = 5) -> Architecture:
@@ -138,25 +179,16 @@ def stack_cell(cell: Cell, *, width: int = 16, repeats: int = 5) -> Architecture
     return Architecture(tuple(triples))
 
 
+def _check_family(family, name: str) -> None:
+    if not isinstance(family, int) or family < 0:
+        raise ValueError(f"A {name} must be an index >= 0; got {family!r}.")
+
+
 def _check_size(channels, stride) -> None:
     if not isinstance(channels, int) or isinstance(channels, bool) or channels % 8 or not 8 <= channels <= 1024:
         raise ValueError(f"Channels must be a multiple of 8 from 8 to 1024 (Sec. 3); got {channels!r}.")
     if stride not in STRIDES:
         raise ValueError(f"Stride must be 1 or 2 (Sec. 3); got {stride!r}.")
-
-
-def _check_macro(architecture, kind) -> None:
-    n = len(architecture.triples)
-    if not 1 <= n <= MAX_CELLS:
-        raise ValueError(f"An architecture must have 1 to {MAX_CELLS} cells (Sec. 3); got {n}.")
-    for i, triple in enumerate(architecture.triples):
-        if not isinstance(triple, kind):
-            raise ValueError(f"Triple {i} must be a {kind.__name__}; got {type(triple).__name__}.")
-    head = architecture.head_channels
-    if head is not None and (not isinstance(head, int) or head < 1):
-        raise ValueError(f"head_channels must be None or a positive number; got {head!r}.")
-    if architecture.stem_stride not in STRIDES:
-        raise ValueError(f"stem_stride must be 1 or 2; got {architecture.stem_stride!r}.")
 
 
 def _from_dict(cls, data, triple):
@@ -170,12 +202,3 @@ def _from_dict(cls, data, triple):
             reason = f"'{error.args[0]}' is missing" if isinstance(error, KeyError) else error
             raise ValueError(f"{cls.__name__}, triple {i}: {reason}") from error
     return cls(tuple(triples), data.get("head_channels"), data.get("stem_stride", 1))
-
-
-def _parse(text: str):
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ValueError(
-            f"An architecture must be valid JSON; line {error.lineno}, column {error.colno}: {error.msg}."
-        ) from error

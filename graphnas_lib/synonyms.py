@@ -14,7 +14,6 @@ import math
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from torch import Tensor
@@ -23,15 +22,15 @@ from graphnas_lib import store
 from graphnas_lib.ccnf import CCNF
 from graphnas_lib.clusters import Families, zc_distance
 from graphnas_lib.gvae import GVAE
-from graphnas_lib.macro import Architecture, HLArchitecture, Triple, stack_cell
+from graphnas_lib.macro import Architecture, HLArchitecture, stack_cell
 from graphnas_lib.network import Costs, count
 from graphnas_lib.space import Cell
 
-BLOCK = 32  # cells a pool makes at once: one at a time costs as much as a dozen
-TRIES = 16  # draws until the nearest valid cell is taken
-NEAR = 0.2  # standard deviations within which every component of a cell's ZC vector must lie to be that asked for
-SIGMAS = (0.125, 0.25, 0.375, 0.5, 0.75, 1.0, 1.5, 2.0)  # of neighbourhoods
-HALVINGS = 3  # of a step between them
+CELLS_PER_POOL = 32  # made at once: one at a time costs as much as a dozen
+MAX_DRAWS = 16  # until the nearest valid cell is taken
+MAX_ZC_GAP_STD = 0.2  # standard deviations within which every component of z must lie to be that asked for
+NEIGHBOURHOOD_SIGMAS = (0.125, 0.25, 0.375, 0.5, 0.75, 1.0, 1.5, 2.0)
+SIGMA_HALVINGS = 3  # of a step between them
 
 
 @dataclass(frozen=True)
@@ -109,52 +108,48 @@ class CellSampler:
     def generate_cell(self, family: int, *, index: int, seed: int = 0) -> Cell:
         """omega(x-hat) of Eq. 9: the `index`-th cell of a family, a function of (seed, family, index) alone.
 
-        Cells come from pools of `BLOCK` consecutive indices, made at the first request for one of them.
+        Cells come from pools of `CELLS_PER_POOL` consecutive indices, made at the first request for one of them.
 
         Raises:
             ValueError: no such family, or a negative index.
         """
-        self._check_families([family])
         if index < 0:
             raise ValueError(f"index must be 0 or above; got {index}.")
-        block = (seed, family, index // BLOCK)
+        block = (seed, family, index // CELLS_PER_POOL)
         if block not in self._blocks:
-            self._blocks[block] = self._fill([family] * BLOCK, _generator("pool", *block))
-        return self._blocks[block][index % BLOCK]
+            self._blocks[block] = self._fill([family] * CELLS_PER_POOL, _generator("pool", *block))
+        return self._blocks[block][index % CELLS_PER_POOL]
 
     def generate_cells(self, families: Sequence[int], *, seed: int) -> list[Cell]:
         """One cell for each family of a list (Eq. 9) in a single solve; a function of (seed, the list)."""
-        self._check_families(families)
         return self._fill(list(families), _generator("cells", seed))
 
-    def _check_families(self, families: Sequence[int]) -> None:
+    def _fill(self, families: list[int], generator: torch.Generator) -> list[Cell]:
+        """A valid cell for each entry, of its family if draws suffice; at last the nearest drawn, or the medoid."""
         wrong = [family for family in families if not 0 <= family < self.families.n_clusters]
         if wrong:
             raise ValueError(f"A family must be an index from 0 to {self.families.n_clusters - 1}; got {wrong[0]}.")
 
-    def _fill(self, families: list[int], generator: torch.Generator) -> list[Cell]:
-        """A valid cell for each entry, of its family if tries suffice; at last the nearest drawn, or the medoid."""
-        found = checked_draws(
-            len(families),
-            lambda rows: self._decode(self.centres([families[i] for i in rows]), generator, self.temperature),
-            lambda cells, rows: self._family_misses(cells, [families[i] for i in rows]),
-        )
+        def draw(rows: list[int]) -> Generated:
+            return self._decode(self.centres([families[i] for i in rows]), generator, self.temperature)
+
+        def misses(cells: list[Cell], rows: list[int]) -> list[float]:  # 0 in the family, else how far from its centre
+            zc, wanted = self.known_zc(cells), torch.tensor([families[i] for i in rows])
+            distances = zc_distance(zc, self.families.means[wanted].to(zc)).clamp(min=1e-9)
+            return torch.where(self.families.assign(zc, standardised=True) == wanted, 0.0, distances).tolist()
+
+        found = checked_draws(len(families), draw, misses)
         self.requests += len(families)
         self.attempts += found.n_attempts
         self.fallbacks += found.cells.count(None)
-        return [cell or self._medoid(family) for cell, family in zip(found.cells, families, strict=True)]
-
-    def near_misses(self, cells: Sequence[Cell], zc: Tensor) -> list[float]:
-        """Largest deviation of a component of valid cells from ZC vectors (n, 4), standardised; 0 within `NEAR`."""
-        off = (self.known_zc(cells) - zc).abs().amax(dim=1)
-        return torch.where(off <= NEAR, 0.0, off).tolist()
-
-    def _family_misses(self, cells: Sequence[Cell], families: list[int]) -> list[float]:
-        """0 for a valid cell of its family, else how far it is from the centre."""
-        zc, wanted = self.known_zc(cells), torch.tensor(families)
-        distances = zc_distance(zc, self.families.means[wanted].to(zc)).clamp(min=1e-9)
-        same = self.families.assign(zc, standardised=True) == wanted
-        return torch.where(same, 0.0, distances).tolist()
+        medoids = self.families.medoid_cells
+        if None in found.cells and not medoids:
+            raise ValueError(
+                f"No valid cell of family {families[found.cells.index(None)]} in {MAX_DRAWS} tries, and the families "
+                "hold no medoid cells to fall back on. Fit them with `cells=`."
+            )
+        pairs = zip(found.cells, families, strict=True)
+        return [cell or Cell.from_dict(medoids[family]).canonical() for cell, family in pairs]
 
     def known_zc(self, cells: Sequence[Cell]) -> Tensor:
         """z of cells without a pass through their networks, standardised, (n, 4): exact sizes where `costs` tell them,
@@ -172,14 +167,6 @@ class CellSampler:
         flow = self.ccnf
         return self.families.means[families].to(flow.zc_low).clamp(flow.zc_low, flow.zc_high)
 
-    def _medoid(self, family: int) -> Cell:
-        if not self.families.medoid_cells:
-            raise ValueError(
-                f"No valid cell of family {family} in {TRIES} tries, and the families hold no medoid cells to fall "
-                "back on. Fit them with `cells=`."
-            )
-        return Cell.from_dict(self.families.medoid_cells[family]).canonical()
-
     def _decode(self, zc: Tensor, generator: torch.Generator, temperature: float) -> Generated:
         noise = torch.randn(len(zc), self.ccnf.config.latent_dim, generator=generator)  # (n, m)
         units = self.families.zc_transform.inverse
@@ -191,11 +178,8 @@ def label_costs(scale: str) -> Callable[[Cell], Costs] | None:
     if not store.manifest_path("labels", scale).exists():
         return None
     facts = store.load_manifest("labels", scale)["config"]
-    return partial(_label_costs, facts["resolution"], facts["classes"])
-
-
-def _label_costs(resolution: int, classes: int, cell: Cell) -> Costs:
-    return count(stack_cell(cell), input_shape=(3, resolution, resolution), classes=classes)
+    shape, classes = (3, facts["resolution"], facts["resolution"]), facts["classes"]
+    return lambda cell: count(stack_cell(cell), input_shape=shape, classes=classes)
 
 
 def _decoded(gvae: GVAE, latent: Tensor) -> Generated:
@@ -205,7 +189,7 @@ def _decoded(gvae: GVAE, latent: Tensor) -> Generated:
 def checked_draws(
     n: int, draw: Callable[[list[int]], Generated], misses: Callable[[list[Cell], list[int]], list[float]]
 ) -> Generated:
-    """For each of n requests the first draw that misses nothing, of `TRIES`; else the one that misses least.
+    """For each of n requests the first draw that misses nothing, of `MAX_DRAWS`; else the one that misses least.
 
     Args:
         n: requests.
@@ -217,7 +201,7 @@ def checked_draws(
     """
     cells: list[Cell | None] = [None] * n
     least, pending, attempts = [math.inf] * n, list(range(n)), 0
-    for _ in range(TRIES):
+    for _ in range(MAX_DRAWS):
         drawn = draw(pending)
         attempts += drawn.n_attempts
         valid = [(i, cell) for i, cell in zip(pending, drawn.cells, strict=True) if cell is not None]
@@ -275,7 +259,7 @@ def matched_neighbourhood(
 ) -> tuple[Generated, float]:
     """The smallest neighbourhood whose first valid cells are as many and as distinct as `like`, and its sigma.
 
-    Tried in steps of `SIGMAS`, then halfway between; the widest where none suffices. `near` as in
+    Tried in steps of `NEIGHBOURHOOD_SIGMAS`, then halfway between; the widest where none suffices. `near` as in
     `neighbourhood_cells`.
     """
     wanted = len({cell.key() for cell in like})
@@ -285,29 +269,36 @@ def matched_neighbourhood(
         return found, len({cell.key() for cell in found.valid[: len(like)]}) >= wanted
 
     low = 0.0
-    for sigma in SIGMAS:
+    for sigma in NEIGHBOURHOOD_SIGMAS:
         found, enough = drawn(sigma)
         if enough:
             break
         low = sigma
-    for _ in range(HALVINGS if enough else 0):
+    for _ in range(SIGMA_HALVINGS if enough else 0):
         nearer, enough = drawn(middle := (low + sigma) / 2)
         low, sigma, found = (low, middle, nearer) if enough else (middle, sigma, found)
     return found, sigma
 
 
 def ccnf_cells(
-    sampler: CellSampler, zc_reference: Tensor, n: int, *, seed: int, temperature: float = 1.0, checked: bool = False
+    sampler: CellSampler,
+    zc_reference: Tensor,
+    n: int,
+    *,
+    seed: int | torch.Generator,
+    temperature: float = 1.0,
+    checked: bool = False,
 ) -> Generated:
     """Row "CCNF": n draws of the flow given z(r), standardised, (4,) (Sec. 3.2).
 
     Args:
-        checked: keep what is known to have z(r) within `NEAR`, of at most `TRIES` draws each, else the nearest (D49).
+        seed: of the noise, or its source.
+        checked: keep what is known to be within `MAX_ZC_GAP_STD` of z(r), of `MAX_DRAWS` draws each, else the nearest
+            (D49).
     """
-    return _of_flow(sampler, zc_reference.reshape(-1), n, _generator("sample", seed), temperature, checked)
+    zc = zc_reference.reshape(-1)
+    generator = seed if isinstance(seed, torch.Generator) else _generator("sample", seed)
 
-
-def _of_flow(sampler: CellSampler, zc: Tensor, n: int, generator, temperature: float, checked: bool) -> Generated:
     def draw(rows: list[int]) -> Generated:
         return sampler._decode(zc.expand(len(rows), -1), generator, temperature)
 
@@ -315,10 +306,13 @@ def _of_flow(sampler: CellSampler, zc: Tensor, n: int, generator, temperature: f
 
 
 def _kept(sampler: CellSampler, draw: Callable[[list[int]], Generated], n: int, near: Tensor | None) -> Generated:
-    """n draws; the ones near a ZC vector (4,) where one is given."""
-    if near is None:
-        return draw(list(range(n)))
-    return checked_draws(n, draw, lambda cells, rows: sampler.near_misses(cells, near.expand(len(rows), -1)))
+    """n draws; where a ZC vector (4,) is given, each the first within `MAX_ZC_GAP_STD` of it in every component."""
+
+    def misses(cells: list[Cell], rows: list[int]) -> list[float]:  # the largest deviation of a component
+        off = (sampler.known_zc(cells) - near).abs().amax(dim=1)
+        return torch.where(off <= MAX_ZC_GAP_STD, 0.0, off).tolist()
+
+    return draw(list(range(n))) if near is None else checked_draws(n, draw, misses)
 
 
 # ---- architectures, and the one-line tool
@@ -330,16 +324,8 @@ def realise(hl_architecture: HLArchitecture, sampler: CellSampler, *, seed: int)
     Raises:
         ValueError: a triple names a family that the sampler lacks.
     """
-    return assemble(
-        hl_architecture, sampler.generate_cells([triple.cluster for triple in hl_architecture.triples], seed=seed)
-    )
-
-
-def assemble(hl_architecture: HLArchitecture, cells: Sequence[Cell]) -> Architecture:
-    """The architecture with these cells in place of the families."""
-    pairs = zip(cells, hl_architecture.triples, strict=True)
-    triples = tuple(Triple(cell, triple.channels, triple.stride) for cell, triple in pairs)
-    return Architecture(triples, hl_architecture.head_channels, hl_architecture.stem_stride)
+    families = [triple.cluster for triple in hl_architecture.triples]
+    return hl_architecture.with_cells(sampler.generate_cells(families, seed=seed))
 
 
 def synonyms(
@@ -376,15 +362,15 @@ def synonyms(
     sampler = sampler or CellSampler.load(scale)
     zc, known, found = sampler.known_zc([cell])[0], {cell.key()}, []
     generator = _generator("synonyms", seed, cell.key())
-    for _ in range(TRIES):
-        for candidate in _of_flow(sampler, zc, n, generator, temperature, checked=True).valid:
+    for _ in range(MAX_DRAWS):
+        for candidate in ccnf_cells(sampler, zc, n, seed=generator, temperature=temperature, checked=True).valid:
             if candidate.key() not in known and len(found) < n:
                 known.add(candidate.key())
                 found.append(candidate)
         if len(found) == n:
             return found
     warnings.warn(
-        f"{TRIES * n} cells must give {n} distinct synonyms; they gave {len(found)}. Raise the temperature "
+        f"{MAX_DRAWS * n} cells must give {n} distinct synonyms; they gave {len(found)}. Raise the temperature "
         f"(now {temperature}) or ask for fewer.",
         stacklevel=2,
     )

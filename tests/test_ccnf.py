@@ -10,7 +10,15 @@ import torch
 from torch import nn
 
 from graphnas_lib.ccnf import CCNF, CCNFConfig, PosteriorBatches, gaussian_baselines, train
-from graphnas_lib.ccnf.dynamics import SolverError, VectorField, exact_trace, hutchinson_trace, rademacher
+from graphnas_lib.ccnf.dynamics import (
+    Dynamics,
+    SolverError,
+    VectorField,
+    exact_trace,
+    hutchinson_trace,
+    rademacher,
+    solve,
+)
 from graphnas_lib.ccnf.latents import Whitening
 from graphnas_lib.store import Checkpoint, artifacts
 
@@ -158,7 +166,7 @@ def test_samples_of_a_linear_field_follow_its_law(linear):
     torch.testing.assert_close(drawn.T.cov(), law.covariance_matrix[0], atol=0.1, rtol=0.05)
 
 
-def test_sample_and_to_noise_invert_each_other(tiny):
+def test_solving_backwards_inverts_a_sample(tiny):
     zc, noise = normal(8, 2, seed=1, dtype=torch.float64), normal(8, 4, dtype=torch.float64)
     tiny.whitening.mean.fill_(1.0)
     tiny.whitening.slope.fill_(0.5)
@@ -166,7 +174,9 @@ def test_sample_and_to_noise_invert_each_other(tiny):
     for method, tolerance in (("dopri5", 1e-6), ("midpoint", 1e-3)):
         latent = tiny.sample(zc, noise=noise, method=method)
         assert (latent - 1 - 3 * noise).abs().max() > 0.5  # the flow does move
-        assert (tiny.to_noise(latent, zc, method=method) - noise).abs().max() < tolerance
+        dynamics, u1 = Dynamics(tiny.field, zc, limit=1000), tiny.whitening(latent, zc)
+        back = solve(dynamics, u1, forward=False, method=method, steps=6, tolerance=1e-8)
+        assert (back.detach() - noise).abs().max() < tolerance
 
 
 def test_sample_depends_on_the_seed_and_scales_with_the_temperature(tiny):
@@ -453,6 +463,28 @@ def test_a_saved_flow_comes_back_the_same(tmp_path, monkeypatch):
         assert loaded.config == flow.config
         assert torch.equal(loaded.sample(CONDITIONS, seed=1), flow.sample(CONDITIONS, seed=1))
         assert torch.equal(loaded.zc_low, flow.zc_low)
+
+
+def test_weights_in_half_precision_on_disk_are_single_when_loaded(tmp_path, monkeypatch):
+    monkeypatch.setenv("GRAPHNAS_HOME", str(tmp_path))
+    flow, _ = train(clusters, config=TOY, steps=2)
+    artifacts.save("ccnf", flow.to_files("ccnf_nll", half=True), scale="smoke", seed=0, seconds=0.0)
+    stored = artifacts.load("ccnf", "ccnf_nll.safetensors", "smoke")
+    assert stored["field.layers.0.linear.weight"].dtype == torch.float16
+    assert torch.equal(stored["whitening.factor"], flow.whitening.factor)  # the affine map stays as it is
+    loaded = CCNF.load("smoke", name="ccnf_nll")
+    assert {value.dtype for value in loaded.state_dict().values()} == {torch.float32}
+    torch.testing.assert_close(loaded.sample(CONDITIONS, seed=1), flow.sample(CONDITIONS, seed=1), atol=0.01, rtol=0.01)
+
+
+@pytest.mark.parametrize("name", ["ccnf", "ccnf_nll"])
+def test_shipped_flows_load_and_judge_their_own_samples_likely(name):
+    """The flow trained by likelihood ships in half precision."""
+    flow, zc = CCNF.load("lite", name=name), torch.zeros(8, 4)
+    assert {value.dtype for value in flow.state_dict().values()} == {torch.float32}
+    latent = flow.sample(zc, seed=0)
+    own, other = (flow.log_prob(f, zc, method="rk4", steps=6) for f in (latent, latent + 5 * latent.std()))
+    assert own.isfinite().all() and (own > other).all()
 
 
 @pytest.mark.cuda

@@ -6,15 +6,14 @@ from dataclasses import replace
 import pytest
 import torch
 
-from graphnas_lib import evolution, proxies
+from graphnas_lib import proxies, store
 from graphnas_lib.ccnf import CCNF, CCNFConfig
 from graphnas_lib.clusters import Families
-from graphnas_lib.design import BudgetUnreachable, Design, KeptNetworks, Trained, design, fitting
+from graphnas_lib.design import BudgetUnreachable, Design, KeptNetworks, Trained, design, kept
 from graphnas_lib.design import budget as module
-from graphnas_lib.design.fitting import Target, fit
-from graphnas_lib.evolution import HLIndividual
+from graphnas_lib.design.fitting import Target, fit_to_budget
 from graphnas_lib.gvae import GVAE, GVAEConfig
-from graphnas_lib.macro import HLArchitecture, HLTriple, Triple, stack_cell
+from graphnas_lib.macro import Architecture, HLArchitecture, HLTriple, Triple, stack_cell
 from graphnas_lib.network import Costs, count
 from graphnas_lib.sequence import SequenceConfig, SequenceGenerator
 from graphnas_lib.sequence.vocabulary import Vocabulary
@@ -86,6 +85,15 @@ def test_design_is_the_network_it_says(parts, batch, tmp_path):
         Design.from_json("{}")
 
 
+def test_a_design_of_an_earlier_version_is_read():
+    """It has its families beside the architecture, as "hl"; so has the one that ships with the results."""
+    read = Design.load(store.results_dir("lite") / "quickstart_design.json")
+    data = read.to_dict()
+    bare = [{name: value for name, value in row.items() if name != "family"} for row in data["architecture"]["triples"]]
+    earlier = {**data, "architecture": {**data["architecture"], "triples": bare}, "hl": read.hl.to_dict()}
+    assert Design.from_dict(earlier) == read and None not in [t.family for t in read.architecture.triples]
+
+
 def test_equal_seeds_give_equal_designs_and_others_differ(parts, batch):
     one, two, other = (design(params=2e4, n=2, seed=seed, **batch, **parts) for seed in (0, 0, 5))
     assert [d.to_json() for d in one] == [d.to_json() for d in two] != [d.to_json() for d in other]
@@ -111,9 +119,9 @@ def test_one_dimensional_and_dense_inputs(parts):
 
 
 def test_large_inputs_get_a_strided_stem(parts):
-    drawer = module._Drawer(Target(params=1e6), (3, 224, 224), 10, False, 0, parts["trained"])
-    assert drawer.stem_stride == 2 and drawer.max_strides == 5
-    macros = module._macros(parts["trained"].generator, drawer)
+    request = module.Request(Target(params=1e6), (3, 224, 224), 10, False, 0)
+    assert request.stem_stride == 2 and request.max_strides == 5
+    macros = module.macro_designs(parts["trained"].generator, request)
     assert macros and all(hl.stem_stride == 2 for hl in macros)
 
 
@@ -163,39 +171,44 @@ def test_missing_artifacts_name_their_stage(tmp_path, monkeypatch):
 
 
 def individual(widths, strides, cells=CELLS):
-    pairs = [(i % 6, Triple(cells[i], c, s)) for i, (c, s) in enumerate(zip(widths, strides))]
-    return evolution.HLIndividual.from_pairs(pairs)
+    sizes = enumerate(zip(widths, strides))
+    return Architecture(tuple(Triple(cells[i], c, s, i % 6) for i, (c, s) in sizes))
 
 
 @pytest.mark.parametrize("params", [2e4, 3e5, 1e6, 2e7])
 def test_single_budgets_are_met_at_or_under_the_request(params):
     for i in range(0, 24, 6):
         start = individual((16, 32, 64, 64), (1, 2, 2, 1), CELLS[i:])
-        fitted = fit(start, Target(params=params), costs=count)
+        fitted = fit_to_budget(start, Target(params=params), costs=count)
         assert 0.95 <= fitted.costs.params / params <= 1.0
-        assert [k for k, _ in fitted.individual.pairs()] == [0, 1, 2, 3]  # widths suffice: families and depth stay
+        assert [t.family for t in fitted.architecture.triples] == [
+            0,
+            1,
+            2,
+            3,
+        ]  # widths suffice: families and depth stay
 
 
 def test_fitting_starts_with_the_smallest_change():
     start = individual((16, 32, 64), (1, 2, 1))
-    costs = count(start.architecture)
-    kept = fit(start, Target(params=costs.params), costs=count).individual
-    scale = [b.channels / a.channels for a, b in zip(start.architecture.triples, kept.architecture.triples)]
+    costs = count(start)
+    kept = fit_to_budget(start, Target(params=costs.params), costs=count).architecture
+    scale = [b.channels / a.channels for a, b in zip(start.triples, kept.triples)]
     assert all(0.5 <= s <= 1.5 for s in scale)
-    assert [t.stride for t in kept.architecture.triples] == [1, 2, 1] and kept.architecture.head_channels is None
+    assert [t.stride for t in kept.triples] == [1, 2, 1] and kept.head_channels is None
 
 
 def test_both_budgets_move_strides_and_depth():
     start = individual((32, 64, 64), (1, 1, 1))
-    found = [fit(start, Target(params=2e5, flops=f), costs=count) for f in (2e7, 1.5e8)]
+    found = [fit_to_budget(start, Target(params=2e5, flops=f), costs=count) for f in (2e7, 1.5e8)]
     assert all(f.error <= 0.05 for f in found)
-    strides = [sum(t.stride == 2 for t in f.individual.architecture.triples) for f in found]
+    strides = [sum(t.stride == 2 for t in f.architecture.triples) for f in found]
     assert strides[0] > 0 and max(strides) <= 3
 
 
 def test_too_many_strides_are_taken_back():
-    fitted = fit(individual((16,) * 5, (2,) * 5), Target(params=1e5), costs=count, max_strides=2)
-    assert sum(t.stride == 2 for t in fitted.individual.architecture.triples) <= 2
+    fitted = fit_to_budget(individual((16,) * 5, (2,) * 5), Target(params=1e5), costs=count, max_strides=2)
+    assert sum(t.stride == 2 for t in fitted.architecture.triples) <= 2
 
 
 def test_errors_are_relative_to_the_request():
@@ -203,13 +216,13 @@ def test_errors_are_relative_to_the_request():
     assert target.error(Costs(950, 0, 2300)) == pytest.approx(0.15)
     assert target.met(Costs(1090, 0, 1810)) and not target.met(Costs(1090, 0, 1790))
     assert not target.met(Costs(1090, 0, 1810), under=True) and target.met(Costs(1000, 0, 1810), under=True)
-    refusal = fitting.unreachable(target, Costs(950, 0, 2300))
+    refusal = BudgetUnreachable(target, Costs(950, 0, 2300))
     assert isinstance(refusal, ValueError) and "15% off" in str(refusal) and refusal.nearest.flops == 2300
 
 
 def test_plain_macros_are_legal():
     for strides in (0, 1, 3, 5):
-        for hl in module._plain_macros(6, strides, 1):
+        for hl in module.plain_macros(6, strides, 1):
             assert sum(t.stride == 2 for t in hl.triples) <= strides
             assert all(0 <= t.cluster < 6 for t in hl.triples)
 
@@ -218,15 +231,14 @@ def test_plain_macros_are_legal():
 
 
 @pytest.fixture(scope="module")
-def history(parts) -> tuple[list[HLIndividual], torch.Tensor, torch.Tensor]:
+def history(parts) -> tuple[list[Architecture], torch.Tensor, torch.Tensor]:
     """80 networks of one to three cells of families 0 to 4; the score is higher the earlier the cell in CELLS."""
     generator = torch.Generator().manual_seed(1)
     individuals, costs, scores = [], [], []
     for i in range(80):
         places = torch.randint(len(CELLS), (1 + i % 3,), generator=generator).tolist()
-        pairs = [(place % 5, Triple(CELLS[place], 8 * (1 + i // 8), 1)) for place in places]
-        individuals.append(HLIndividual.from_pairs(pairs))
-        found = count(individuals[-1].architecture, input_shape=SHAPE)
+        individuals.append(Architecture(tuple(Triple(CELLS[p], 8 * (1 + i // 8), 1, p % 5) for p in places)))
+        found = count(individuals[-1], input_shape=SHAPE)
         costs.append((found.params, found.flops))
         scores.append(100 - sum(places) / len(places))
     return individuals, torch.tensor(costs), torch.tensor(scores)
@@ -236,7 +248,7 @@ def keys(cells) -> set[str]:
     return {cell.key() for cell in cells}
 
 
-def likeness(individual: HLIndividual, hl: HLArchitecture, score: float) -> float:
+def likeness(individual: Architecture, hl: HLArchitecture, score: float) -> float:
     shares = []
     for kind in (lambda triple: triple.cluster, lambda triple: triple):
         mine, common = [kind(triple) for triple in individual.hl.triples], 0
@@ -244,7 +256,7 @@ def likeness(individual: HLIndividual, hl: HLArchitecture, score: float) -> floa
             if kind(triple) in mine:
                 mine.remove(kind(triple))
                 common += 1
-        shares.append(common / max(len(hl.triples), len(individual.hl.triples)))
+        shares.append(common / max(len(hl.triples), len(individual.triples)))
     return score * sum(shares) / 2
 
 
@@ -261,7 +273,7 @@ def test_kept_cells_are_those_of_the_likest_network_near_the_request(parts, hist
         assert near.promise(hl) == pytest.approx(max(rated.values()))
         if sorted(t.cluster for t in hl.triples) == sorted(t.cluster for t in likest.hl.triples):
             made = near.realise(hl, seed=row, closest=True)
-            assert keys(t.cell for t in made.triples) == keys(t.cell for t in likest.architecture.triples)
+            assert keys(t.cell for t in made.triples) == keys(t.cell for t in likest.triples)
             assert [(t.channels, t.stride) for t in made.triples] == [(t.channels, t.stride) for t in hl.triples]
     unknown = HLArchitecture((HLTriple(5, 16, 1),))  # a family that the history lacks
     assert near.realise(unknown, seed=3) == realise(unknown, parts["trained"].sampler, seed=3)
@@ -275,19 +287,19 @@ def test_kept_cells_vary_with_the_seed_alone(parts, history):
 
 
 def test_a_history_is_thinned_to_the_best_of_each_size(parts, history, monkeypatch):
-    monkeypatch.setattr("graphnas_lib.design.kept.OF_BIN", 1)
+    monkeypatch.setattr(kept, "MAX_NETWORKS_PER_BIN", 1)
     individuals, costs, scores = history
-    kept = KeptNetworks.of(*history)
+    thinned = KeptNetworks.of(*history)
     bins = (costs.double().log() / 0.1).floor()
     best = {
         max((bins[:, c] == b).nonzero().flatten().tolist(), key=lambda i: scores[i])
         for c in (0, 1)
         for b in bins[:, c].unique()
     }
-    assert sorted(kept.scores.tolist()) == sorted(scores[list(best)].double().tolist()) and len(best) < 60
-    again = KeptNetworks.from_tensors(kept.to_tensors())
+    assert sorted(thinned.scores.tolist()) == sorted(scores[list(best)].double().tolist()) and len(best) < 60
+    again = KeptNetworks.from_tensors(thinned.to_tensors())
     hl = HLArchitecture(tuple(HLTriple(family, 16, 1) for family in (0, 1, 2)))
-    one, two = (k.near(parts["trained"].sampler, flops=3e6).realise(hl, seed=0) for k in (kept, again))
+    one, two = (k.near(parts["trained"].sampler, flops=3e6).realise(hl, seed=0) for k in (thinned, again))
     assert one == two
 
 
@@ -295,7 +307,7 @@ def test_designs_take_kept_cells_unless_fresh_ones_are_asked_for(parts, batch, h
     known = keys(CELLS)
     with_kept = {"trained": replace(parts["trained"], kept=KeptNetworks.of(*history))}
     made = design(params=2e4, n=3, seed=0, **batch, **with_kept)
-    used = [(hl.cluster, t.cell) for d in made for hl, t in zip(d.hl.triples, d.architecture.triples)]
+    used = [(t.family, t.cell) for d in made for t in d.architecture.triples]
     assert any(family < 5 for family, _ in used)
     assert all(cell.key() in known for family, cell in used if family < 5)
     fresh = design(params=2e4, n=3, seed=0, fresh=True, **batch, **with_kept)

@@ -1,15 +1,25 @@
 """Algorithm 1 on toy problems: its invariants, its literal form, refusals, and bit-equal resumption."""
 
+import json
 import math
 from collections import Counter
-from functools import partial
 
 import pytest
 import torch
 
 from graphnas_lib import evolution
-from graphnas_lib.evolution import HLIndividual, ScoreError, SearchError, best_so_far, evolve, history_table, mutations
-from graphnas_lib.macro import Architecture, Triple
+from graphnas_lib.evolution import (
+    Problem,
+    ScoreError,
+    SearchError,
+    algorithms,
+    best_so_far,
+    evolve,
+    history_table,
+    mutations,
+    network_problem,
+)
+from graphnas_lib.macro import Architecture, HLArchitecture, HLTriple, Triple
 from graphnas_lib.network import count
 from graphnas_lib.space import Cell, sample_cells
 from graphnas_lib.store import Checkpoint
@@ -35,13 +45,14 @@ def hl_search(**changes):
 
 def toy_search(**changes):
     """Individuals are integers; neighbours differ by up to 3; the best is 40."""
-    options = {"iterations": 300, "population": 10, "seed": 0, "key": str, "score": lambda x: -abs(x - 40)}
-    options |= {"mutate": lambda x, _, g: x + torch.randint(-3, 4, (), generator=g).item(), "feasible": lambda _: True}
-    return evolve(0, **{**options, **changes})
+    toy = {"start": 0, "key": str, "score": lambda x: -abs(x - 40), "feasible": lambda _: True}
+    toy |= {"mutate": lambda x, _, g: x + torch.randint(-3, 4, (), generator=g).item()}
+    toy |= {name: changes.pop(name) for name in list(changes) if name in Problem.__dataclass_fields__}
+    return evolve(Problem(**toy), **{"iterations": 300, "population": 10, "seed": 0, **changes})
 
 
-def families(individual: HLIndividual) -> list[int]:
-    return [triple.cluster for triple in individual.hl.triples]
+def families(individual: Architecture) -> list[int]:
+    return [triple.family for triple in individual.triples]
 
 
 def test_population_never_exceeds_its_size():
@@ -72,7 +83,7 @@ def test_best_so_far_never_falls_and_ends_at_the_best():
     result = hl_search()
     curve = best_so_far(result.history)
     assert all(a <= b for a, b in zip(curve, curve[1:]))
-    assert curve[-1] == result.best_score == width_score(result.best.architecture) > curve[0]
+    assert curve[-1] == result.best_score == width_score(result.best) > curve[0]
 
 
 def test_exploitation_never_changes_families_but_exploration_does():
@@ -89,28 +100,28 @@ def test_exploitation_never_changes_families_but_exploration_does():
 def test_children_differ_from_their_parent_in_one_place():
     history = hl_search(depth_mutation=False).history
     for row in history[1:]:
-        parent, child = history[row["parent"]]["individual"].pairs(), row["individual"].pairs()
+        parent, child = history[row["parent"]]["individual"].triples, row["individual"].triples
         assert sum(a != b for a, b in zip(parent, child)) <= 1
 
 
 def test_literal_form_keeps_depth_and_ours_changes_it():
     literal = hl_search(depth_mutation=False).history
-    assert {len(row["individual"].hl.triples) for row in literal} == {3}
-    depths = {len(row["individual"].hl.triples) for row in hl_search(iterations=800).history}
+    assert {len(row["individual"].triples) for row in literal} == {3}
+    depths = {len(row["individual"].triples) for row in hl_search(iterations=800).history}
     assert len(depths) > 3 and max(depths) <= 20 and min(depths) >= 1
 
 
-def test_individuals_keep_widths_and_strides_in_step():
+def test_individuals_know_the_families_of_their_cells():
     for row in hl_search().history:
         individual = row["individual"]
-        sizes = [(t.channels, t.stride) for t in individual.hl.triples]
-        assert sizes == [(t.channels, t.stride) for t in individual.architecture.triples]
+        assert all(t.cell in [generate_cell(t.family, i) for i in range(len(POOL))] for t in individual.triples)
+        assert individual.hl.with_cells([t.cell for t in individual.triples]) == individual
 
 
 def test_initial_individual_is_the_papers():
     start = mutations.initial_individual(lambda family: generate_cell(family, 0), 32)
-    assert [(t.cluster, t.channels, t.stride) for t in start.hl.triples] == [(5, 32, 1), (5, 64, 2), (5, 64, 1)]
-    assert len({t.cell for t in start.architecture.triples}) == 1
+    assert [(t.family, t.channels, t.stride) for t in start.triples] == [(5, 32, 1), (5, 64, 2), (5, 64, 1)]
+    assert len({t.cell for t in start.triples}) == 1
     few = mutations.initial_individual(lambda family: generate_cell(family, 0), 4)
     assert families(few) == [1, 1, 1]
 
@@ -166,7 +177,7 @@ def test_resumed_search_equals_an_uninterrupted_one(tmp_path, dies_at):
 def test_resumed_parallel_search_equals_an_uninterrupted_one(tmp_path):
     sizes = {"iterations": 60, "workers": 2, "costs": count}
     expected = hl_search(**sizes)
-    fatal = expected.history[40]["individual"].architecture.key()
+    fatal = expected.history[40]["individual"].key()
 
     def dying(architecture):
         if architecture.key() == fatal:
@@ -266,21 +277,19 @@ def test_budget_bounds_costs_and_feature_maps():
 @pytest.mark.parametrize("space", ["families", "flat"])
 def test_inserted_cells_repeat_their_neighbour_on_request(space):
     generator, inserted = torch.Generator().manual_seed(0), 0
-    pairs = [(k, Triple(cell, 16 + 8 * k, 2)) for k, cell in enumerate(POOL[:4])]
-    parent = HLIndividual.from_pairs(pairs)
+    parent = Architecture(tuple(Triple(cell, 16 + 8 * k, 2, k) for k, cell in enumerate(POOL[:4])))
+    before = parent.triples
     for _ in range(200):
         if space == "flat":
-            child = mutations.flat_mutate(parent.architecture, True, generator, repeats=True).triples
-            before = parent.architecture.triples
+            child = mutations.flat_mutate(parent, True, generator, repeats=True).triples
         else:
             options = {"generate_cell": lambda family: POOL[9], "n_families": K, "repeats": True}
-            child, before = mutations.hl_mutate(parent, True, generator, **options).pairs(), parent.pairs()
+            child = mutations.hl_mutate(parent, True, generator, **options).triples
         if len(child) > len(before):
             inserted += 1
             i = next(i for i, (a, b) in enumerate(zip(child, [*before, None])) if a != b)
-            new, left = (child[i], child[i - 1]) if space == "flat" else (child[i][1], child[i - 1][1])
-            assert (new.cell, new.channels, new.stride) == (left.cell, left.channels, 1)
-            assert space == "flat" or child[i][0] == child[i - 1][0]
+            new, left = child[i], child[i - 1]
+            assert (new.cell, new.channels, new.stride, new.family) == (left.cell, left.channels, 1, left.family)
     assert inserted > 10
 
 
@@ -325,22 +334,20 @@ def test_flat_search_and_local_channels():
     assert all(row["params"] <= 2e6 for row in result.history)
     assert [row["phase"] for row in result.history[1:]] == ["exploration"] * 30 + ["exploitation"] * 30
     generator = torch.Generator().manual_seed(0)
-    widths = {mutations._channels(64, "local", generator) for _ in range(200)}
+    widths = {mutations.mutate_channels(64, "local", generator) for _ in range(200)}
     assert 64 not in widths and min(widths) >= 48 and max(widths) <= 88
     with pytest.raises(ValueError, match="local"):
-        mutations._channels(64, "brute", generator)
+        mutations.mutate_channels(64, "brute", generator)
 
 
 def test_random_search_spends_its_evaluations_on_feasible_draws():
     feasible = evolution.budget(count, params=5e5)
-    result = evolution.random_search(
-        partial(evolution.random_architecture, max_cells=6),
+    problem = network_problem(
+        mutate=lambda _, __, source: evolution.random_architecture(source, max_cells=6),
         score=width_score,
         feasible=feasible,
-        iterations=30,
-        seed=0,
-        key=Architecture.key,
     )
+    result = evolution.random_search(problem, iterations=30, seed=0)
     assert len(result.history) == 31 and all(feasible(row["individual"]) for row in result.history)
     assert {row["phase"] for row in result.history} == {"random"}
     assert len({len(row["individual"].triples) for row in result.history}) > 3
@@ -374,7 +381,7 @@ def test_searches_start_alike_and_narrow():
     hl, flat = evolution.hl_start(generate_cell, K), evolution.flat_start()
     sizes = [(8, 1), (16, 2), (16, 1)]  # a quarter of alpha_0's widths
     assert [(t.channels, t.stride) for t in flat.triples] == sizes
-    assert [(t.channels, t.stride) for t in hl.architecture.triples] == sizes
+    assert [(t.channels, t.stride) for t in hl.triples] == sizes
 
 
 def test_a_finished_search_is_not_run_again(tmp_path):
@@ -392,7 +399,32 @@ def test_a_finished_search_is_not_run_again(tmp_path):
 def test_individual_survives_json_and_history_is_a_table():
     result = hl_search(iterations=10, costs=count)
     for row in result.history:
-        assert HLIndividual.from_json(row["individual"].to_json()) == row["individual"]
-        assert row["params"] == count(row["individual"].architecture).params
+        assert Architecture.from_json(row["individual"].to_json()) == row["individual"]
+        assert row["params"] == count(row["individual"]).params
     table = history_table(result.history)
     assert list(table["iteration"]) == list(range(11)) and isinstance(table["individual"][3], str)
+
+
+def test_histories_that_have_families_beside_the_network_are_read():
+    """The form of the shipped history."""
+    hl = HLArchitecture((HLTriple(3, 16, 1), HLTriple(5, 32, 2)))
+    bare = Architecture((Triple(POOL[0], 16, 1), Triple(POOL[1], 32, 2)))
+    text = json.dumps({"hl": hl.to_dict(), "architecture": bare.to_dict()})
+    read = Architecture.from_json(text)
+    assert read.hl == hl and read.key() == bare.key() and [t.cell for t in read.triples] == POOL[:2]
+    assert read != bare and Architecture.from_json(read.to_json()) == read
+    assert "family" not in bare.to_json()
+    wider = json.dumps(
+        {"hl": HLArchitecture((HLTriple(3, 16, 1), HLTriple(5, 40, 2))).to_dict(), "architecture": bare.to_dict()}
+    )
+    with pytest.raises(ValueError, match="channels and strides of its 'architecture'"):
+        Architecture.from_json(wider)
+
+
+def test_equal_networks_of_other_families_are_other_individuals_with_one_network_key():
+    one, other = (Architecture((Triple(POOL[0], 16, 1, family),)) for family in (0, 1))
+    assert one.key() == other.key() and algorithms.hl_key(one) != algorithms.hl_key(other) and one != other
+    with pytest.raises(ValueError, match="cluster must be an index >= 0; got None"):
+        _ = Architecture((Triple(POOL[0], 16, 1),)).hl
+    with pytest.raises(ValueError, match="family must be an index >= 0; got -1"):
+        Triple(POOL[0], 16, 1, -1)

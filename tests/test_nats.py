@@ -19,7 +19,6 @@ from graphnas_lib.proxies import measures as proxies
 from graphnas_lib.runner import Project
 from graphnas_lib.runner.manifest import Notebook, freshness
 from graphnas_lib.space import NATS_REFERENCE, Cell, InvalidCellError, nats_operations
-from graphnas_lib.stages import views
 from graphnas_lib.store import artifacts, jobs
 
 ALL_3X3 = nats.string(("nor_conv_3x3",) * 6)
@@ -307,25 +306,25 @@ def test_stage_saves_scores_without_accuracies(home, monkeypatch):
     write_accuracies(home / "data", nats.sample(2, seed=0), [10.0, 20.0])
     monkeypatch.setattr(jobs, "ON_CPU", 1)  # no second process
     monkeypatch.setattr(validation, "RESAMPLES", 20)
-    table = views.validation_table("smoke", seed=0, device="cpu")
+    table = stages.validation_table("smoke", seed=0, device="cpu")
     scores = artifacts.load("validation", "validation_scores.parquet", "smoke")
     assert list(scores.columns) == ["arch", "skeleton", *validation.SCORES, "error"] and len(scores) == 4
     assert table["n"].unique().tolist() == [2] and table["tau"].between(-1, 1).all()
     manifest = stages.produce("validation", "smoke", device="cpu", progress=False)
     assert manifest["config"]["networks"] == 2 and "digits" in manifest["config"]["data"].lower()
     assert not list((home / "data/smoke/checkpoints").glob("validation-*"))
-    assert len(report.plot_intervals(**views.tau_figure(table)).axes) == 1
+    assert len(report.plot_intervals(**stages.validation.intervals(table)).axes) == 1
 
 
 @pytest.mark.parametrize(
     ("scale", "why"), [("smoke", "NATS-Bench accuracies need"), ("lite", "run validation --scale")]
 )
 def test_without_data_or_artifact_rows_read_not_run(home, scale, why):
-    table = views.validation_table(scale, seed=0, device="cpu")
+    table = stages.validation_table(scale, seed=0, device="cpu")
     assert len(table) == 28 and tuple(table.columns) == validation.TAU_COLUMNS
     assert table["tau"].str.fullmatch(r"not run \(.*\)").all() and table["tau"].str.contains(why).all()
     assert table.loc[table["proxy"] == "zico", "ZiCo paper"].tolist() == [0.61, 0.61]
-    report.plot_intervals(**views.tau_figure(table))
+    report.plot_intervals(**stages.validation.intervals(table))
     with pytest.raises(FileNotFoundError):
         stages.produce("validation", scale, device="cpu", progress=False)
 

@@ -1,12 +1,15 @@
 """The published numbers are complete, as printed and in their place; every departure is recorded."""
 
 import re
+import string
 import subprocess
 import sys
+import tomllib
 
 import pytest
 
 from graphnas_lib import paper
+from graphnas_lib.paper import published
 
 ROWS = {1: 4, 2: 6, 3: 16, 4: 4, 5: 2, 6: 17}
 
@@ -95,6 +98,59 @@ def test_claims_agree_with_the_tables_where_no_note_says_otherwise():
     assert "tie" in next(claim.note for claim in paper.CLAIMS if claim.id == "nb360-dash")
 
 
+def test_notes_on_the_papers_numbers_agree_with_them():
+    note = {claim.id: claim.note for claim in paper.CLAIMS}
+    size = {row.key.split(" (")[0]: row["Params. (M)"].value for row in paper.TABLE_3}
+    assert f"a factor {size['450M: GPT NAS'] / size['450M: Ours']:.1f}" in note["gpt-nas-size"]
+    hours = sum(cell.value or 0 for row in paper.TABLE_5 for _, cell in row)
+    assert note["pretraining-cost"] == f"Table 5 sums to {hours:g}"
+    assert f"K = {10 ** (78 / 20) / (127 * 2):.1f}" in note["hl-space"]
+
+
+def test_no_number_of_ours_is_typed_in_a_finding():
+    """Digits stand in placeholders alone; 2^{...} and 10^{...} are notation."""
+    for claim in paper.CLAIMS:
+        assert claim.finding and ("{rows}" in claim.finding) == bool(claim.row), claim.id
+        for template in (claim.finding, claim.row):
+            notation = re.sub(r"\b(?:2|10)\^\{", "{", template)
+            typed = "".join(text for text, *_ in string.Formatter().parse(notation))
+            assert not re.search(r"\d", typed), (claim.id, typed)
+
+
+def test_entries_with_strange_or_missing_keys_are_refused():
+    good = {"text": "t", "where": "w", "notebook": "01", "finding": "f"}
+    (claim,) = published.entries(paper.Claim, "claims.toml", {"x": {**good, "numbers": ["1"]}})
+    assert claim == paper.Claim("x", "t", "w", "01", "f", numbers=("1",))
+    with pytest.raises(ValueError, match=r"claims.toml, \[x\] must have .*missing are \[\], unknown are \['txt'\]"):
+        published.entries(paper.Claim, "claims.toml", {"x": {**good, "txt": ""}})
+    with pytest.raises(ValueError, match=r"missing are \['text'\], unknown are \[\]. Mend"):
+        published.entries(paper.Claim, "claims.toml", {"x": {k: v for k, v in good.items() if k != "text"}})
+    with pytest.raises(ValueError, match=r"deviations.toml, \[D99-x\] .*missing are \['ours', 'paper', 'why'\]"):
+        published.entries(paper.Deviation, "deviations.toml", {"D99-x": {}})
+
+
+def test_tables_whose_cells_do_not_fit_are_refused():
+    head = {"caption": "c", "columns": ["A", "B"]}
+    (row,) = published.table(7, {**head, "rows": [{"name": "n", "cells": ["_1±2_", ""], "notes": {"A": "why"}}]})
+    assert row["A"] == paper.Printed("1±2", "Tab. 7, n, A", 2, "why") and row["B"].text is None
+    with pytest.raises(ValueError, match="Table 7, row 'n' must have 2 cells, one a column; got 1"):
+        published.table(7, {**head, "rows": [{"name": "n", "cells": ["1"]}]})
+    with pytest.raises(ValueError, match=r"row 'n', notes must have .*unknown are \['C'\]"):
+        published.table(7, {**head, "rows": [{"name": "n", "cells": ["1", "2"], "notes": {"C": ""}}]})
+    with pytest.raises(ValueError, match=r"row None must have .*missing are \['name'\]"):
+        published.table(7, {**head, "rows": [{"cells": ["1", "2"]}]})
+    with pytest.raises(ValueError, match=r"Table 7 must have .*missing are \['caption'\]"):
+        published.table(7, {"columns": [], "rows": []})
+
+
+def test_a_wheel_holds_the_data_of_the_package(repository):
+    declared = tomllib.loads((repository / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]
+    package = repository / "graphnas_lib"
+    data = {p for p in package.rglob("*") if p.is_file() and p.suffix != ".py" and "__pycache__" not in p.parts}
+    held = {path for pattern in declared["*"] for path in package.rglob(pattern)}
+    assert data <= held and {path.name for path in data} >= {"claims.toml", "deviations.toml", "tables.toml"}
+
+
 def test_our_rows_are_ours_and_the_rest_of_table_3_is_quoted():
     assert [row.key for row in paper.TABLE_3 if not row.quoted] == ["450M: Ours", "600M: Ours", "1000M: Ours"]
     assert [row.name.split()[0] for row in paper.TABLE_4 if row.quoted] == ["Expert", "WRN", "DASH"]
@@ -141,7 +197,8 @@ def test_scales_share_one_shape():
 
 
 def test_import_stays_light():
-    code = "import sys, graphnas_lib.paper; print([m for m in ('torch', 'pandas', 'matplotlib') if m in sys.modules])"
+    heavy = ("torch", "pandas", "numpy", "matplotlib")
+    code = f"import sys, graphnas_lib.paper; print([m for m in {heavy} if m in sys.modules])"
     assert (
         subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
     )

@@ -57,6 +57,14 @@ def cell_network(repeats=1, side=8, seed=0):
     return network.build(stack_cell(cell, repeats=repeats), input_shape=(3, side, side), classes=5, seed=seed)
 
 
+def layer_ssnr(model, images, labels, mode="train"):
+    return proxies.layer_ratios(probe.run(model, images, labels, mode=mode).saliency)
+
+
+def layer_naswot(model, images):
+    return proxies.layer_logdets(probe.run(model, images, mode="eval", watch=probe.layers_of(model)).kernels)
+
+
 # ---- code kernels
 
 
@@ -119,7 +127,7 @@ def test_naswot_variants_read_what_they_say(tiny, batch):
     assert proxies.naswot(tiny, images) == pytest.approx(np.linalg.slogdet(outputs.numpy())[1])
     relu = np.linalg.slogdet(probe.code_kernel(inner).numpy())[1]
     assert proxies.naswot(tiny, images, variant="relu") == pytest.approx(relu)
-    assert set(proxies.layer_naswot(tiny, images)) == {"first", "second", "classifier"}
+    assert set(layer_naswot(tiny, images)) == {"first", "second", "classifier"}
     with pytest.raises(ValueError, match="variant must be"):
         proxies.naswot(tiny, images, variant="brute")
     with pytest.raises(ProxyError, match="needs ReLU modules"):
@@ -144,7 +152,7 @@ def ssnr_by_hand(model, images, labels):
 def test_layer_ssnr_equals_a_plain_backward(tiny, batch):
     tiny.drop.p = 0.0
     tiny.train()
-    found = proxies.layer_ssnr(tiny, *batch)
+    found = layer_ssnr(tiny, *batch)
     assert found.pop("unused") == 0.0
     assert found == pytest.approx(ssnr_by_hand(tiny, *batch), rel=1e-5)
     assert proxies.snip_ssnr(tiny, *batch) == pytest.approx(sum(found.values()))
@@ -160,7 +168,7 @@ def test_ssnr_and_tcet_do_not_depend_on_the_scale_of_the_loss(tiny, batch):
 
 def test_constant_saliency_and_single_weights_give_their_sum():
     constant = torch.full((3, 4), 0.1, dtype=torch.float64).flatten()  # its std is 1e-17, not 0
-    ratios = proxies._layer_ratios({"constant": constant, "single": constant[:1], "none": constant * 0})
+    ratios = proxies.layer_ratios({"constant": constant, "single": constant[:1], "none": constant * 0})
     assert ratios == {"constant": pytest.approx(1.2), "single": pytest.approx(0.1), "none": 0.0}
 
 
@@ -176,7 +184,7 @@ def test_saliency_reaches_frozen_weights(tiny, batch):
 
 def test_tcet_is_the_sum_over_layers_of_both_factors(batch):
     model, (images, labels) = cell_network(), batch
-    r, k = proxies.layer_ssnr(model, images, labels, mode="eval"), proxies.layer_naswot(model, images)
+    r, k = layer_ssnr(model, images, labels, mode="eval"), layer_naswot(model, images)
     assert set(r) == set(k) and all(v > 0 for v in r.values())
     expected = {
         "log1p": sum(math.log1p(r[n]) * k[n] for n in r),
@@ -185,7 +193,7 @@ def test_tcet_is_the_sum_over_layers_of_both_factors(batch):
     }
     for variant, value in expected.items():
         assert proxies.tcet(model, images, labels, variant=variant) == pytest.approx(value, rel=1e-6)
-    train = proxies.layer_ssnr(model, images, labels)
+    train = layer_ssnr(model, images, labels)
     value = sum(math.log1p(train[n]) * k[n] for n in r)
     assert proxies.tcet(model, images, labels, mode="train") == pytest.approx(value, rel=1e-6)
 
@@ -283,7 +291,7 @@ def test_score_gives_what_the_functions_give(batch):
     assert found["tcet_none"] == pytest.approx(proxies.tcet(model, images, labels, variant="none"))
     train = proxies.tcet(model, images, labels, variant="none", mode="train")
     assert found["tcet_train"] == pytest.approx(train) != pytest.approx(found["tcet_none"])
-    assert found["lnwot"] == pytest.approx(sum(proxies.layer_naswot(model, images).values()))
+    assert found["lnwot"] == pytest.approx(sum(layer_naswot(model, images).values()))
     assert list(proxies.score(model, images, labels, ["flops", "naswot"])) == ["flops", "naswot"]
     with pytest.raises(ValueError, match="names must be of .*got \\['accuracy'\\]"):
         proxies.score(model, images, labels, ["naswot", "accuracy"])

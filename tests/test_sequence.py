@@ -1,5 +1,6 @@
 """The sequence generator: tokens, grammar, training and its resumption, artifacts; on a model of 0.1M weights."""
 
+import json
 import math
 import warnings
 
@@ -70,7 +71,7 @@ def test_designs_survive_the_vocabulary(vocabulary):
         assert len(tokens) == 3 * len(design.triples) + 1 and tokens[-1] == EOS
         assert vocabulary.decode(tokens) == design
         assert vocabulary.decode([*tokens, PAD, PAD]) == design
-    assert Vocabulary.from_json(vocabulary.to_json()) == vocabulary
+    assert Vocabulary.from_dict(json.loads(json.dumps(vocabulary.to_dict()))) == vocabulary
 
 
 def test_illegal_tokens_are_named(vocabulary):

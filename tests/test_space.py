@@ -6,9 +6,12 @@ import pickle
 import re
 from collections import Counter
 
+import networkx as nx
 import numpy as np
 import pytest
 import torch
+from torch_geometric.data import Batch
+from torch_geometric.utils import to_dense_adj
 
 from graphnas_lib.network.modules import CellModule
 from graphnas_lib.proxies import corpus
@@ -157,6 +160,66 @@ def test_arrays_round_trip():
         assert Cell.from_arrays(cell.adjacency, cell.features) == cell
         assert Cell.from_dict(cell.to_dict()) == cell
         assert cell.features.shape == (8, 13) and cell.adjacency.dtype == np.uint8
+
+
+def test_data_of_pytorch_geometric_round_trip():
+    """Cells come back as they are written, and PyTorch Geometric takes them for the graphs that they are."""
+    generator = torch.Generator().manual_seed(2)
+    cells = [random_cell(generator) for _ in range(200)] + [Cell.from_edges([], [None] * 6), REFERENCE_CELL]
+    for cell in cells:
+        data = cell.to_data()
+        assert data.validate() and data.num_nodes == 8 and data.num_edges == len(cell.edges)
+        assert data.x.dtype == torch.float32 and data.edge_index.dtype == torch.int64
+        assert Cell.from_data(data) == cell
+    batch = Batch.from_data_list([cell.to_data() for cell in cells])
+    assert [Cell.from_data(data) for data in batch.to_data_list()] == cells
+    dense = to_dense_adj(batch.edge_index, batch.batch, max_num_nodes=8)
+    assert torch.equal(dense, torch.from_numpy(np.stack([cell.adjacency for cell in cells])).float())
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"x": None}, r"tensors x \(8, 13\) and edge_index .*'x': \(\)"),
+        ({"x": torch.zeros(7, 13)}, r"features must be \(8, 13\) \(Sec. 3\); got \(7, 13\)"),
+        ({"edge_index": torch.zeros(3, 2).long()}, r"'edge_index': \(3, 2\)"),
+        ({"edge_index": torch.tensor([[0.0], [7.0]])}, "Edge ends must be integers"),
+        ({"edge_index": torch.tensor([[0], [9]])}, "Edge ends must be nodes 0 to 7"),
+        ({"edge_index": torch.tensor([[7], [0]])}, "edges must run forward"),
+        ({"edge_index": torch.tensor([[0, 0], [7, 7]])}, "must hold an edge once; got 0 -> 7 twice"),
+        ({"edge_index": torch.tensor([[0], [6]])}, "Node 6 is unused"),
+    ],
+)
+def test_bad_data_is_refused(change, message):
+    data = REFERENCE_CELL.to_data()
+    for name, value in change.items():
+        data[name] = value
+    with pytest.raises(InvalidCellError, match=message):
+        Cell.from_data(data)
+
+
+def test_what_is_no_data_is_refused():
+    for came in (None, 3, "data", {}, [REFERENCE_CELL.adjacency], REFERENCE_CELL):
+        with pytest.raises(InvalidCellError, match="must be a torch_geometric.data.Data"):
+            Cell.from_data(came)
+
+
+def test_live_nodes_are_those_of_networkx():
+    """A node is live when it descends from the input and is an ancestor of the output."""
+    generator = torch.Generator().manual_seed(7)
+    for cell in [random_cell(generator) for _ in range(300)]:
+        graph = nx.DiGraph(cell.edges)
+        graph.add_nodes_from(range(8))
+        on_path = nx.descendants(graph, 0) & nx.ancestors(graph, 7)
+        assert set(cell.live) == on_path - {0, 7}
+        assert cell.live == tuple(sorted(cell.live))
+
+
+def test_a_trusted_cell_is_the_checked_one():
+    trusted = Cell(np.array(REFERENCE_CELL.adjacency), REFERENCE_CELL.operations, trusted=True)
+    assert trusted == REFERENCE_CELL and trusted.key() == REFERENCE_CELL.key()
+    with pytest.raises(ValueError, match="read-only"):
+        trusted.adjacency[0, 1] = 0
 
 
 def test_sampling_is_deterministic_distinct_valid_and_a_prefix():

@@ -238,14 +238,14 @@ def test_without_artifacts_measured_claims_read_not_run_and_exact_ones_hold(home
 @pytest.mark.parametrize(
     ("finding", "scale", "expected"),
     [
-        (ledger.Finding("x", holds=True), "smoke", "not decided"),
-        (ledger.Finding("x", holds=False), "smoke", "not decided"),
-        (ledger.Finding("x", holds=True), "lite", "reduced scale"),
-        (ledger.Finding("x", holds=True), "paper", "reproduced"),
-        (ledger.Finding("x", holds=True, exact=True), "smoke", "reproduced"),
-        (ledger.Finding("x", holds=False), "paper", "differs"),
-        (ledger.Finding("x"), "paper", "not decided"),
-        (ledger.Finding("not run (why)"), "paper", "not run (why)"),
+        (ledger.Finding(holds=True), "smoke", "not decided"),
+        (ledger.Finding(holds=False), "smoke", "not decided"),
+        (ledger.Finding(holds=True), "lite", "reduced scale"),
+        (ledger.Finding(holds=True), "paper", "reproduced"),
+        (ledger.Finding(holds=True, exact=True), "smoke", "reproduced"),
+        (ledger.Finding(holds=False), "paper", "differs"),
+        (ledger.Finding(), "paper", "not decided"),
+        (ledger.Finding(why="why"), "paper", "not run (why)"),
     ],
 )
 def test_status(finding, scale, expected):

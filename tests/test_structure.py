@@ -72,13 +72,12 @@ def floors(graph: dict[str, set[str]]) -> dict[str, int]:
 
 
 def offered(room: str) -> set[str]:
-    """Names that a room offers: `__all__` of a package, the public names of a module."""
-    tree = TREES[room]
-    for node in tree.body:
-        if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") == "__all__":
-            return set(ast.literal_eval(node.value))
-    assert MODULES[room].name != "__init__.py", f"room {room} must name what it offers in __all__"
-    return {name for name in defined(tree) if not name.startswith("_")}
+    """Names that a room offers: what a package's `__init__` imports from its own modules, a module's public names."""
+    names = {name for name in defined(TREES[room]) if not name.startswith("_")}
+    for node in TREES[room].body if MODULES[room].name == "__init__.py" else []:
+        if isinstance(node, ast.ImportFrom) and f"{node.module}.".startswith(f"graphnas_lib.{room}."):
+            names |= {alias.name for alias in node.names}
+    return names
 
 
 def defined(tree: ast.Module) -> set[str]:

@@ -16,11 +16,11 @@ from graphnas_lib.network import Costs
 from graphnas_lib.space import REFERENCE_CELL, Cell, InvalidCellError, sample_cells
 from graphnas_lib.store import artifacts
 from graphnas_lib.synonyms import (
-    BLOCK,
-    HALVINGS,
-    NEAR,
-    SIGMAS,
-    TRIES,
+    CELLS_PER_POOL,
+    MAX_DRAWS,
+    MAX_ZC_GAP_STD,
+    NEIGHBOURHOOD_SIGMAS,
+    SIGMA_HALVINGS,
     CellSampler,
     Generated,
     ccnf_cells,
@@ -87,7 +87,10 @@ def keys(cells) -> list[str | None]:
 
 def test_a_generated_cell_depends_on_seed_family_and_index_alone(parts):
     requests = [
-        (seed, family, index) for seed in (0, 1) for family in range(3) for index in (0, 3, BLOCK - 1, BLOCK, 70)
+        (seed, family, index)
+        for seed in (0, 1)
+        for family in range(3)
+        for index in (0, 3, CELLS_PER_POOL - 1, CELLS_PER_POOL, 70)
     ]
     first, second = CellSampler(*parts[:3]), CellSampler(*parts[:3])
     second.generate_cells([2, 1, 0], seed=5)  # requests of another kind in between change nothing
@@ -98,11 +101,11 @@ def test_a_generated_cell_depends_on_seed_family_and_index_alone(parts):
 
 
 def test_pools_are_filled_once_a_block(sampler):
-    cells = [sampler.generate_cell(1, index=i) for i in range(2 * BLOCK)]
-    again = [sampler.generate_cell(1, index=i) for i in range(2 * BLOCK)]
+    cells = [sampler.generate_cell(1, index=i) for i in range(2 * CELLS_PER_POOL)]
+    again = [sampler.generate_cell(1, index=i) for i in range(2 * CELLS_PER_POOL)]
     assert keys(cells) == keys(again)
-    assert sampler.requests == 2 * BLOCK <= sampler.attempts
-    assert all(cell.is_valid for cell in cells) and len(set(keys(cells))) > BLOCK
+    assert sampler.requests == 2 * CELLS_PER_POOL <= sampler.attempts
+    assert all(cell.is_valid for cell in cells) and len(set(keys(cells))) > CELLS_PER_POOL
 
 
 def test_the_condition_decides_what_comes_out(sampler):
@@ -178,14 +181,14 @@ def test_at_last_the_family_s_medoid_stands_in_and_is_counted(barren):
     cells = barren.generate_cells([2, 0, 2], seed=0)
     medoids = [Cell.from_dict(cell).key() for cell in barren.families.medoid_cells]
     assert keys(cells) == [medoids[2], medoids[0], medoids[2]]
-    assert (barren.requests, barren.attempts, barren.fallbacks) == (3, 3 * TRIES, 3)
+    assert (barren.requests, barren.attempts, barren.fallbacks) == (3, 3 * MAX_DRAWS, 3)
     assert barren.generate_cell(1, index=0).key() == medoids[1]
-    assert barren.fallbacks == 3 + BLOCK
+    assert barren.fallbacks == 3 + CELLS_PER_POOL
 
 
 def test_without_medoids_a_barren_family_is_an_error(barren):
     barren.families = dataclasses.replace(barren.families, medoid_cells=())
-    with pytest.raises(ValueError, match=f"No valid cell of family 1 in {TRIES} tries"):
+    with pytest.raises(ValueError, match=f"No valid cell of family 1 in {MAX_DRAWS} tries"):
         barren.generate_cell(1, index=0)
 
 
@@ -256,8 +259,12 @@ def test_the_matched_neighbourhood_is_the_smallest_that_is_as_distinct(parts, ch
         return len(set(keys(drawn.valid[:10])))
 
     assert wanted > 3 and len(set(keys(found.valid[:10]))) >= wanted
-    step = next(high - low for low, high in zip((0.0, *SIGMAS), SIGMAS, strict=False) if sigma <= high)
-    assert distinct(sigma) >= wanted > distinct(sigma - step / 2**HALVINGS)
+    step = next(
+        high - low
+        for low, high in zip((0.0, *NEIGHBOURHOOD_SIGMAS), NEIGHBOURHOOD_SIGMAS, strict=False)
+        if sigma <= high
+    )
+    assert distinct(sigma) >= wanted > distinct(sigma - step / 2**SIGMA_HALVINGS)
     assert keys(found.cells) == keys(neighbourhood_cells(sampler, cells[0], 20, seed=0, sigma=sigma, near=near).cells)
 
 
@@ -280,8 +287,8 @@ def test_checked_draws_have_the_vector_that_was_asked_for(parts):
     drawn, checked = (ccnf_cells(sampler, zc, 40, seed=0, checked=kept) for kept in (False, True))
     near, kept = (neighbourhood_cells(sampler, cells[0], 40, seed=0, sigma=1.0, near=z) for z in (None, zc))
     for plain, chosen in ((drawn, checked), (near, kept)):
-        assert len(chosen.cells) == 40 < chosen.n_attempts <= 40 * TRIES
-        assert (off(chosen) <= NEAR).float().mean() > 0.6 > (off(plain) <= NEAR).float().mean()
+        assert len(chosen.cells) == 40 < chosen.n_attempts <= 40 * MAX_DRAWS
+        assert (off(chosen) <= MAX_ZC_GAP_STD).float().mean() > 0.6 > (off(plain) <= MAX_ZC_GAP_STD).float().mean()
         assert off(chosen).mean() < 0.5 * off(plain).mean()
 
 
@@ -298,7 +305,7 @@ def test_a_request_keeps_its_first_hit_else_the_nearest_miss(parts):
 
     found = checked_draws(3, draw, lambda drawn, rows: [worth[cell.key()] for cell in drawn])
     assert keys(found.cells) == [cells[2].key(), None, cells[1].key()]
-    assert asked == [[0, 1, 2], *[[0, 1]] * (TRIES - 1)] and found.n_attempts == 3 + 2 * (TRIES - 1)
+    assert asked == [[0, 1, 2], *[[0, 1]] * (MAX_DRAWS - 1)] and found.n_attempts == 3 + 2 * (MAX_DRAWS - 1)
 
 
 # ---- architectures and synonyms

@@ -5,7 +5,7 @@ import pytest
 
 from graphnas_lib.clusters import ZC_NAMES
 from graphnas_lib.network import ExportError
-from graphnas_lib.stages import table2, views
+from graphnas_lib.stages import comparison, designed, generated, gvae, shown, table2, variants
 
 BUDGET = "params <= 1M"
 
@@ -27,14 +27,14 @@ def compared() -> pd.DataFrame:
 
 
 def test_curves_count_failed_scores_as_evaluations(compared):
-    curves = views.compared_curves(compared)
+    curves = comparison.curves(compared)
     assert curves["HL-Evo"] == [[3.0, 5.0, 5.0, 9.0], [3.0, 4.0, 4.0]]
     assert curves["Random"] == [[1.0, 8.0, 8.0], [6.0, 6.0, 6.0]]
     assert set(curves) == {"HL-Evo", "Random", "Evo (flat)"}
 
 
 def test_seed_table_says_what_hl_evo_is_above(compared):
-    table = views.seed_table(compared).set_index("seed")
+    table = comparison.by_seed(compared).set_index("seed")
     assert table["HL-Evo"].tolist() == [9.0, 4.0] and table["Random"].tolist() == [8.0, 6.0]
     assert table["HL-Evo above Random"].tolist() == [True, False]
     assert table["HL-Evo above Evo (flat)"].tolist() == [True, True]
@@ -43,7 +43,7 @@ def test_seed_table_says_what_hl_evo_is_above(compared):
 def test_win_table_counts_seeds(compared):
     own = {"method": "HL-Evo, repeats", "evaluations": 1}
     other = pd.DataFrame([{**own, "seed": 1, "score": 8.5}, {**own, "seed": 2, "score": 7.0}])
-    table = views.win_table(compared, other).set_index("method")
+    table = comparison.wins(compared, other).set_index("method")
     assert table.index.tolist() == ["HL-Evo, repeats", "Random", "HL-Evo", "Evo (flat)"]
     assert table.loc["Random", ["median", "min", "max", "seeds"]].tolist() == [7.0, 6.0, 8.0, 2]
     assert table["HL-Evo above it"].tolist() == [1, 1, 0, 2]
@@ -56,7 +56,7 @@ def test_length_table_has_the_best_after_a_third_and_after_all():
 
     history = run([1.0, 2.0, 6.0, 4.0, 5.0, 6.0, 7.0, 8.0, 3.0])
     flat = run([1.0, 3.0, 2.0, 9.0, 4.0, 4.0, 4.0, 4.0, 4.0], method="Evo (flat)")
-    (row,) = views.length_table(history, flat).to_dict("records")
+    (row,) = comparison.lengths(history, flat).to_dict("records")
     assert (row["budget"], row["evaluations"]) == (BUDGET, 9)
     assert (row["HL-Evo, a third"], row["HL-Evo, all"]) == (6.0, 8.0)
     assert (row["Evo (flat), a third"], row["Evo (flat), all"]) == (3.0, 9.0)
@@ -77,7 +77,7 @@ def test_best_table_gives_shares_of_the_searches():
         for budget, factor in ((BUDGET, 1.0), ("flops <= 100M", 2.0))
         for n, score in ((1, 9), (10, 10), (11, 50))
     ]
-    table = views.best_table(best, pd.DataFrame(flat, columns=["budget", "evaluations", "score"]))
+    table = designed.best_table(best, pd.DataFrame(flat, columns=["budget", "evaluations", "score"]))
     assert table["budget"].tolist() == [BUDGET, "flops <= 100M"]
     assert table["SG / HL-Evo"].tolist() == [0.97, 0.97] and table["SG / Evo (flat)"].tolist() == [1.94, 1.94]
     assert table["HL-Evo, 3,001 evaluations"].tolist() == [100.0, 200.0]
@@ -89,9 +89,9 @@ def test_best_table_gives_shares_of_the_searches():
 def test_search_curves_of_unlike_proxies_share_an_axis():
     runs = {"ZenNet: Evo(Zen)": [2.0, 2.0, 4.0, 8.0, 8.0, 8.0], "GraphNet: SG+CCNF": [500.0, 500.0]}
     curves = pd.concat([table2.improvements(best).assign(method=name) for name, best in runs.items()])
-    assert len(curves) == 6 and views.search_curves(curves, [*runs, "none"]) == runs
+    assert len(curves) == 6 and table2.search_curves(curves, [*runs, "none"]) == runs
     shares = {"ZenNet: Evo(Zen)": [0.25, 0.25, 0.5, 1.0, 1.0, 1.0], "GraphNet: SG+CCNF": [1.0, 1.0]}
-    assert views.search_shares(curves) == shares
+    assert table2.search_shares(curves) == shares
 
 
 def test_request_table_measures_what_was_realised():
@@ -105,7 +105,7 @@ def test_request_table_measures_what_was_realised():
             "design": ["a", "b", "a", "c"],
         }
     )
-    row = views.request_table(requests).set_index("quantity").loc["params"]
+    row = designed.request_table(requests).set_index("quantity").loc["params"]
     assert row["requests"] == 3 and row["Spearman"] == 1.0 and row["distinct designs"] == 2
     assert row["median error"] == pytest.approx(0.25) and row["legal without mask"] == pytest.approx(2 / 3)
 
@@ -117,7 +117,7 @@ def test_real_errors_compare_flow_and_neighbourhood():
             z = {f"z_{name}": 1.0 + (off if i % 2 else -off) for name in ZC_NAMES}
             asked = {f"asked_{name}": 1.0 for name in ZC_NAMES}
             rows.append({"draws": draws, "condition": i // 2, "key": key, "sigma": 0.1, **z, **asked})
-    table = views.real_errors(pd.DataFrame(rows))
+    table = generated.real_errors(pd.DataFrame(rows))
     assert table.loc["flow", "mean"] == pytest.approx(0.2) and table.loc["neighbourhood", "mean"] == pytest.approx(0.5)
     assert table.loc["flow / neighbourhood", "mean"] == pytest.approx(0.4)
     assert table.loc["flow, checked / neighbourhood", "mean"] == pytest.approx(0.2)
@@ -131,7 +131,7 @@ def test_reference_spread_compares_deviations_and_medians():
         {"draws": draws, "key": str(x), "sigma": 0.1, **dict.fromkeys(ZC_NAMES, x)} for draws in values
         for x in values[draws]
     ]  # fmt: skip
-    table = views.reference_spread(pd.DataFrame(rows), dict.fromkeys(ZC_NAMES, 8.0))
+    table = generated.reference_spread(pd.DataFrame(rows), dict.fromkeys(ZC_NAMES, 8.0))
     assert table.loc["flow", "std naswot"] == pytest.approx(1.0)
     assert table.loc["flow / neighbourhood", "std snip_ssnr"] == pytest.approx(0.25)
     assert table.loc["flow", "median params / reference"] == pytest.approx(1.25)
@@ -145,6 +145,54 @@ class Unwritable:
 
 
 def test_exported_files_are_listed_with_the_reason_where_one_is_missing(tmp_path):
-    table = views.exported(Unwritable(), tmp_path / "best.json", ["json", "onnx"])
+    table = shown.exported(Unwritable(), tmp_path / "best.json", ["json", "onnx"])
     assert table["file"].tolist() == ["best.json", "-"]
     assert table["why not"].tolist() == ["", "not run (ONNX needs 'onnx')"]
+
+
+def test_cycle_errors_are_means_of_what_q_misses():
+    said = {"z": 1.0, "q": 1.5, "again": 0.75}
+    row = {f"{part}_{name}": value + i for part, value in said.items() for i, name in enumerate(ZC_NAMES)}
+    cycle = pd.DataFrame([{"draws": "scaled", **row}, {"draws": "scaled", **row, "q_flops": row["z_flops"] - 2.5}])
+    table, points = gvae.cycle_errors(cycle)
+    assert len(points) == 8 and set(points) == {"component", "draws", *said}
+    assert points.query("component == 'params'")["z"].tolist() == [3.0, 3.0]
+    assert table.loc[("scaled", "q of the latent"), "naswot"] == 0.5
+    assert table.loc[("scaled", "q of the latent"), "flops"] == 1.5
+    assert table.loc[("scaled", "q of the cell encoded again"), "mean"] == 0.25
+
+
+def test_counts_of_three_stages_stand_in_one_table(monkeypatch):
+    counts = {
+        "evolution": {"a": {"recorded": 1}},
+        "comparison": {"b": {"recorded": 2}},
+        "variants": {"c": {"recorded": 3}},
+    }
+    monkeypatch.setattr(variants.store, "load_manifest", lambda stage, scale: {"config": {"counts": counts[stage]}})
+    assert variants.counts("lite").to_dict("list") == {"search": ["a", "b", "c"], "recorded": [1, 2, 3]}
+
+
+def test_written_names_the_files_that_are_there(tmp_path, monkeypatch):
+    monkeypatch.setenv("GRAPHNAS_HOME", str(tmp_path))
+    folder = shown.store.results_dir("smoke")
+    folder.mkdir(parents=True)
+    (folder / "one.csv").write_text("x")
+    (folder / "one.md").write_text("")
+    assert shown.written("smoke", figures=["two"], tables=["one"]) == "figure two: \ntable one: csv"
+
+
+def test_costs_of_an_operation_are_those_of_its_layers():
+    table = shown.operation_costs(channels=4, side=8).set_index("operation")
+    conv = table.loc["conv_3"]
+    assert (conv["params"], conv["macs"]) == (4 * 4 * 9 + 2 * 4, 64 * 4 * 4 * 9)
+    assert table.loc["skip"].tolist() == ["-", 0, 0, 0]
+
+
+def test_a_refusal_is_one_line_and_an_answer_none():
+    def refuse(n):
+        if n < 1:
+            raise ValueError(f"n must be positive; got {n}.")
+
+    assert shown.refusal(refuse, n=0) == "ValueError: n must be positive; got 0."
+    with pytest.raises(AssertionError, match="expected to be refused"):
+        shown.refusal(refuse, n=1)

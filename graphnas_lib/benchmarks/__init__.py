@@ -2,5 +2,3 @@
 
 from graphnas_lib.benchmarks.nats import accuracies, sample
 from graphnas_lib.benchmarks.validation import DISCONNECTED, RESAMPLES, not_run, score_all, tau_table
-
-__all__ = ["DISCONNECTED", "RESAMPLES", "accuracies", "not_run", "sample", "score_all", "tau_table"]

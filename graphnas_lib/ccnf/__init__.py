@@ -3,7 +3,6 @@
 `CCNF.sample(zc)` draws latent cells that should have the zero-cost vector `zc`; `CCNF.log_prob` is Eq. 6.
 """
 
-from graphnas_lib.ccnf.flow import CCNF, CCNFConfig, train
+from graphnas_lib.ccnf.flow import CCNF, CCNFConfig
 from graphnas_lib.ccnf.latents import PosteriorBatches, gaussian_baselines
-
-__all__ = ["CCNF", "CCNFConfig", "PosteriorBatches", "gaussian_baselines", "train"]
+from graphnas_lib.ccnf.training import train

@@ -18,6 +18,12 @@ ADAPTIVE = ("dopri5", "dopri8", "bosh3", "adaptive_heun", "fehlberg2")
 GRADIENTS = ("none", "adjoint", "backprop")
 
 
+def one_of(name: str, value: str, choices: tuple[str, ...]) -> None:
+    """ValueError unless `value` is one of the choices."""
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {choices}; got {value!r}.")
+
+
 class SolverError(RuntimeError):
     """The ODE solver met its limit of function evaluations, an underflow of its step, or a state that is not finite."""
 
@@ -162,19 +168,18 @@ def solve(
 
     u = state[0] if isinstance(state, tuple) else state
     times = torch.tensor([0.0, 1.0] if forward else [1.0, 0.0], dtype=u.dtype, device=u.device)
-    options = {} if method in ADAPTIVE else {"grid_constructor": lambda f, y, t: _grid(t, steps)}
+
+    def grid(field, state, ends: Tensor) -> Tensor:  # equal steps whose ends are those of `ends`, bit for bit
+        inner = torch.linspace(0, 1, steps + 1, dtype=ends.dtype, device=ends.device)[1:-1]
+        return torch.cat([ends[:1], ends[0] + inner * (ends[-1] - ends[0]), ends[-1:]])
+
+    options = {} if method in ADAPTIVE else {"grid_constructor": grid}
     settings = {"rtol": tolerance, "atol": tolerance, "method": method, "options": options}
     if gradient == "adjoint" and method in ADAPTIVE:  # the parameters' gradients need no error control of their own
         settings["adjoint_options"] = {"norm": "seminorm"}
     with solver_errors():
         path = (odeint_adjoint if gradient == "adjoint" else odeint)(dynamics, state, times, **settings)
     return tuple(part[-1] for part in path) if isinstance(path, tuple) else path[-1]
-
-
-def _grid(times: Tensor, steps: int) -> Tensor:
-    """Equal steps whose ends are those of `times`, bit for bit."""
-    inner = torch.linspace(0, 1, steps + 1, dtype=times.dtype, device=times.device)[1:-1]
-    return torch.cat([times[:1], times[0] + inner * (times[-1] - times[0]), times[-1:]])
 
 
 @contextmanager

@@ -10,29 +10,20 @@ norm.
 
 from __future__ import annotations
 
-import json
 import math
-import time
 import warnings
 from collections.abc import Callable
-from copy import deepcopy
 from dataclasses import asdict, dataclass
 
 import torch
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
 from graphnas_lib import store
-from graphnas_lib.ccnf.dynamics import GRADIENTS, Dynamics, SolverError, VectorField, rademacher, solve, solver_errors
-from graphnas_lib.ccnf.latents import PosteriorBatches, Whitening, normal
-from graphnas_lib.store import Checkpoint, TrainLog
+from graphnas_lib.ccnf.dynamics import GRADIENTS, Dynamics, VectorField, one_of, rademacher, solve
+from graphnas_lib.ccnf.latents import Whitening
 
-OBJECTIVES = ("fm", "nll")
 TRACES = ("hutchinson", "exact")
 SOLVER, SOLVER_STEPS = "rk4", 6  # of samples: 99% of the decoded cells equal dopri5's, at 24 evaluations
-TRIES = 3  # batches of a step of which a solve may fail: one failure must not end hours
-
-BatchSampler = Callable[[torch.Generator], tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,17 +93,23 @@ class CCNF(nn.Module):
             UserWarning: a condition lies outside the range seen in training.
         """
         zc = self._condition(zc)
-        self._warn_out_of_range(zc, units)
+        outside = ((zc < self.zc_low) | (zc > self.zc_high)).any(dim=0)
+        ends = torch.stack([self.zc_low, self.zc_high, zc.amin(dim=0), zc.amax(dim=0)]) if outside.any() else zc
+        ends = units(ends.cpu()) if units else ends  # (4, P)
+        for i in outside.nonzero().flatten().tolist():
+            low, high, least, most = (f"{value:.4g}" for value in ends[:, i].tolist())
+            warnings.warn(
+                f"Condition {self.config.condition_names[i]} must lie in the trained range [{low}, {high}]"
+                f"{'' if units else ' (standardised units)'}; got [{least}, {most}]. Cells generated there are "
+                "extrapolation: clamp the condition, or train on cells that reach it.",
+                stacklevel=3,
+            )
         if noise is None:
             noise = torch.randn(len(zc), self.config.latent_dim, generator=torch.Generator().manual_seed(seed))
-        u0 = temperature * self._rows(noise, zc)
-        return self.whitening.inverse(self._transport(u0, zc, True, method, steps), zc)
-
-    @torch.no_grad()
-    def to_noise(self, latent: Tensor, zc: Tensor, *, method: str = SOLVER, steps: int = SOLVER_STEPS) -> Tensor:
-        """u_0 from which the flow reaches `latent` under `zc` (Eq. 7): inverse of `sample`, (B, m) -> (B, m)."""
-        zc = self._condition(zc)
-        return self._transport(self.whitening(self._rows(latent, zc), zc), zc, False, method, steps)
+        dynamics = Dynamics(self.field, zc, limit=self.config.max_evaluations)
+        u0, tolerance = temperature * self._rows(noise, zc), self.config.tolerance
+        u1 = solve(dynamics, u0, forward=True, method=method, steps=steps, tolerance=tolerance)
+        return self.whitening.inverse(u1, zc)
 
     def log_prob(
         self,
@@ -146,27 +143,21 @@ class CCNF(nn.Module):
             SolverError: the solve failed.
         """
         with torch.set_grad_enabled(gradient != "none"):
-            return self._log_prob(latent, zc, trace, generator, method, steps, gradient)[0]
+            return self.density(latent, zc, trace, generator, method, steps, gradient)[0]
 
-    def _log_prob(self, latent, zc, trace, generator, method=None, steps=None, gradient="none"):
+    def density(self, latent, zc, trace, generator, method=None, steps=None, gradient="none"):
         """`log_prob`, and the dynamics that counted the evaluations."""
-        _one_of("trace", trace, TRACES)
-        _one_of("gradient", gradient, GRADIENTS)
+        one_of("trace", trace, TRACES)
+        one_of("gradient", gradient, GRADIENTS)
         config, zc = self.config, self._condition(zc)
         u1 = self.whitening(self._rows(latent, zc), zc)
         noise = rademacher(u1, generator=generator or torch.Generator().manual_seed(0))
         dynamics = Dynamics(self.field, zc, limit=config.max_evaluations, trace=trace, noise=noise)
         start = (u1, torch.zeros(len(u1), dtype=u1.dtype, device=u1.device))
-        method, steps = method or config.method, steps or config.steps
-        u0, minus_trace = solve(
-            dynamics, start, forward=False, method=method, steps=steps, tolerance=config.tolerance, gradient=gradient
-        )
+        settings = {"method": method or config.method, "steps": steps or config.steps, "tolerance": config.tolerance}
+        u0, minus_trace = solve(dynamics, start, forward=False, gradient=gradient, **settings)
         log_prior = -0.5 * (u0.square() + math.log(2 * math.pi)).sum(dim=1)  # (B,)
         return log_prior + minus_trace + self.whitening.log_det(), dynamics  # Eq. 6, and the affine map
-
-    def _transport(self, u: Tensor, zc: Tensor, forward: bool, method: str, steps: int) -> Tensor:
-        dynamics = Dynamics(self.field, zc, limit=self.config.max_evaluations)
-        return solve(dynamics, u, forward=forward, method=method, steps=steps, tolerance=self.config.tolerance)
 
     def _condition(self, zc: Tensor) -> Tensor:
         """`zc` on the flow's device and in its precision, its shape checked."""
@@ -186,24 +177,20 @@ class CCNF(nn.Module):
             )
         return values.to(self.zc_low)
 
-    def _warn_out_of_range(self, zc: Tensor, units: Callable[[Tensor], Tensor] | None) -> None:
-        outside = ((zc < self.zc_low) | (zc > self.zc_high)).any(dim=0)
-        if not outside.any():
-            return
-        ends = torch.stack([self.zc_low, self.zc_high, zc.amin(dim=0), zc.amax(dim=0)])  # (4, P)
-        ends = units(ends.cpu()) if units else ends
-        for i in outside.nonzero().flatten().tolist():
-            low, high, least, most = (f"{value:.4g}" for value in ends[:, i].tolist())
-            warnings.warn(
-                f"Condition {self.config.condition_names[i]} must lie in the trained range [{low}, {high}]"
-                f"{'' if units else ' (standardised units)'}; got [{least}, {most}]. Cells generated there are "
-                "extrapolation: clamp the condition, or train on cells that reach it.",
-                stacklevel=4,
-            )
+    @torch.no_grad()
+    def fit(self, latent: Tensor, zc: Tensor, seen: Tensor | None = None) -> None:
+        """Set the affine map from draws (n, m), (n, P), and the range of conditions to that of `seen` (N, P) or zc."""
+        self.whitening.fit(latent, zc)
+        zc = zc if seen is None else seen
+        self.zc_low.copy_(zc.amin(dim=0))
+        self.zc_high.copy_(zc.amax(dim=0))
 
-    def to_files(self, name: str = "ccnf") -> dict[str, object]:
-        """Files of this flow for `artifacts.save("ccnf", ...)`."""
-        return {f"{name}.safetensors": self.state_dict(), f"{name}.json": asdict(self.config)}
+    def to_files(self, name: str = "ccnf", *, half: bool = False) -> dict[str, object]:
+        """Files of this flow for `store.save`; `half` keeps the weights in float16, `load` gives float32."""
+        weights = dict(self.state_dict())
+        if half:
+            weights |= {key: weight.half() for key, weight in self.named_parameters()}
+        return {f"{name}.safetensors": weights, f"{name}.json": asdict(self.config)}
 
     @classmethod
     def load(cls, scale: str | None = None, *, name: str = "ccnf", device: str | torch.device = "cpu") -> CCNF:
@@ -216,183 +203,3 @@ class CCNF(nn.Module):
         flow = cls(CCNFConfig(**stored | {"condition_names": tuple(stored["condition_names"])}))
         flow.load_state_dict(store.load("ccnf", f"{name}.safetensors", scale))
         return flow.to(device).eval()
-
-
-def _one_of(name: str, value: str, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise ValueError(f"{name} must be one of {choices}; got {value!r}.")
-
-
-# ---- the two objectives
-
-
-def flow_matching_loss(flow: CCNF, latent: Tensor, zc: Tensor, *, generator: torch.Generator) -> Tensor:
-    """Mean of |g(u_t, t, z) - (u_1 - u_0)|^2 on straight paths u_t = (1-t) u_0 + t u_1 (Lipman et al. 2023).
-
-    Noise and data are paired independently: a minibatch optimal-transport pairing that ignores z would skew p(u_0 | z).
-    """
-    u1 = flow.whitening(latent, zc)
-    u0 = normal(u1, generator=generator)
-    t = torch.rand(len(u1), 1, generator=generator, dtype=u1.dtype, device=u1.device)
-    return (flow.field(t, (1 - t) * u0 + t * u1, zc) - (u1 - u0)).square().mean()
-
-
-def nll_loss(flow: CCNF, latent: Tensor, zc: Tensor, *, generator: torch.Generator) -> tuple[Tensor, Dynamics]:
-    """Mean negative log-density in nats per dimension (Eq. 6), with gradients by the adjoint method.
-
-    Returns:
-        The loss, and the dynamics whose `evaluations` counts function evaluations.
-    """
-    density, dynamics = flow._log_prob(latent, zc, "hutchinson", generator, gradient="adjoint")
-    return -density.mean() / latent.shape[1], dynamics
-
-
-def train(
-    batches: BatchSampler | tuple[Tensor, Tensor, Tensor],
-    *,
-    config: CCNFConfig | None = None,
-    objective: str = "fm",
-    steps: int,
-    batch_size: int = 256,
-    learning_rate: float = 1e-3,
-    weight_decay: float = 0.01,
-    cosine: bool | None = None,
-    ema: float | None = None,
-    seed: int = 0,
-    device: str | torch.device = "cpu",
-    start: CCNF | None = None,
-    checkpoint: Checkpoint | None = None,
-    progress: bool = False,
-) -> tuple[CCNF, TrainLog]:
-    """Fit the flow; a killed run continues from its checkpoint as if nothing had happened.
-
-    Args:
-        batches: function of a generator (on `device`) to a batch (latent (B, m), zc (B, P)) on `device`; or the tensors
-            (mu, logvar, zc) of a corpus, see `PosteriorBatches`.
-        config: sizes and solver; None takes those of `start`, else the paper's.
-        objective: "fm" or "nll".
-        steps: optimiser steps in all.
-        batch_size: rows a step, when tensors are given. App. A: 256.
-        learning_rate, weight_decay: of AdamW. App. A: 1e-3 and 0.01.
-        cosine: decay the rate to 0; by default in "fm" only (App. A: fixed).
-        ema: decay of the averaged weights that are returned, 0 for none; by default 0.999 in "fm", 0 in "nll".
-        seed: of the weights and of every draw.
-        device: where to train; the tensors are moved there.
-        start: flow to go on from (its affine map is kept), for example a flow-matched one before "nll".
-        checkpoint: where to keep the state; left in place, complete, for the caller to clear once the result is saved.
-        progress: draw a bar.
-
-    Returns:
-        The flow on `device`, and the log: mean loss since the last row, gradient norm, and for "nll" mean function
-        evaluations of a forward and a backward solve.
-
-    Raises:
-        ValueError (unknown objective, checkpoint of another run), SolverError (the solves of `TRIES` batches in a row
-        failed), FloatingPointError (loss not finite).
-    """
-    _one_of("objective", objective, OBJECTIVES)
-    cosine = objective == "fm" if cosine is None else cosine
-    ema = (0.999 if objective == "fm" else 0.0) if ema is None else ema
-    checkpoint, device = checkpoint or Checkpoint.none(), torch.device(device)
-    if isinstance(batches, tuple):
-        batches = PosteriorBatches(*(part.to(device) for part in batches), batch_size=batch_size)
-    generator = torch.Generator(device=device).manual_seed(seed)
-    flow = _begin(config, start, seed).to(device).train()
-    if start is None:
-        _fit_buffers(flow, batches, generator)
-    parameters = list(flow.field.parameters())
-    optimizer = torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=weight_decay)
-    settings = [asdict(flow.config), objective, steps, batch_size, learning_rate, weight_decay, cosine, ema, seed]
-    run = {"settings": json.dumps(settings), "done": 0, "seconds": 0.0, "rows": []}
-    run |= {"sums": torch.zeros(3, device=device), "average": [p.detach().clone() for p in parameters]}
-    _resume(run, checkpoint.load(), flow, optimizer, generator)
-
-    began, every = time.perf_counter() - run["seconds"], max(1, steps // 100)
-    for step in tqdm(range(run["done"], steps), "CCNF", initial=run["done"], total=steps, disable=not progress):
-        if cosine:
-            optimizer.param_groups[0]["lr"] = learning_rate * 0.5 * (1 + math.cos(math.pi * step / steps))
-        for left in reversed(range(TRIES)):
-            optimizer.zero_grad(set_to_none=True)
-            try:
-                run["sums"] += _backward(flow, *batches(generator), objective=objective, generator=generator)
-                break
-            except SolverError:
-                if not left:
-                    raise
-        norm = nn.utils.clip_grad_norm_(parameters, 10.0)
-        optimizer.step()
-        if ema:
-            weight = 1 - min(ema, (1 + step) / (10 + step))  # short memory at first
-            torch._foreach_lerp_(run["average"], [p.detach() for p in parameters], weight)
-        if (step + 1) % every == 0 or step + 1 == steps:
-            run["rows"].append(_row(step + 1, run, float(norm), objective))
-            run["sums"].zero_()
-        run["done"], run["seconds"] = step + 1, time.perf_counter() - began
-        if checkpoint.due() or step + 1 == steps:
-            state = {"flow": flow.state_dict(), "optimizer": optimizer.state_dict(), "generator": generator.get_state()}
-            checkpoint.save(run | state)
-    if ema:
-        nn.utils.vector_to_parameters(nn.utils.parameters_to_vector(run["average"]), parameters)
-    return flow.eval(), TrainLog(run["rows"], steps, run["seconds"])
-
-
-def _begin(config: CCNFConfig | None, start: CCNF | None, seed: int) -> CCNF:
-    """A copy of `start`, or a fresh flow whose weights depend on `seed` alone; global randomness is left as it was."""
-    if start is not None:
-        flow = deepcopy(start)
-        flow.config = config or start.config
-        return flow
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return CCNF(config)
-
-
-def _resume(run: dict, state: dict | None, flow: CCNF, optimizer, generator: torch.Generator) -> None:
-    """Put a stored state back into every part of the loop."""
-    if state is None:
-        return
-    if state["settings"] != run["settings"]:
-        raise ValueError("The checkpoint must belong to this run; it was made with other settings. Clear it.")
-    flow.load_state_dict(state["flow"])
-    optimizer.load_state_dict(state["optimizer"])
-    generator.set_state(state["generator"])
-    run |= {name: state[name] for name in ("done", "seconds", "rows")}
-    run["sums"] = state["sums"].to(flow.zc_low.device)
-    run["average"] = [a.to(flow.zc_low.device) for a in state["average"]]
-
-
-def _backward(flow: CCNF, latent: Tensor, zc: Tensor, *, objective: str, generator) -> Tensor:
-    """Gradients of one step; returns loss and function evaluations (forward, backward), (3,)."""
-    forward = backward = 0
-    if objective == "fm":
-        loss = flow_matching_loss(flow, latent, zc, generator=generator)
-        loss.backward()
-    else:
-        loss, dynamics = nll_loss(flow, latent, zc, generator=generator)
-        forward, dynamics.evaluations = dynamics.evaluations, 0  # the limit holds for each solve
-        with solver_errors():
-            loss.backward()
-        backward = dynamics.evaluations
-    return torch.stack([loss.detach(), *loss.new_tensor([forward, backward])])
-
-
-def _row(step: int, run: dict, norm: float, objective: str) -> dict:
-    """One line of the log: means over the steps since the last line."""
-    count = step - (run["rows"][-1]["step"] if run["rows"] else 0)
-    loss, nfe_forward, nfe_backward = (run["sums"] / count).tolist()
-    if not math.isfinite(loss):
-        raise FloatingPointError(f"The loss must stay finite; it was {loss} by step {step}. Lower the learning rate.")
-    row = {"step": step, "loss": loss, "gradient_norm": norm}
-    return row | ({"nfe_forward": nfe_forward, "nfe_backward": nfe_backward} if objective == "nll" else {})
-
-
-@torch.no_grad()
-def _fit_buffers(flow: CCNF, batches: BatchSampler, generator: torch.Generator, rows: int = 32_768) -> None:
-    """Set the affine map and the range of conditions from draws; the range is exact where the corpus is at hand."""
-    draws = [batches(generator)]
-    draws += [batches(generator) for _ in range(math.ceil(rows / len(draws[0][0])) - 1)]
-    latent, zc = torch.cat([f for f, _ in draws]), torch.cat([z for _, z in draws])
-    flow.whitening.fit(latent, zc)
-    zc = batches.zc if isinstance(batches, PosteriorBatches) else zc
-    flow.zc_low.copy_(zc.amin(dim=0))
-    flow.zc_high.copy_(zc.amax(dim=0))

@@ -5,5 +5,3 @@ user's own network from a file; `doctor` checks the machine, the artifacts and t
 """
 
 from graphnas_lib.cli.commands import main
-
-__all__ = ["main"]

@@ -8,18 +8,3 @@ from graphnas_lib.datasets.archives import MissingDataError
 from graphnas_lib.datasets.images import NAMES, Dataset, ImageFolderDataset, load, normalise, roots
 from graphnas_lib.datasets.nasbench360 import available, load_task
 from graphnas_lib.datasets.tasks import TASKS, DivergedError, Task
-
-__all__ = [
-    "Dataset",
-    "DivergedError",
-    "ImageFolderDataset",
-    "MissingDataError",
-    "NAMES",
-    "TASKS",
-    "Task",
-    "available",
-    "load",
-    "load_task",
-    "normalise",
-    "roots",
-]

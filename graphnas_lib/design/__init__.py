@@ -7,5 +7,3 @@ from graphnas_lib.design.budget import Trained, below, design
 from graphnas_lib.design.designs import Design
 from graphnas_lib.design.fitting import BudgetUnreachable
 from graphnas_lib.design.kept import FILE, KeptNetworks
-
-__all__ = ["BudgetUnreachable", "Design", "FILE", "KeptNetworks", "Trained", "below", "design"]

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -19,25 +19,25 @@ from torch import Tensor
 
 from graphnas_lib import proxies, store
 from graphnas_lib.design.designs import Design, Designs
-from graphnas_lib.design.fitting import BudgetUnreachable, Fit, Target, fit, unreachable
+from graphnas_lib.design.fitting import BudgetUnreachable, Fitted, Target, fit_to_budget
 from graphnas_lib.design.kept import KeptNetworks, NearNetworks
-from graphnas_lib.evolution import HLIndividual, max_strides
+from graphnas_lib.evolution import max_strides
 from graphnas_lib.macro import CHANNELS, Architecture, HLArchitecture, HLTriple
-from graphnas_lib.network import Costs, count
+from graphnas_lib.network import Costs, build, count
 from graphnas_lib.sequence import CONDITIONS, SequenceGenerator
 from graphnas_lib.synonyms import CellSampler, realise
 
-__all__ = ["BudgetUnreachable", "Design", "Designs", "Trained", "design"]
-
-SHARES = (1.0, 0.97, 0.93, 0.88)  # of the request (ours); each gets one greedy macro design
-SAMPLED = 16  # further designs a share, sampled, where kept networks say which to take
-PROMISING = 4  # of these so many are taken
-BATCH = 16  # noise images for T-CET where none are given; the paper's batch is 64 (deviation D18)
-LARGE = 128  # from this side on the stem has stride 2 (deviation D08)
-BELOW = 0.025  # networks that may not exceed a bound are asked for at so much less, and accepted that far from it
-NEARLY = 0.2  # relative error from which another cell may meet the budget
-LAST_DRAWS = 5  # of every macro design then
-REDRAWS = 4  # draws of cells per candidate wanted, before fewer are accepted
+REQUEST_SHARES = (1.0, 0.97, 0.93, 0.88)  # ours; each gets one greedy macro design
+SAMPLES_PER_SHARE = 16  # further designs, sampled, where kept networks say which to take
+MAX_PROMISING_MACROS = 4  # of these so many are taken
+NOISE_BATCH_SIZE = 16  # images for T-CET where none are given; the paper's batch is 64 (deviation D18)
+MIN_SIDE_OF_STRIDED_STEM = 128  # from this side on the stem has stride 2 (deviation D08)
+BOUND_MARGIN = 0.025  # networks that may not exceed a bound are asked for at so much less, and accepted that far off
+MAX_MISSED_MACROS = 2  # macro designs that miss the budget before plain ones are tried
+MAX_ERROR_TO_RETRY = 0.2  # relative error up to which other cells may meet the budget
+RETRIES_PER_MACRO = 5  # draws of every macro design then
+MAX_DRAWS_PER_CANDIDATE = 4  # before fewer candidates than wanted are accepted
+DRAWS_PER_SEED = 1_000_003  # distance of the cells' seeds between two requests
 
 
 def design(
@@ -95,13 +95,17 @@ def design(
     if not isinstance(classes, int) or classes < 1:
         raise ValueError(f"classes must be a positive number; got {classes!r}.")
     place = store.pick_device(device)
-    batch = _Batch.of(images, labels, input_shape, classes, dense, seed)
+    request = Request(target, tuple(input_shape), classes, dense, seed)
+    batch = request.batch(images, labels)
     trained = trained or Trained.load(scale, device=place)
-    drawer = _Drawer(target, tuple(input_shape), classes, dense, seed, trained, fresh)
-    fits = drawer.candidates(_macros(trained.generator, drawer), wanted)
-    if len(fits) < n:
-        warnings.warn(f"{n} distinct designs were asked for; {len(fits)} could be drawn for this budget.", stacklevel=2)
-    return _selected(fits, drawer, batch, n, place, progress)
+    near = None if fresh else trained.near(**request.conditions(trained.generator.config.input_shape))
+    macros = macro_designs(trained.generator, request, near)
+    found = Drawer(request, trained.sampler, near).candidates(macros, wanted)
+    if len(found) < n:
+        warnings.warn(
+            f"{n} distinct designs were asked for; {len(found)} could be drawn for this budget.", stacklevel=2
+        )
+    return _selected(found, request, batch, n, place, progress)
 
 
 @dataclass(frozen=True)
@@ -132,179 +136,191 @@ class Trained:
 
 def below(quantity: str, bound: float) -> dict[str, float]:
     """Arguments of `design` for networks just below a bound on "params" or "flops", and never above it."""
-    return {quantity: (1 - BELOW) * bound, "tolerance": BELOW}
+    return {quantity: (1 - BOUND_MARGIN) * bound, "tolerance": BOUND_MARGIN}
 
 
-# ---- macro designs
-
-
-def _macros(generator: SequenceGenerator, drawer: _Drawer) -> list[HLArchitecture]:
-    """Greedy designs for shares of the request, distinct; of these and sampled ones the most promising, where known."""
-    asked = torch.tensor([drawer.asked.get(name) or math.nan for name in CONDITIONS], dtype=torch.float64)
-    conditions = torch.tensor(SHARES, dtype=torch.float64)[:, None] * asked
-    found = generator.generate_many(conditions, max_strides=drawer.max_strides)
-    if drawer.near is None:
-        macros = _distinct(found)
-    else:
-        found += generator.generate_many(conditions, n=SAMPLED, seed=drawer.seed, max_strides=drawer.max_strides)
-        macros = sorted(_distinct(found), key=lambda hl: -drawer.near.promise(hl))[:PROMISING]
-    return [replace(hl, stem_stride=drawer.stem_stride) for hl in macros]
-
-
-def _distinct(found: list[list[HLArchitecture | None]]) -> list[HLArchitecture]:
-    return list(dict.fromkeys(hl for row in found for hl in row if hl is not None))
-
-
-def _plain_macros(n_families: int, max_strides: int, stem_stride: int) -> list[HLArchitecture]:
-    """One family throughout, doubled in width at each stride: where the generator's designs cannot be fitted."""
-    macros = []
-    for depth, family in ((1, 0), (1, 0), (1, 0), (3, n_families // 2), (10, n_families - 1), (1, n_families - 1)):
-        strided = {round((i + 1) * depth / (max_strides + 1)) for i in range(max_strides)} & set(range(1, depth))
-        triples, width = [], 32
-        for i in range(depth):
-            width = min(width * (2 if i in strided else 1), CHANNELS[-1])
-            triples.append(HLTriple(family, width, 2 if i in strided else 1))
-        macros.append(HLArchitecture(tuple(triples), None, stem_stride))
-    return macros
-
-
-@dataclass
-class _Drawer:
-    """Draws cells for macro designs and fits them to the target."""
+@dataclass(frozen=True)
+class Request:
+    """What is asked of a design, and what follows from it for macro designs and costs."""
 
     target: Target
     input_shape: tuple[int, ...]
     classes: int
     dense: bool
     seed: int
-    trained: Trained
-    fresh: bool = False
-    nearest: Costs | None = None
-    draws: int = 0
-    asked: dict[str, float | None] = field(init=False)  # the target, FLOPs as the generator's conditions count them
-    near: NearNetworks | None = field(init=False)
-    costs: Callable[[Architecture], Costs] = field(init=False)
 
-    def __post_init__(self):
+    @property
+    def stem_stride(self) -> int:
+        """2 for large inputs (deviation D08)."""
+        return 2 if min(self.input_shape[1:], default=1) >= MIN_SIDE_OF_STRIDED_STEM and not self.dense else 1
+
+    @property
+    def max_strides(self) -> int:
+        """How many cells may have stride 2."""
         side = min(self.input_shape[1:], default=1)
-        self.stem_stride = 2 if side >= LARGE and not self.dense else 1
-        self.max_strides = 0 if self.dense else max_strides(-(-side // self.stem_stride))
-        self.costs = partial(count, input_shape=self.input_shape, classes=self.classes, dense=self.dense)
-        reference, flops = self.trained.generator.config.input_shape, self.target.flops
+        return 0 if self.dense else max_strides(-(-side // self.stem_stride))
+
+    @property
+    def costs(self) -> Callable[[Architecture], Costs]:
+        """Of an architecture at this input."""
+        return partial(count, input_shape=self.input_shape, classes=self.classes, dense=self.dense)
+
+    def conditions(self, reference: tuple[int, ...]) -> dict[str, float | None]:
+        """The target with its FLOPs as the generator's conditions count them, at the input shape `reference`."""
         area = math.prod(reference[1:]) / math.prod(self.input_shape[1:]) * self.stem_stride ** (len(reference) - 1)
-        self.asked = {"params": self.target.params, "flops": flops and flops * area}
-        self.near = None if self.fresh else self.trained.near(**self.asked)
+        return {"params": self.target.params, "flops": self.target.flops and self.target.flops * area}
 
-    def candidates(self, macros: list[HLArchitecture], wanted: int) -> list[Fit]:
-        """`wanted` distinct fitted designs, cells drawn anew for each, the macro designs in turn.
+    def batch(self, images: Tensor | None, labels: Tensor | None) -> tuple[Tensor, Tensor, str]:
+        """Images and labels for T-CET, checked, or noise where none are given; and what they are in words."""
+        if (images is None) != (labels is None):
+            raise ValueError("images and labels must be given together, or neither; got one of them.")
+        shape, n = self.input_shape, NOISE_BATCH_SIZE
+        if images is None:
+            source = torch.Generator().manual_seed(self.seed)
+            images = torch.randn(n, *shape, generator=source)
+            labels = torch.randint(self.classes, (n, *shape[1:]) if self.dense else (n,), generator=source)
+            return images, labels, f"{n} images of standard normal noise with random labels (none were given)"
+        if tuple(images.shape[1:]) != shape or len(images) != len(labels):
+            came = f"{tuple(images.shape)} and {len(labels)} labels"
+            raise ValueError(f"images must be (B, {', '.join(map(str, shape))}) with a label each; got {came}.")
+        if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < self.classes:
+            came, last = f"{int(labels.min())} to {int(labels.max())}", self.classes - 1
+            raise ValueError(f"labels must be classes 0 to {last}; got {came}. Give the number of classes.")
+        return images, labels, f"{len(images)} given images"
 
-        A macro design is replaced by its fitted form, so that its next draw starts near the budget; one that cannot
-        be fitted goes, and plain ones stand in where none is left. Where kept cells give too few, fresh ones follow.
+
+# ---- macro designs
+
+
+def macro_designs(
+    generator: SequenceGenerator, request: Request, near: NearNetworks | None = None
+) -> list[HLArchitecture]:
+    """Greedy designs for shares of the request, distinct; of these and sampled ones the most promising, where known."""
+    asked = request.conditions(generator.config.input_shape)
+    row = torch.tensor([asked.get(name) or math.nan for name in CONDITIONS], dtype=torch.float64)
+    conditions = torch.tensor(REQUEST_SHARES, dtype=torch.float64)[:, None] * row
+    options = {"max_strides": request.max_strides}
+    rows = generator.generate_many(conditions, **options)
+    if near is not None:
+        rows += generator.generate_many(conditions, n=SAMPLES_PER_SHARE, seed=request.seed, **options)
+    macros = list(dict.fromkeys(hl for row in rows for hl in row if hl is not None))
+    if near is not None:
+        macros = sorted(macros, key=lambda hl: -near.promise(hl))[:MAX_PROMISING_MACROS]
+    return [replace(hl, stem_stride=request.stem_stride) for hl in macros]
+
+
+def plain_macros(n_families: int, max_strides: int, stem_stride: int) -> list[HLArchitecture]:
+    """One family throughout, doubled in width at each stride: where the generator's designs cannot be fitted."""
+    macros, last = [], n_families - 1
+    for depth, family, draws in ((1, 0, 3), (3, n_families // 2, 1), (10, last, 1), (1, last, 1)):
+        strided = {round((i + 1) * depth / (max_strides + 1)) for i in range(max_strides)} & set(range(1, depth))
+        triples, width = [], 32
+        for i in range(depth):
+            width = min(width * (2 if i in strided else 1), CHANNELS[-1])
+            triples.append(HLTriple(family, width, 2 if i in strided else 1))
+        macros += draws * [HLArchitecture(tuple(triples), None, stem_stride)]  # each draw has other cells
+    return macros
+
+
+# ---- candidates
+
+
+@dataclass(frozen=True)
+class Drawer:
+    """Draws the cells of macro designs (Eq. 8) and fits the networks to the request.
+
+    Attributes:
+        request: what is asked.
+        sampler: of fresh cells.
+        near: kept networks that give their cells; None where all cells are fresh.
+    """
+
+    request: Request
+    sampler: CellSampler
+    near: NearNetworks | None
+
+    def draw(self, hl: HLArchitecture, number: int, *, closest: bool = False) -> Fitted:
+        """The `number`-th draw of a request, fitted; it may miss the budget. `closest`: see `NearNetworks.realise`."""
+        request, seed = self.request, DRAWS_PER_SEED * self.request.seed + number
+        if self.near is None:
+            drawn = realise(hl, self.sampler, seed=seed)
+        else:
+            drawn = self.near.realise(hl, seed=seed, closest=closest)
+        return fit_to_budget(drawn, request.target, costs=request.costs, max_strides=request.max_strides)
+
+    def attempt(
+        self, macros: list[HLArchitecture], first: int, *, max_misses: int | None = None, closest: bool = True
+    ) -> list[Fitted]:
+        """A draw of each macro design, numbered from `first`, misses included; ends with the `max_misses`-th miss."""
+        drawn, misses = [], 0
+        for number, hl in enumerate(macros, start=first):
+            drawn.append(self.draw(hl, number, closest=closest))
+            misses += not self.request.target.met(drawn[-1].costs)
+            if misses == max_misses:
+                break
+        return drawn
+
+    def starts(self, macros: list[HLArchitecture]) -> tuple[list[Fitted], int]:
+        """Fitted draws of the macro designs, or of plain ones where none can be fitted; and how many draws it took.
+
+        Raises:
+            BudgetUnreachable: no draw meets the budget; names the nearest one.
         """
-        plain = _plain_macros(self.trained.sampler.families.n_clusters, self.max_strides, self.stem_stride)
-        start = self._fitted(macros, failures=2) or self._fitted(plain, failures=len(plain))
-        if not start and self.target.error(self.nearest) <= NEARLY:  # small networks: with some cells, not with others
-            start = self._fitted(LAST_DRAWS * macros, failures=LAST_DRAWS * len(macros), closest=False)
-        if not start:
-            raise unreachable(self.target, self.nearest)
-        found = {fitted.individual.architecture.key(): fitted for fitted in start[:wanted]}
-        for i in range(REDRAWS * wanted):
+        request = self.request
+        drawn = self.attempt(macros, 0, max_misses=MAX_MISSED_MACROS)
+        if not self.met(drawn):
+            plain = plain_macros(self.sampler.families.n_clusters, request.max_strides, request.stem_stride)
+            drawn += self.attempt(plain, len(drawn))
+        nearest = min(drawn, key=lambda fitted: fitted.error)
+        if not self.met(drawn) and nearest.error <= MAX_ERROR_TO_RETRY:  # with some cells a small network meets it
+            drawn += self.attempt(macros * RETRIES_PER_MACRO, len(drawn), closest=False)
+        if not self.met(drawn):
+            raise BudgetUnreachable(request.target, min(drawn, key=lambda fitted: fitted.error).costs)
+        return self.met(drawn), len(drawn)
+
+    def met(self, drawn: list[Fitted]) -> list[Fitted]:
+        """Those within the budget."""
+        return [fitted for fitted in drawn if self.request.target.met(fitted.costs)]
+
+    def candidates(self, macros: list[HLArchitecture], wanted: int) -> list[Fitted]:
+        """`wanted` distinct networks within the budget, or fewer; cells are drawn anew for each, macro designs in turn.
+
+        A macro design is drawn again in its fitted form, which is near the budget. Where kept cells give too few,
+        fresh ones follow.
+        """
+        starts, first = self.starts(macros)
+        found = {fitted.architecture.key(): fitted for fitted in starts[:wanted]}
+        for i in range(MAX_DRAWS_PER_CANDIDATE * wanted):
             if len(found) == wanted:
                 break
-            if i == REDRAWS * wanted // 2:
-                self.near = None
-            if (fitted := self.draw(start[i % len(start)].individual.hl)) is not None:
-                found.setdefault(fitted.individual.architecture.key(), fitted)
+            drawer = self if i < MAX_DRAWS_PER_CANDIDATE * wanted // 2 else replace(self, near=None)
+            fitted = drawer.draw(starts[i % len(starts)].architecture.hl, first + i)
+            if self.request.target.met(fitted.costs):
+                found.setdefault(fitted.architecture.key(), fitted)
         return list(found.values())
-
-    def _fitted(self, macros: list[HLArchitecture], *, failures: int, closest: bool = True) -> list[Fit]:
-        """A fitted draw of each macro design that has one; after so many failures none is expected any more."""
-        found: list[Fit] = []
-        for hl in macros:
-            if (fitted := self.draw(hl, closest=closest)) is not None:
-                found.append(fitted)
-            elif (failures := failures - 1) == 0:
-                break
-        return found
-
-    def draw(self, hl: HLArchitecture, *, closest: bool = False) -> Fit | None:
-        """Cells for `hl` (Eq. 8), then the fit; None where the budget is missed. `closest`: see `NearNetworks`."""
-        seed = 1_000_003 * self.seed + self.draws
-        self.draws += 1
-        if self.near is None:
-            architecture = realise(hl, self.trained.sampler, seed=seed)
-        else:
-            architecture = self.near.realise(hl, seed=seed, closest=closest)
-        fitted = fit(HLIndividual(hl, architecture), self.target, costs=self.costs, max_strides=self.max_strides)
-        if self.nearest is None or fitted.error < self.target.error(self.nearest):
-            self.nearest = fitted.costs
-        return fitted if self.target.met(fitted.costs) else None
 
 
 # ---- selection
 
 
-@dataclass(frozen=True)
-class _Batch:
-    """Images and labels for T-CET, and what they are."""
-
-    images: Tensor
-    labels: Tensor
-    words: str
-
-    @classmethod
-    def of(cls, images, labels, input_shape, classes: int, dense: bool, seed: int) -> _Batch:
-        if (images is None) != (labels is None):
-            raise ValueError("images and labels must be given together, or neither; got one of them.")
-        shape = tuple(input_shape)
-        if images is not None:
-            if tuple(images.shape[1:]) != shape or len(images) != len(labels):
-                came = f"{tuple(images.shape)} and {len(labels)} labels"
-                raise ValueError(f"images must be (B, {', '.join(map(str, shape))}) with a label each; got {came}.")
-            if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < classes:
-                came = f"{int(labels.min())} to {int(labels.max())}"
-                raise ValueError(f"labels must be classes 0 to {classes - 1}; got {came}. Give the number of classes.")
-            return cls(images, labels, f"{len(images)} given images")
-        source = torch.Generator().manual_seed(seed)
-        noise = torch.randn(BATCH, *shape, generator=source)
-        size = (BATCH, *shape[1:]) if dense else (BATCH,)
-        made = torch.randint(classes, size, generator=source)
-        return cls(noise, made, f"{BATCH} images of standard normal noise with random labels (none were given)")
-
-
-def _selected(fits: list[Fit], drawer: _Drawer, batch: _Batch, n: int, device, progress: bool) -> Designs:
+def _selected(found: list[Fitted], request: Request, batch: tuple, n: int, device, progress: bool) -> Designs:
     """Score every candidate by T-CET and keep the n best; a candidate whose score fails is counted, not ranked."""
     from tqdm.auto import tqdm
 
-    images, labels = batch.images.to(device), batch.labels.to(device)
+    images, labels, words = batch[0].to(device), batch[1].to(device), batch[2]
+    given = {"input_shape": request.input_shape, "classes": request.classes, "dense": request.dense}
     designs, unscored, last = Designs(), 0, None
-    for fitted in tqdm(fits, desc="T-CET", disable=not progress):
-        made = _design(fitted, drawer, batch, math.nan)
+    for fitted in tqdm(found, desc="T-CET", disable=not progress):
+        model = build(fitted.architecture, seed=request.seed, **given)
         try:
-            model = made.build(seed=drawer.seed).to(device, memory_format=torch.channels_last)
-            tcet = proxies.tcet(model, images, labels)
+            tcet = proxies.tcet(model.to(device, memory_format=torch.channels_last), images, labels)
         except proxies.ProxyError as error:
             unscored, last = unscored + 1, error
             continue
-        designs.append(replace(made, tcet=tcet))
+        designs.append(Design(architecture=fitted.architecture, **vars(fitted.costs), tcet=tcet, batch=words, **given))
     if not designs and last is not None:
         raise last
     designs.sort(key=lambda made: -made.tcet)
     del designs[n:]
     designs.unscored = unscored
     return designs
-
-
-def _design(fitted: Fit, drawer: _Drawer, batch: _Batch, tcet: float) -> Design:
-    return Design(
-        architecture=fitted.individual.architecture,
-        hl=fitted.individual.hl,
-        params=fitted.costs.params,
-        flops=fitted.costs.flops,
-        macs=fitted.costs.macs,
-        tcet=tcet,
-        batch=batch.words,
-        input_shape=drawer.input_shape,
-        classes=drawer.classes,
-        dense=drawer.dense,
-    )

@@ -24,8 +24,7 @@ class Design:
     """One network for a budget.
 
     Attributes:
-        architecture: cells, widths, strides.
-        hl: the macro design it was drawn from, after its widths were fitted.
+        architecture: cells, widths, strides, and the families that the cells were drawn for.
         params: trainable parameters.
         flops: the paper's unit (2 x MACs) at `input_shape`.
         macs: multiply-accumulates of convolutions and linear layers at `input_shape`.
@@ -37,7 +36,6 @@ class Design:
     """
 
     architecture: Architecture
-    hl: HLArchitecture
     params: int
     flops: int
     macs: int
@@ -47,40 +45,42 @@ class Design:
     classes: int = 10
     dense: bool = False
 
+    @property
+    def hl(self) -> HLArchitecture:
+        """The macro design it was drawn from, after its widths were fitted."""
+        return self.architecture.hl
+
     def build(self, *, seed: int | None = None) -> nn.Module:
         """The trainable network; `seed` as in `network.build`."""
         return build(self.architecture, input_shape=self.input_shape, classes=self.classes, dense=self.dense, seed=seed)
 
     def to_dict(self) -> dict:
         """JSON-ready form."""
-        fields = {
-            name: getattr(self, name) for name in ("params", "flops", "macs", "tcet", "batch", "classes", "dense")
-        }
-        nested = {"architecture": self.architecture.to_dict(), "hl": self.hl.to_dict()}
-        return {**nested, **fields, "input_shape": list(self.input_shape)}
+        return {**vars(self), "architecture": self.architecture.to_dict(), "input_shape": list(self.input_shape)}
 
     @classmethod
     def from_dict(cls, data: dict) -> Design:
-        """Inverse of `to_dict`.
+        """Inverse of `to_dict`; a design of an earlier version has its families beside the architecture, as "hl".
 
         Raises:
             ValueError: a field is missing, damaged, or does not fit the architecture; names it and the reason.
         """
+        if isinstance(data, dict) and "hl" in data:
+            data = {**data, "architecture": {"architecture": data.get("architecture"), "hl": data["hl"]}}
+            del data["hl"]
         wanted = set(cls.__dataclass_fields__)
         if not isinstance(data, dict) or set(data) != wanted:
             came = sorted(data) if isinstance(data, dict) else data
             raise ValueError(f"A design must have exactly the fields {sorted(wanted)}; got {str(came)[:200]}.")
-        architecture, hl = Architecture.from_dict(data["architecture"]), HLArchitecture.from_dict(data["hl"])
+        architecture = Architecture.from_dict(data["architecture"])
         for name, kind in (("tcet", float), ("batch", str), ("dense", bool), ("input_shape", list)):
             if not isinstance(data[name], kind):
                 raise ValueError(f"A design's '{name}' must be a {kind.__name__}; got {data[name]!r}.")
-        made = cls(**{**data, "architecture": architecture, "hl": hl, "input_shape": tuple(data["input_shape"])})
+        made = cls(**{**data, "architecture": architecture, "input_shape": tuple(data["input_shape"])})
         costs = count(architecture, input_shape=made.input_shape, classes=made.classes, dense=made.dense)
         for name, value in vars(costs).items():
             if data[name] != value:
                 raise ValueError(f"A design's '{name}' must be what its architecture has, {value}; got {data[name]!r}.")
-        if [(t.channels, t.stride) for t in hl.triples] != [(t.channels, t.stride) for t in architecture.triples]:
-            raise ValueError("A design's 'hl' must have the channels and strides of its 'architecture'; it has others.")
         return made
 
     def to_json(self) -> str:
@@ -121,14 +121,10 @@ class Design:
         if path.suffix == ".onnx":
             return network.to_onnx(model or self.build(seed=0), path)
         if path.suffix.removeprefix(".") in store.DESIGN_FORMATS:
-            return self._draw(path)
+            title, side = f"{self.params:,} parameters", self.input_shape[1]
+            return render(plot_architecture(self.architecture, title, resolution=side, cells=True), path)
         endings = ", ".join(f".{name}" for name in store.DESIGN_FORMATS)
         raise ValueError(f"A design is saved as {endings}; got {path.name!r}.")
-
-    def _draw(self, path: Path) -> Path:
-        title = f"{self.params:,} parameters"
-        fig = plot_architecture(self.architecture, title, resolution=self.input_shape[1], cells=True)
-        return render(fig, path)
 
     @classmethod
     def load(cls, path: Path | str) -> Design:
@@ -148,19 +144,14 @@ class Designs(list):
         """One row a design."""
         import pandas as pd
 
-        rows = [
-            {
-                "params": d.params,
-                "flops": d.flops,
-                "macs": d.macs,
-                "tcet": d.tcet,
-                "cells": len(d.architecture.triples),
-                "channels": " ".join(str(t.channels) for t in d.architecture.triples),
-                "strides": " ".join(str(t.stride) for t in d.architecture.triples),
-                "head": d.architecture.head_channels or 0,
-            }
-            for d in self
-        ]
+        rows = []
+        for design in self:
+            triples = design.architecture.triples
+            rows.append(
+                {name: getattr(design, name) for name in ("params", "flops", "macs", "tcet")}
+                | {"cells": len(triples), "channels": " ".join(str(t.channels) for t in triples)}
+                | {"strides": " ".join(str(t.stride) for t in triples), "head": design.architecture.head_channels or 0}
+            )
         return pd.DataFrame(rows)
 
     def __repr__(self) -> str:

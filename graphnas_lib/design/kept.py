@@ -13,23 +13,22 @@ import math
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from graphnas_lib import store
-from graphnas_lib.evolution import HLIndividual
 from graphnas_lib.macro import Architecture, HLArchitecture, HLTriple
 from graphnas_lib.space import Cell, CellCodes
-from graphnas_lib.synonyms import CellSampler, assemble
+from graphnas_lib.synonyms import CellSampler
 
 FILE = "sequence_cells.safetensors"
-BIN = 0.1  # of ln params and of ln FLOPs; the history is thinned to the best networks of each bin
-OF_BIN = 30
-NEAR = 0.1  # networks that far from a request, in ln, are near it
-NETWORKS = 30  # where fewer are near, the nearest so many
-LIKE = 4  # at most so many of these give their cells to a macro design
+LOG_COST_BIN_WIDTH = 0.1  # of ln params and of ln FLOPs; the history is thinned to the best networks of each bin
+MAX_NETWORKS_PER_BIN = 30
+MAX_LOG_COST_GAP = 0.1  # networks that far from a request, in ln, are near it
+MIN_NEAR_NETWORKS = 30  # where fewer are near, the nearest so many
+MAX_CELL_DONORS = 4  # at most so many of these give their cells to a macro design
 
 
 @dataclass(frozen=True)
@@ -51,22 +50,29 @@ class KeptNetworks:
     codes: CellCodes
 
     @classmethod
-    def of(cls, individuals: Sequence[HLIndividual], costs: Tensor, scores: Tensor) -> KeptNetworks:
+    def of(cls, individuals: Sequence[Architecture], costs: Tensor, scores: Tensor) -> KeptNetworks:
         """Thin a history to the best networks of each size.
 
         Args:
-            individuals: n recorded individuals.
+            individuals: n recorded architectures, whose triples know their families.
             costs: their params and FLOPs (n, 2).
             scores: their T-CET (n,).
         """
         costs, scores = costs.double(), scores.double()
-        rows = _best_of_bins(costs, scores)
-        cells, longest = {}, max(len(individuals[i].hl.triples) for i in rows)
+        kept = set()
+        for column in costs.T:  # the best of each bin, by either cost
+            bins = (column.log() / LOG_COST_BIN_WIDTH).floor()
+            for value in bins.unique():
+                rows = (bins == value).nonzero().flatten()
+                best_first = rows[scores[rows].argsort(descending=True, stable=True)]
+                kept |= set(best_first[:MAX_NETWORKS_PER_BIN].tolist())
+        rows = sorted(kept)
+        cells, longest = {}, max(len(individuals[i].triples) for i in rows)
         triples = torch.full((len(rows), longest, 3), -1, dtype=torch.int16)
         places = torch.full((len(rows), longest), -1, dtype=torch.int32)
         for row, i in enumerate(rows):
-            for place, (family, triple) in enumerate(individuals[i].pairs()):
-                triples[row, place] = torch.tensor([family, triple.channels, triple.stride])
+            for place, triple in enumerate(individuals[i].triples):
+                triples[row, place] = torch.tensor([triple.family, triple.channels, triple.stride])
                 places[row, place] = cells.setdefault(triple.cell, len(cells))
         return cls(costs[rows], scores[rows], triples, places, CellCodes.of(list(cells)))
 
@@ -80,13 +86,13 @@ class KeptNetworks:
         """
         asked = [(i, math.log(value)) for i, value in enumerate((params, flops)) if value is not None]
         off = torch.stack([(self.costs[:, i].log() - value).abs() for i, value in asked]).amax(dim=0)  # (n,)
-        rows = off.argsort(stable=True)[: max(int((off <= NEAR).sum()), NETWORKS)]
+        rows = off.argsort(stable=True)[: max(int((off <= MAX_LOG_COST_GAP).sum()), MIN_NEAR_NETWORKS)]
         used = [i for i in self.places[rows].unique().tolist() if i >= 0]
         cells = dict(zip(used, self.codes[torch.tensor(used)].cells(), strict=True))
         networks = []
         for score, triples, places in zip(*(x[rows].tolist() for x in (self.scores, self.triples, self.places))):
-            filled = [(HLTriple(*triple), cells[i]) for triple, i in zip(triples, places, strict=True) if i >= 0]
-            networks.append(Network(score, *zip(*filled, strict=True)))
+            own = tuple(HLTriple(*triple) for triple in triples if triple[0] >= 0)
+            networks.append(KeptNetwork(score, own, tuple(cells[i] for i in places if i >= 0), _counts(own)))
         return NearNetworks(networks, sampler)
 
     def to_tensors(self) -> dict[str, Tensor]:
@@ -106,29 +112,13 @@ class KeptNetworks:
         return cls.from_tensors(store.load("sequence", FILE, scale))
 
 
-def _best_of_bins(costs: Tensor, scores: Tensor) -> list[int]:
-    """Indices of the best networks in each bin of either cost, ascending."""
-    kept = set()
-    for column in costs.T:
-        bins = (column.log() / BIN).floor()
-        for value in bins.unique():
-            rows = (bins == value).nonzero().flatten()
-            kept |= set(rows[scores[rows].argsort(descending=True, stable=True)[:OF_BIN]].tolist())
-    return sorted(kept)
-
-
-@dataclass(frozen=True)
-class Network:
+class KeptNetwork(NamedTuple):
     """T-CET, macro design and cells of a kept network."""
 
     score: float
     triples: tuple[HLTriple, ...]
     cells: tuple[Cell, ...]
-
-    @cached_property
-    def counts(self) -> tuple[Counter, Counter]:
-        """How often each family and each triple occurs."""
-        return _counts(self.triples)
+    counts: tuple[Counter, Counter]  # how often each family and each triple occurs
 
 
 def _counts(triples: Sequence[HLTriple]) -> tuple[Counter, Counter]:
@@ -144,7 +134,7 @@ class NearNetworks:
         sampler: of fresh cells, for families that they lack.
     """
 
-    networks: list[Network]
+    networks: list[KeptNetwork]
     sampler: CellSampler
 
     def promise(self, hl: HLArchitecture) -> float:
@@ -159,10 +149,10 @@ class NearNetworks:
         Args:
             hl: macro design.
             seed: of which networks' cells are taken, and of fresh ones.
-            closest: take those of the likest network alone; else of one to `LIKE` networks, mixed.
+            closest: take those of the likest network alone; else of one to `MAX_CELL_DONORS` networks, mixed.
         """
         generator = torch.Generator().manual_seed(seed)
-        mixed = 1 if closest else 1 + int(torch.randint(LIKE, (), generator=generator))
+        mixed = 1 if closest else 1 + int(torch.randint(MAX_CELL_DONORS, (), generator=generator))
         same, any_place = defaultdict(list), defaultdict(list)
         for _, network in self._likest(hl, mixed):
             for place, cell in zip(_numbered(network.triples), network.cells, strict=True):
@@ -174,9 +164,9 @@ class NearNetworks:
         for place in _numbered(hl.triples):
             known = same.get(place) or any_place.get(place[0])
             cells.append(known[torch.randint(len(known), (), generator=generator)] if known else next(fresh))
-        return assemble(hl, cells)
+        return hl.with_cells(cells)
 
-    def _likest(self, hl: HLArchitecture, n: int) -> list[tuple[float, Network]]:
+    def _likest(self, hl: HLArchitecture, n: int) -> list[tuple[float, KeptNetwork]]:
         """The n networks of highest T-CET times likeness, with it; likeness is the mean of two shares in common, of
         families and of whole triples."""
         own, rated = _counts(hl.triples), []

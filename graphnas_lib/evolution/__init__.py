@@ -1,4 +1,8 @@
-"""Evolution (Algorithm 1) in the space of families and in the flat space, its mutations, and random search."""
+"""Evolution (Algorithm 1) in the space of families and in the flat space, its mutations, and random search.
+
+An individual is a `macro.Architecture`; `evolve` searches any `Problem`, `hl_evo`, `flat_evo` and `random_evo` the
+paper's. Beside the loop (`search`) stand what asks for scores (`evaluation`) and what is remembered (`history`).
+"""
 
 from graphnas_lib.evolution.algorithms import (
     budget,
@@ -8,36 +12,10 @@ from graphnas_lib.evolution.algorithms import (
     hl_evo,
     hl_start,
     max_strides,
+    network_problem,
     random_evo,
 )
-from graphnas_lib.evolution.mutations import HLIndividual, random_architecture, round_channels
-from graphnas_lib.evolution.search import (
-    ScoreError,
-    SearchError,
-    SearchResult,
-    best_so_far,
-    evolve,
-    history_table,
-    random_search,
-)
-
-__all__ = [
-    "HLIndividual",
-    "ScoreError",
-    "SearchError",
-    "SearchResult",
-    "best_so_far",
-    "budget",
-    "evolve",
-    "filled",
-    "flat_evo",
-    "flat_start",
-    "history_table",
-    "hl_evo",
-    "hl_start",
-    "max_strides",
-    "random_architecture",
-    "random_evo",
-    "random_search",
-    "round_channels",
-]
+from graphnas_lib.evolution.evaluation import ScoreError
+from graphnas_lib.evolution.history import SearchError, best_so_far, history_table
+from graphnas_lib.evolution.mutations import random_architecture, round_channels
+from graphnas_lib.evolution.search import Problem, SearchResult, evolve, random_search

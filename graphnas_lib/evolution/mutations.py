@@ -1,59 +1,23 @@
 """What HL-Evo and the flat baseline evolve (Algorithm 1, lines 1 to 19; App. C): individuals and their mutations.
 
-An individual carries the families it was asked for beside the cells that were generated for them (Eq. 8); GenCell comes
-in as a callable. Insertion and removal of cells while exploring (`depth_mutation`) are ours: the literal algorithm
-never changes depth.
+An individual is an `Architecture`; in the HL space its triples know the families that their cells were generated for
+(Eq. 8). GenCell comes in as a callable. Insertion and removal of cells while exploring (`depth_mutation`) are ours: the
+literal algorithm never changes depth.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import count
 
 import torch
 
-from graphnas_lib.macro import CHANNELS, MAX_CELLS, STRIDES, Architecture, HLArchitecture, HLTriple, Triple
+from graphnas_lib.macro import CHANNELS, MAX_CELLS, STRIDES, Architecture, Triple
 from graphnas_lib.space import EDGES, OPERATIONS, Cell, random_cell
 
-EDGES_TRIED = 300  # one in 28 suffices for all but a few cells
+MAX_EDGE_FLIPS = 300  # one in 28 suffices for all but a few cells
 ALPHA_0 = ((5, 32, 1), (5, 64, 2), (5, 64, 1))  # paper: App. C, "the mean of the 5-th cluster"
-
-
-@dataclass(frozen=True)
-class HLIndividual:
-    """A high-level design and the concrete architecture drawn from it (Eq. 8); same widths and strides."""
-
-    hl: HLArchitecture
-    architecture: Architecture
-
-    def key(self) -> str:
-        """Hash over families and the concrete architecture."""
-        families = [triple.cluster for triple in self.hl.triples]
-        return hashlib.sha256(f"{families}{self.architecture.key()}".encode()).hexdigest()[:16]
-
-    def to_json(self) -> str:
-        """Text that `from_json` reads."""
-        return json.dumps({"hl": self.hl.to_dict(), "architecture": self.architecture.to_dict()})
-
-    @classmethod
-    def from_json(cls, text: str) -> HLIndividual:
-        """Inverse of `to_json`."""
-        data = json.loads(text)
-        return cls(HLArchitecture.from_dict(data["hl"]), Architecture.from_dict(data["architecture"]))
-
-    @classmethod
-    def from_pairs(cls, pairs: list[tuple[int, Triple]], like: HLIndividual | None = None) -> HLIndividual:
-        """Individual of (family, triple) pairs; head and stem as in `like`."""
-        head, stem = (like.architecture.head_channels, like.architecture.stem_stride) if like else (None, 1)
-        hl = tuple(HLTriple(family, triple.channels, triple.stride) for family, triple in pairs)
-        return cls(HLArchitecture(hl, head, stem), Architecture(tuple(triple for _, triple in pairs), head, stem))
-
-    def pairs(self) -> list[tuple[int, Triple]]:
-        """(family, triple) of every cell."""
-        return [(hl.cluster, triple) for hl, triple in zip(self.hl.triples, self.architecture.triples, strict=True)]
 
 
 class CellSupply:
@@ -74,19 +38,15 @@ class CellSupply:
         return self.generate_cell(family, index=self.counts[family] - 1)
 
 
-def initial_individual(generate_cell: Callable[[int], Cell], n_families: int, *, stem_stride: int = 1) -> HLIndividual:
+def initial_individual(generate_cell: Callable[[int], Cell], n_families: int) -> Architecture:
     """alpha_0 of App. C: three cells of the fifth family, one generated cell in all three (family modulo K)."""
     family = ALPHA_0[0][0] % n_families
     cell = generate_cell(family)
-    pairs = [(family, Triple(cell, channels, stride)) for _, channels, stride in ALPHA_0]
-    individual = HLIndividual.from_pairs(pairs)
-    return HLIndividual(
-        replace(individual.hl, stem_stride=stem_stride), replace(individual.architecture, stem_stride=stem_stride)
-    )
+    return Architecture(tuple(Triple(cell, channels, stride, family) for _, channels, stride in ALPHA_0))
 
 
 def hl_mutate(
-    individual: HLIndividual,
+    individual: Architecture,
     exploration: bool,
     generator: torch.Generator,
     *,
@@ -95,14 +55,14 @@ def hl_mutate(
     depth_mutation: bool = True,
     repeats: bool = False,
     channel_step: str = "uniform",
-) -> HLIndividual:
-    """Mutate of Algorithm 1: one random cell, one random kind of change.
+) -> Architecture:
+    """Mutate of Algorithm 1 (lines 6 to 19): one random cell, one random kind of change.
 
     Kinds are equally likely: channels, stride, cell design; while exploring also cell family and, unless
     `depth_mutation` is off (the literal algorithm, which never changes depth), insertion and removal of a cell.
 
     Args:
-        individual: the parent.
+        individual: the parent; its triples know their families.
         exploration: phase e of Algorithm 1.
         generator: source of every choice but the cells'.
         generate_cell: GenCell, family -> Cell (see `CellSupply`).
@@ -111,31 +71,24 @@ def hl_mutate(
         repeats: an inserted cell is its neighbour's once more, as the released code's stages repeat theirs.
         channel_step: "uniform" over C as printed, or "local" (within 30%).
     """
-    pairs = individual.pairs()
-    i = _choice(range(len(pairs)), generator)
-    family, triple = pairs[i]
-    kind = _choice(
-        _kinds(("channels", "stride", "cell"), ("family",), exploration, depth_mutation, len(pairs)), generator
-    )
-    if kind == "channels":
-        pairs[i] = (family, replace(triple, channels=_channels(triple.channels, channel_step, generator)))
-    elif kind == "stride":
-        pairs[i] = (family, replace(triple, stride=_choice(STRIDES, generator)))
-    elif kind == "cell":
-        pairs[i] = (family, replace(triple, cell=generate_cell(family)))
-    elif kind == "remove":
-        del pairs[i]
-    elif kind == "insert" and repeats:
-        pairs.insert(i + 1, (family, replace(triple, stride=1)))
-    else:
-        family = _choice(range(n_families), generator)
-        cell = generate_cell(family)
+    triples = list(individual.triples)
+    i = _choice(range(len(triples)), generator)  # line 7
+    triple, kinds = triples[i], ("channels", "stride", "cell")
+    if exploration:
+        kinds += ("family", *_depth_kinds(len(triples), depth_mutation))
+    kind = _choice(kinds, generator)  # line 9
+    if kind == "cell":
+        triples[i] = replace(triple, cell=generate_cell(triple.family))  # lines 8 and 12
+    elif kind == "family" or (kind == "insert" and not repeats):
+        family = _choice(range(n_families), generator)  # line 14
+        cell = generate_cell(family)  # line 15
         if kind == "family":
-            pairs[i] = (family, replace(triple, cell=cell))
+            triples[i] = replace(triple, cell=cell, family=family)
         else:
-            place = i + _choice((0, 1), generator)
-            pairs.insert(place, (family, Triple(cell, triple.channels, 1)))
-    return HLIndividual.from_pairs(pairs, individual)
+            triples.insert(i + _choice((0, 1), generator), Triple(cell, triple.channels, 1, family))
+    else:
+        _change_macro(triples, i, kind, channel_step, generator)
+    return replace(individual, triples=tuple(triples))  # lines 17 and 18
 
 
 def flat_mutate(
@@ -153,33 +106,43 @@ def flat_mutate(
     """
     triples = list(architecture.triples)
     i = _choice(range(len(triples)), generator)
-    triple = triples[i]
-    kind = _choice(
-        _kinds(("edge", "operation", "channels", "stride"), (), exploration, depth_mutation, len(triples)), generator
-    )
-    if kind == "channels":
-        triples[i] = replace(triple, channels=_channels(triple.channels, channel_step, generator))
-    elif kind == "stride":
-        triples[i] = replace(triple, stride=_choice(STRIDES, generator))
-    elif kind == "remove":
-        del triples[i]
-    elif kind == "insert" and repeats:
-        triples.insert(i + 1, replace(triple, stride=1))
-    elif kind == "insert":
+    triple, kinds = triples[i], ("edge", "operation", "channels", "stride")
+    if exploration:
+        kinds += _depth_kinds(len(triples), depth_mutation)
+    kind = _choice(kinds, generator)
+    if kind in ("edge", "operation"):
+        triples[i] = replace(triple, cell=mutate_cell(triple.cell, kind, generator))
+    elif kind == "insert" and not repeats:
         triples.insert(i + _choice((0, 1), generator), Triple(_valid_cell(generator), triple.channels, 1))
     else:
-        triples[i] = replace(triple, cell=mutate_cell(triple.cell, kind, generator))
+        _change_macro(triples, i, kind, channel_step, generator)
     return replace(architecture, triples=tuple(triples))
+
+
+def _depth_kinds(n: int, depth_mutation: bool) -> tuple[str, ...]:
+    return ("insert",) * (n < MAX_CELLS) + ("remove",) * (n > 1) if depth_mutation else ()
+
+
+def _change_macro(triples: list[Triple], i: int, kind: str, channel_step: str, generator: torch.Generator) -> None:
+    """Changes that need no new cell: width (line 10), stride (line 11), removal, and a repeat of the cell."""
+    if kind == "channels":
+        triples[i] = replace(triples[i], channels=mutate_channels(triples[i].channels, channel_step, generator))
+    elif kind == "stride":
+        triples[i] = replace(triples[i], stride=_choice(STRIDES, generator))
+    elif kind == "remove":
+        del triples[i]
+    else:
+        triples.insert(i + 1, replace(triples[i], stride=1))
 
 
 def mutate_cell(cell: Cell, kind: str, generator: torch.Generator) -> Cell:
     """A valid neighbour of `cell` in canonical form: one "edge" flipped or one live "operation" exchanged.
 
     Unused nodes first get random operations, so that a flipped edge can bring them in. A few cells have no neighbour
-    by an edge (a skip beside an edge from input to output): after `EDGES_TRIED` flips these get another operation.
+    by an edge (a skip beside an edge from input to output): after `MAX_EDGE_FLIPS` flips these get another operation.
     """
     for attempt in count():
-        if attempt == EDGES_TRIED:
+        if attempt == MAX_EDGE_FLIPS:
             kind = "operation"
         operations, matrix = list(cell.operations), cell.adjacency.copy()
         if kind == "edge":
@@ -192,18 +155,12 @@ def mutate_cell(cell: Cell, kind: str, generator: torch.Generator) -> Cell:
             return changed
 
 
-def _kinds(always, exploring, exploration: bool, depth_mutation: bool, n: int) -> tuple[str, ...]:
-    if not exploration:
-        return always
-    depth = ("insert",) * (n < MAX_CELLS) + ("remove",) * (n > 1) if depth_mutation else ()
-    return (*always, *exploring, *depth)
-
-
 def _choice(options, generator: torch.Generator):
     return options[torch.randint(len(options), (), generator=generator).item()]
 
 
-def _channels(channels: int, step: str, generator: torch.Generator) -> int:
+def mutate_channels(channels: int, step: str, generator: torch.Generator) -> int:
+    """Another width: "uniform" over C, or "local", within 30% of `channels`."""
     if step == "uniform":
         return _choice(CHANNELS, generator)  # paper: c ~ U{C}
     if step != "local":
@@ -230,16 +187,16 @@ def _valid_cell(generator: torch.Generator) -> Cell:
 
 def random_individual(
     generator: torch.Generator, *, generate_cell: Callable[[int], Cell], n_families: int, max_cells: int = MAX_CELLS
-) -> HLIndividual:
+) -> Architecture:
     """A draw from the HL space: depth and families uniform, widths log-uniform, three strides of 2 on average.
 
     Uniform widths would meet no small budget: their mean is 516.
     """
-    pairs = []
+    triples = []
     for channels, stride in _random_sizes(generator, max_cells):
         family = _choice(range(n_families), generator)
-        pairs.append((family, Triple(generate_cell(family), channels, stride)))
-    return HLIndividual.from_pairs(pairs)
+        triples.append(Triple(generate_cell(family), channels, stride, family))
+    return Architecture(tuple(triples))
 
 
 def random_architecture(generator: torch.Generator, *, max_cells: int = MAX_CELLS) -> Architecture:

@@ -7,9 +7,15 @@ number with shuffled labels (a control that must be at chance).
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING
 
 import numpy as np
-import pandas as pd
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+MAX_TRUSTWORTHINESS_CELLS = 3_000  # memory grows with the square
 
 
 def embed(latents, seed: int = 0) -> np.ndarray:
@@ -55,67 +61,36 @@ def cluster_metrics(latents, zc, labels, seed: int = 0, *, neighbours: int = 10,
     Raises:
         ValueError: the three differ in length, or n < 4 * neighbours.
     """
+    import pandas as pd
+    from scipy import stats
+    from sklearn import cluster, manifold, metrics, neighbors
+
     x, zc, labels = np.asarray(latents, dtype=float), np.asarray(zc, float), np.asarray(labels)
     if not len(x) == len(zc) == len(labels):
         raise ValueError(f"latents, zc and labels must have one row a cell; got {len(x)}, {len(zc)} and {len(labels)}.")
     if len(x) < 4 * neighbours:
         raise ValueError(f"Cluster metrics with {neighbours} neighbours need {4 * neighbours} cells; got {len(x)}.")
-    near = _nearest(x, neighbours)
-    found = _kmeans(x, len(np.unique(labels)), seed)
+    near = (
+        neighbors.NearestNeighbors(n_neighbors=neighbours, metric="manhattan").fit(x).kneighbors(return_distance=False)
+    )  # (n, k), the point itself left out
+    found = cluster.KMeans(len(np.unique(labels)), n_init=3, random_state=seed).fit_predict(x)
     a, b = np.random.default_rng(seed).integers(len(x), size=(2, min(pairs, 50 * len(x))))
     a, b = a[a != b], b[a != b]
     apart = np.abs(x[a] - x[b]).sum(1)
-    metrics: dict[str, Callable] = {
+    families, most = len(np.unique(labels)), MAX_TRUSTWORTHINESS_CELLS
+    l1 = {"metric": "manhattan"}
+    silhouette = partial(metrics.silhouette_score, **l1, sample_size=min(most, len(x)), random_state=seed)
+    k = min(15, (len(x[:most]) - 1) // 2)
+    by_name: dict[str, Callable] = {
         f"kNN purity (k = {neighbours})": lambda z, y: (y[near] == y[:, None]).mean(),
-        "silhouette": lambda z, y: _silhouette(x, y, seed),
-        "ARI of k-means": lambda z, y: _ari(found, y),
-        "trustworthiness (k = 15)": lambda z, y: _trustworthiness(z, x),
-        "Spearman of L1(f) and d(z)": lambda z, y: _spearman(apart, np.abs(z[a] - z[b]).sum(1)),
+        "silhouette": lambda z, y: silhouette(x, y) if 2 <= families < len(x) else np.nan,
+        "ARI of k-means": lambda z, y: metrics.adjusted_rand_score(y, found) if families > 1 else np.nan,
+        "trustworthiness (k = 15)": lambda z, y: manifold.trustworthiness(z[:most], x[:most], n_neighbors=k, **l1),
+        "Spearman of L1(f) and d(z)": lambda z, y: stats.spearmanr(apart, np.abs(z[a] - z[b]).sum(1)).statistic,
     }
     order = np.random.default_rng(seed + 1).permutation(len(x))
     rows = [
         {"metric": name, "value": metric(zc, labels), "shuffled": metric(zc[order], labels[order]), "n": len(x)}
-        for name, metric in metrics.items()
+        for name, metric in by_name.items()
     ]
     return pd.DataFrame(rows)
-
-
-def _nearest(x: np.ndarray, k: int) -> np.ndarray:
-    """Indices of the k nearest neighbours in L1, the point itself left out. (n, k)."""
-    from sklearn.neighbors import NearestNeighbors
-
-    return NearestNeighbors(n_neighbors=k, metric="manhattan").fit(x).kneighbors(return_distance=False)
-
-
-def _kmeans(x: np.ndarray, k: int, seed: int) -> np.ndarray:
-    from sklearn.cluster import KMeans
-
-    return KMeans(k, n_init=3, random_state=seed).fit_predict(x)
-
-
-def _silhouette(x: np.ndarray, labels: np.ndarray, seed: int) -> float:
-    from sklearn.metrics import silhouette_score
-
-    if not 2 <= len(np.unique(labels)) < len(x):
-        return float("nan")
-    return float(silhouette_score(x, labels, metric="manhattan", sample_size=min(3000, len(x)), random_state=seed))
-
-
-def _ari(found: np.ndarray, labels: np.ndarray) -> float:
-    from sklearn.metrics import adjusted_rand_score
-
-    return float(adjusted_rand_score(labels, found)) if len(np.unique(labels)) > 1 else float("nan")
-
-
-def _trustworthiness(zc: np.ndarray, x: np.ndarray) -> float:
-    """Share of latent neighbours that are neighbours in z, ranked; first 3,000 cells (quadratic in memory)."""
-    from sklearn.manifold import trustworthiness
-
-    k = min(15, (len(x[:3000]) - 1) // 2)
-    return float(trustworthiness(zc[:3000], x[:3000], n_neighbors=k, metric="manhattan"))
-
-
-def _spearman(a: np.ndarray, b: np.ndarray) -> float:
-    from scipy.stats import spearmanr
-
-    return float(spearmanr(a, b).statistic)

@@ -6,14 +6,14 @@ All follow the device of their inputs. Reconstruction and KL are sums over what 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from graphnas_lib.clusters import zc_distance
-from graphnas_lib.space import KERNEL_OF, TYPE_OF, CellCodes, Logits, edge_matrix, graph_view, soft_decodes
+from graphnas_lib.space import KERNEL_OF, TYPE_OF, CellCodes, Logits, edge_matrix
 
 
 def reconstruction_loss(logits: Logits, codes: CellCodes) -> Tensor:
@@ -93,25 +93,21 @@ def loose_ends_loss(logits: Logits) -> Tensor:
     return loose[:, 1:-1].sum(dim=1).mean()
 
 
-def cycle_loss(model: nn.Module, latent: Tensor, logits: Logits) -> Tensor:
-    """Do random latents (n, m) come back? The cells that they decode to are encoded again, and compared.
+def cycle_loss(q_again: Tensor, q_asked: Tensor, again: Tensor, asked: Tensor, *, latent_weight: float) -> Tensor:
+    """Do random latents `asked` (n, m) come back, as latents `again` of the cells that they decode to?
 
-    Mean squared difference of q, plus `config.cycle_latent` times that of the latents, each dimension in its unit. Not
-    in the paper: independent random latents lie beside those of cells, where Eq. 4-5 leave q and the decoder free to
-    disagree, and where the decoder may say one cell for many latents. The gradient reaches the decoder's operations
-    alone, straight through the arg-max and the encoder, whose weights it leaves. Zero when no latent decodes to a valid
-    cell; `logits` are the model's of `latent`.
+    Mean squared difference of q, (n, 4), plus `latent_weight` times that of the latents, each dimension in its unit.
+    Not in the paper: independent random latents lie beside those of cells, where Eq. 4-5 leave q and the decoder free
+    to disagree, and where the decoder may say one cell for many latents. What was asked is no target of the gradient.
     """
-    cells, rows, features = soft_decodes(logits)
-    if not len(rows):
-        return latent.new_zeros(())
-    given = features.detach().requires_grad_()
-    again, asked = model.encoder.of_view(graph_view(cells)[0], given)[0], latent[rows].detach()
-    loss = F.mse_loss(model.predictor(again), model.predictor(asked).detach())
-    loss = loss + model.config.cycle_latent * F.mse_loss(again / model.encoder.unit, asked / model.encoder.unit)
+    return F.mse_loss(q_again, q_asked.detach()) + latent_weight * F.mse_loss(again, asked.detach())
+
+
+def gradient_through(loss: Tensor, given: Tensor, features: Tensor) -> Tensor:
+    """`loss`, which was computed from `given`; its gradient reaches `features`, equal to `given`, and nothing else."""
     (slope,) = torch.autograd.grad(loss, given)
-    through = (features * slope).sum()
-    return loss.detach() + through - through.detach()
+    carried = (features * slope).sum()
+    return loss.detach() + carried - carried.detach()
 
 
 @dataclass(frozen=True)
@@ -127,44 +123,11 @@ class GVAELoss:
     loose_ends: Tensor
     cycle: Tensor
 
-
-def gvae_loss(
-    model: nn.Module, codes: CellCodes, zc: Tensor, *, kl_weight: float, regularised: bool, generator: torch.Generator
-) -> GVAELoss:
-    """Eq. 4-5 of a `gvae.GVAE` on one batch whose first `len(zc)` cells are the labelled ones.
-
-    The latent is sampled, f = mu + sigma * noise, for the decoder and for q; the triplet term takes mu. With
-    `regularised=False` both terms of Eq. 5 are zero, and so are ours: `decorrelation_loss` of all dimensions, and once
-    more of those that the triplet term orders, which it makes copies of one another; `loose_ends_loss` and `cycle_loss`
-    of independent normal latents, as many as labelled cells, with the mean and deviation of the batch's.
-    """
-    config = model.config
-    mu, logvar = model.encoder(codes)
-    noise = torch.randn(mu.shape, generator=generator, device=mu.device)
-    latent = mu + (0.5 * logvar).exp() * noise
-    reconstruction = reconstruction_loss(model.logits(latent, codes.edges), codes)
-    unit = model.encoder.unit
-    kl = kl_divergence(mu / unit, logvar - 2 * unit.log())
-    triplet = predictor = decorrelation = loose_ends = cycle = mu.new_zeros(())
-    if regularised and len(zc):
-        triples = choose_triplets(zc, min_gap=config.min_gap, generator=generator)
-        ordered = (mu / unit)[:, : config.triplet_dims or None]
-        triplet = triplet_margin_loss(ordered[: len(zc)], *triples, margin=config.margin)
-        predictor = predictor_loss(model.predictor(latent[: len(zc)]), zc)
-        if config.decorrelation_weight:
-            decorrelation = decorrelation_loss(mu) + (decorrelation_loss(ordered) if config.triplet_dims else 0)
-        if config.cycle_weight or config.loose_ends_weight:
-            random = torch.randn(len(zc), mu.shape[1], generator=generator, device=mu.device)
-            random = random * mu.detach().std(dim=0) + mu.detach().mean(dim=0)
-            said = model.logits(random)
-            loose_ends, cycle = loose_ends_loss(said), cycle_loss(model, random, said)
-    total = (
-        reconstruction
-        + kl_weight * kl
-        + config.triplet_weight * triplet
-        + config.predictor_weight * predictor
-        + config.decorrelation_weight * decorrelation
-        + config.loose_ends_weight * loose_ends
-        + config.cycle_weight * cycle
-    )
-    return GVAELoss(total, reconstruction, kl, triplet, predictor, decorrelation, loose_ends, cycle)
+    @classmethod
+    def of(cls, parts: dict[str, Tensor], weights, *, kl_weight: float) -> GVAELoss:
+        """Terms by name, those that are not there zero; `weights` holds the weight of term x as `x_weight`."""
+        zero = torch.zeros_like(parts["kl"])
+        terms = {field.name: parts.get(field.name, zero) for field in fields(cls)[1:]}
+        weight = {"reconstruction": 1.0, "kl": kl_weight}
+        total = sum(weight.get(name, getattr(weights, f"{name}_weight", 0.0)) * term for name, term in terms.items())
+        return cls(total, **terms)

@@ -63,12 +63,6 @@ def validity(
     }
 
 
-def r_squared(found: Tensor, wanted: Tensor) -> list[float]:
-    """Share of the variance of `wanted` (n, P) that `found` explains, a component."""
-    unexplained = (found - wanted).square().sum(dim=0)
-    return (1 - unexplained / (wanted - wanted.mean(dim=0)).square().sum(dim=0)).tolist()
-
-
 def random_latents(gvae: GVAE, n: int, *, seed: int) -> dict[str, Tensor]:
     """Normal latents, (n, m) each: "normal" of N(0, I), "scaled" with the training latents' mean and deviation."""
     noise = torch.randn(n, gvae.config.latent_dim, generator=torch.Generator().manual_seed(seed))

@@ -1,24 +1,26 @@
 """A network without this package: one Python file that imports PyTorch alone, and ONNX (peers' users ask for both).
 
 The file's modules carry the names of `network.Network`'s, so that weights go from one to the other by
-`load_state_dict`. ONNX is made from that file's network, whose layers are PyTorch's own, and checked against the
-original before it is kept.
+`load_state_dict`. ONNX is checked against the original before it is kept.
 """
 
 from __future__ import annotations
 
+import copy
 import logging
 import os
 import textwrap
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from graphnas_lib.macro import Architecture
-from graphnas_lib.network.modules import CellModule, Network, build, count
-from graphnas_lib.space import INPUT, OUTPUT
+from graphnas_lib.network.modules import Network, count, ends, plan, steps
+from graphnas_lib.network.operations import Layer
+from graphnas_lib.space import INPUT, OUTPUT, Cell
 
 TOLERANCE = 1e-4  # largest difference of outputs, relative to the largest output
 
@@ -107,17 +109,15 @@ def to_code(
         dense: one prediction a position.
         title: first line of its docstring.
     """
-    sizes = {"input_shape": tuple(input_shape), "classes": classes, "dense": dense}
-    model, costs = build(architecture, **sizes, seed=0), count(architecture, **sizes)
+    costs = count(architecture, input_shape=input_shape, classes=classes, dense=dense)
     names: dict[str, str] = {}  # body of a class -> its name
-    inputs, calls = architecture.stem_channels, []
-    for triple, module in zip(architecture.triples, model.cells, strict=True):
-        body = _cell(triple.cell, module, inputs, triple.channels, 1 if dense else triple.stride)
+    calls = []
+    for step in steps(architecture, dense):
+        body = _cell(*step)
         names.setdefault(body, f"Cell{len(names) + 1}")
         calls.append(f"{names[body]}()")
-        inputs = triple.channels
     classes_text = "".join(f"\n\nclass {name}(nn.Module):\n{body}" for body, name in names.items())
-    body = classes_text + _network(model, calls)
+    body = classes_text + _network(architecture, tuple(input_shape), classes, dense, calls)
     helpers = "".join("\n" + text for name, text in _HELPERS.items() if f" {name}(" in body)
     shape = " x ".join(map(str, input_shape))
     numbers = {"params": costs.params, "flops": costs.flops, "shape": shape, "classes": classes}
@@ -126,40 +126,37 @@ def to_code(
     return header + (helpers + body + footer).replace("@", f"{len(input_shape) - 1}d")
 
 
-def _cell(cell, module: CellModule, inputs: int, channels: int, stride: int) -> str:
+def _cell(cell: Cell, inputs: int, channels: int, stride: int) -> str:
     """Body of a cell's class."""
-    projected = isinstance(module.projection, nn.Sequential)
+    planned = plan(cell, inputs, channels, stride)
     told = f"{inputs} -> {channels} channels" + (f", stride {stride}" if stride != 1 else "")
     lines = [f'"""{told}."""', "", "def __init__(self):", "    super().__init__()"]
-    if projected:
+    value, before = {INPUT: "x"}, []
+    if planned.projection:
         lines.append(f"    self.projection = conv({inputs}, {channels}, 1{_stride(stride)})")
+        value[INPUT], before = "projected", ["    projected = self.projection(x)"]
     lines += ["    self.nodes = nn.ModuleDict(", "        {"]
-    for node, _, raw in module.wiring:
-        if str(node) in module.nodes:
-            sizes = (inputs, channels, stride) if raw else (channels, channels, 1)
-            call = _operation(cell.operations[node - 1], module.nodes[str(node)], *sizes)
-            lines.append(f'            "{node}": {call},')
-    lines += ["        }", "    )", "", "def forward(self, x):"]
-    value = {INPUT: "x"}
-    if projected:
-        lines.append("    projected = self.projection(x)")
-        value[INPUT] = "projected"
-    for node, sources, raw in module.wiring:
-        total = "x" if raw else " + ".join(value[source] for source in sources)
-        if node == OUTPUT:
+    for node in planned.nodes:
+        if node.layers:
+            sizes = (inputs, channels, stride) if node.raw else (channels, channels, 1)
+            call = _operation(cell.operations[node.node - 1], node.layers, *sizes)
+            lines.append(f'            "{node.node}": {call},')
+    lines += ["        }", "    )", "", "def forward(self, x):", *before]
+    for node in planned.nodes:
+        total = "x" if node.raw else " + ".join(value[source] for source in node.sources)
+        value[node.node] = name = f"x{node.node}"
+        if node.node == OUTPUT:
             lines.append(f"    return {total}")
-        elif str(node) in module.nodes:
-            value[node] = f"x{node}"
-            lines.append(f'    x{node} = self.nodes["{node}"]({total})')
-        elif len(sources) > 1:
-            value[node] = f"x{node}"
-            lines.append(f"    x{node} = {total}")
+        elif node.layers:
+            lines.append(f'    {name} = self.nodes["{node.node}"]({total})')
+        elif len(node.sources) > 1:
+            lines.append(f"    {name} = {total}")
         else:  # a skip of one node is that node
-            value[node] = total
+            value[node.node] = total
     return textwrap.indent("\n".join(lines) + "\n", "    ", lambda line: line.strip() != "")
 
 
-def _operation(name: str, layers: nn.Sequential, inputs: int, outputs: int, stride: int) -> str:
+def _operation(name: str, layers: Sequence[Layer], inputs: int, outputs: int, stride: int) -> str:
     """The call that makes an operation (App. B), whose layers these are."""
     kind, _, kernel = name.rpartition("_")
     if kind in ("conv", "avg_pool"):
@@ -167,40 +164,40 @@ def _operation(name: str, layers: nn.Sequential, inputs: int, outputs: int, stri
     if kind in ("sep_conv", "dil_conv"):
         dilated = ", dilation=2" if kind == "dil_conv" else ""
         return f"separable({inputs}, {outputs}, {kernel}{_stride(stride)}{dilated})"
-    return f"bottleneck({inputs}, {layers[1].out_channels}, {outputs}, {kernel}{_stride(stride)})"
+    return f"bottleneck({inputs}, {layers[1].outputs}, {outputs}, {kernel}{_stride(stride)})"
 
 
 def _stride(stride: int) -> str:
     return f", stride={stride}" if stride != 1 else ""
 
 
-def _network(model: Network, calls: list[str]) -> str:
+def _network(architecture: Architecture, shape: tuple[int, ...], classes: int, dense: bool, calls: list[str]) -> str:
     """The class `Network`."""
-    stem, dims = model.stem[0], len(model.input_shape) - 1
-    first = f"nn.Conv@({stem.in_channels}, {stem.out_channels}, 3, {stem.stride[0]}, 1, bias=False)"
-    head = [f"nn.BatchNorm@({model.head[0].num_features}), nn.ReLU()"]
-    if len(model.head) > 2:
-        wide = model.head[2]
-        head.append(f"nn.Conv@({wide.in_channels}, {wide.out_channels}, 1, bias=False)")
-        head.append(f"nn.BatchNorm@({wide.out_channels})")
-    last = model.classifier
-    if model.dense:
+    (first, _), (norm, _, *wide) = ends(architecture, shape[0], dense)
+    stem = (
+        f"nn.Conv@({first.inputs}, {first.outputs}, 3, {first.stride}, 1, bias=False), nn.BatchNorm@({first.outputs})"
+    )
+    head, width = f"nn.BatchNorm@({norm.outputs}), nn.ReLU()", norm.outputs
+    if wide:
+        width = wide[0].outputs
+        head += f", nn.Conv@({norm.outputs}, {width}, 1, bias=False), nn.BatchNorm@({width})"
+    if dense:
         forward = "self.classifier(x.movedim(1, -1)).movedim(-1, 1)  # one prediction a position"
     else:
-        forward = f"self.classifier(x.mean(dim={(-1,) if dims == 1 else (-2, -1)}))"
+        forward = f"self.classifier(x.mean(dim={(-1,) if len(shape) == 2 else (-2, -1)}))"
     cells = "".join(f"            {call},\n" for call in calls)
     return f'''
 
 class Network(nn.Module):
-    """(B, {", ".join(map(str, model.input_shape))}) -> (B, {last.out_features}{", ..." if model.dense else ""})."""
+    """(B, {", ".join(map(str, shape))}) -> (B, {classes}{", ..." if dense else ""})."""
 
     def __init__(self):
         super().__init__()
-        self.stem = nn.Sequential({first}, nn.BatchNorm@({stem.out_channels}))
+        self.stem = nn.Sequential({stem})
         self.cells = nn.ModuleList([
 {cells}        ])
-        self.head = nn.Sequential({", ".join(head)})
-        self.classifier = nn.Linear({last.in_features}, {last.out_features})
+        self.head = nn.Sequential({head})
+        self.classifier = nn.Linear({width}, {classes})
 
     def forward(self, x):
         x = self.stem(x)
@@ -209,17 +206,6 @@ class Network(nn.Module):
         x = self.head(x)
         return {forward}
 '''
-
-
-def plain(model: Network) -> nn.Module:
-    """The same network, weights and mode of PyTorch's own layers only: what the file of `to_code` makes."""
-    sizes = {"input_shape": model.input_shape, "classes": model.classifier.out_features, "dense": model.dense}
-    namespace: dict = {"__name__": "exported"}
-    exec(compile(to_code(model.architecture, **sizes), "<exported network>", "exec"), namespace)
-    with torch.random.fork_rng(devices=[]):
-        twin = namespace["Network"]()
-    twin.load_state_dict(model.state_dict())
-    return twin.train(model.training)
 
 
 # ---- ONNX
@@ -245,7 +231,7 @@ def to_onnx(model: Network, path: Path | str, *, seed: int = 0) -> Path:
         import onnxscript  # noqa: F401 - torch.onnx needs it
     except ImportError as error:
         raise ExportError(f"ONNX needs '{error.name}': pip install -e '.[onnx]'.") from error
-    twin = plain(model).cpu().eval()
+    twin = copy.deepcopy(model).cpu().eval()  # the caller keeps mode and device
     example = torch.randn(2, *model.input_shape, generator=torch.Generator().manual_seed(seed))
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{os.getpid()}.{path.name}")
@@ -254,7 +240,11 @@ def to_onnx(model: Network, path: Path | str, *, seed: int = 0) -> Path:
         session = onnxruntime.InferenceSession(str(part), providers=["CPUExecutionProvider"])
         for batch in (example, torch.cat([example, -example[:1]])):
             (found,) = session.run(None, {"images": batch.numpy()})
-            _check(torch.from_numpy(found), _outputs(model, batch))
+            with torch.no_grad():
+                wanted = twin(batch)
+            error = ((torch.from_numpy(found) - wanted).abs().max() / wanted.abs().max().clamp(min=1)).item()
+            if not error <= TOLERANCE:
+                raise ExportError(f"ONNX must give the network's outputs within {TOLERANCE:g}; off {error:g}.")
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)
@@ -281,18 +271,3 @@ def _export(twin: nn.Module, example: Tensor, path: Path) -> None:
             )
     finally:
         log.setLevel(level)
-
-
-@torch.no_grad()
-def _outputs(model: Network, images: Tensor) -> Tensor:
-    training, device = model.training, next(model.parameters()).device
-    try:
-        return model.eval()(images.to(device)).cpu()
-    finally:
-        model.train(training)
-
-
-def _check(found: Tensor, wanted: Tensor) -> None:
-    error = ((found - wanted).abs().max() / wanted.abs().max().clamp(min=1)).item()
-    if not error <= TOLERANCE:
-        raise ExportError(f"The exported network must give the original's outputs within {TOLERANCE:g}; off {error:g}.")

@@ -8,8 +8,8 @@ operation. Inputs may have one or two spatial dimensions; `dense=True` keeps eve
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from graphnas_lib.macro import Architecture
 from graphnas_lib.network import operations as ops
-from graphnas_lib.space import INPUT, N_NODES, OUTPUT, Cell, InvalidCellError
+from graphnas_lib.space import INPUT, OUTPUT, Cell, InvalidCellError
 
 
 @dataclass(frozen=True)
@@ -28,20 +28,34 @@ class Costs:
     macs: int
     flops: int
 
+    def __add__(self, other: Costs) -> Costs:
+        return Costs(self.params + other.params, self.macs + other.macs, self.flops + other.flops)
 
-# ---- what a cell consists of
+
+# ---- what a network consists of
 
 
 @dataclass(frozen=True)
-class _CellPlan:
-    """Layers of one cell at given widths: the projection of its input, and each live node's layers."""
+class NodePlan:
+    """A node that the output needs: the nodes whose values it sums, and its layers (none: the sum is its value)."""
 
-    projection: tuple[ops.Layer, ...]  # empty: the input already fits, or nothing reads it projected
-    nodes: tuple[tuple[int, tuple[int, ...], bool, tuple[ops.Layer, ...]], ...]  # node, inputs, reads raw, layers
+    node: int
+    sources: tuple[int, ...]
+    raw: bool  # it reads the cell's input itself, and makes the cell's change of width and stride
+    layers: tuple[ops.Layer, ...]
+
+
+@dataclass(frozen=True)
+class CellPlan:
+    """Layers of one cell at given widths; the last node is the output."""
+
+    projection: tuple[ops.Layer, ...]  # of the cell's input; none: it fits already, or no node reads it projected
+    nodes: tuple[NodePlan, ...]
 
 
 @lru_cache(maxsize=65536)
-def _plan(cell: Cell, inputs: int, channels: int, stride: int) -> _CellPlan:
+def plan(cell: Cell, inputs: int, channels: int, stride: int) -> CellPlan:
+    """What a cell at these widths and this stride consists of."""
     if cell.status == "no_path":
         raise InvalidCellError("A network's cells must have a path from input (0) to output (7); one has none.")
     changes = stride != 1 or inputs != channels
@@ -53,34 +67,11 @@ def _plan(cell: Cell, inputs: int, channels: int, stride: int) -> _CellPlan:
         raw = changes and sources == (INPUT,) and name != "skip"
         projected |= INPUT in sources and not raw
         layers = ops.layers(name, inputs, channels, stride) if raw else ops.layers(name, channels, channels)
-        nodes.append((node, sources, raw, tuple(layers)))
-    return _CellPlan(tuple(ops.projection(inputs, channels, stride)) if changes and projected else (), tuple(nodes))
+        nodes.append(NodePlan(node, sources, raw, tuple(layers)))
+    return CellPlan(tuple(ops.projection(inputs, channels, stride)) if changes and projected else (), tuple(nodes))
 
 
-@lru_cache(maxsize=65536)
-def _cell_costs(cell: Cell, inputs: int, channels: int, stride: int, sides: tuple[int, ...]) -> Costs:
-    plan = _plan(cell, inputs, channels, stride)
-    inner = tuple(math.ceil(side / stride) for side in sides)
-    total = _sequence_costs(plan.projection, sides)
-    for _, _, raw, layers in plan.nodes:
-        total = _add(total, _sequence_costs(layers, sides if raw else inner))
-    return total
-
-
-def _sequence_costs(layers, sides: tuple[int, ...]) -> Costs:
-    params = macs = counted = 0
-    for layer in layers:
-        m, c = layer.macs(sides)
-        params, macs, counted = params + layer.params(len(sides)), macs + m, counted + c
-        sides = layer.output_side(sides)
-    return Costs(params, macs, 2 * counted)
-
-
-def _add(a: Costs, b: Costs) -> Costs:
-    return Costs(a.params + b.params, a.macs + b.macs, a.flops + b.flops)
-
-
-def _steps(architecture: Architecture, dense: bool) -> Iterator[tuple[Cell, int, int, int]]:
+def steps(architecture: Architecture, dense: bool) -> Iterator[tuple[Cell, int, int, int]]:
     """(cell, input channels, channels, stride) in order."""
     inputs = architecture.stem_channels
     for triple in architecture.triples:
@@ -88,17 +79,12 @@ def _steps(architecture: Architecture, dense: bool) -> Iterator[tuple[Cell, int,
         inputs = triple.channels
 
 
-def _stem(architecture: Architecture, channels: int, stride: int) -> list[ops.Layer]:
-    width = architecture.stem_channels
-    return [ops.conv(channels, width, 3, stride=stride), ops.norm(width)]
-
-
-def _head(architecture: Architecture) -> list[ops.Layer]:
-    width = architecture.triples[-1].channels
-    layers = [ops.norm(width), ops.relu(width, True)]
-    if architecture.head_channels is not None:
-        layers += [ops.conv(width, architecture.head_channels), ops.norm(architecture.head_channels)]
-    return layers
+def ends(architecture: Architecture, channels: int, dense: bool) -> tuple[list[ops.Layer], list[ops.Layer]]:
+    """Layers before the cells, of an input of `channels`, and after them."""
+    first, last, wide = architecture.stem_channels, architecture.triples[-1].channels, architecture.head_channels
+    stem = [ops.conv(channels, first, 3, stride=1 if dense else architecture.stem_stride), ops.norm(first)]
+    head = [ops.norm(last), ops.relu(last)]
+    return stem, head if wide is None else [*head, ops.conv(last, wide), ops.norm(wide)]
 
 
 def _check_input(input_shape, classes: int) -> None:
@@ -112,6 +98,25 @@ def _check_input(input_shape, classes: int) -> None:
 
 
 # ---- costs
+
+
+@lru_cache(maxsize=65536)
+def _cell_costs(cell: Cell, inputs: int, channels: int, stride: int, sides: tuple[int, ...]) -> Costs:
+    planned = plan(cell, inputs, channels, stride)
+    inner = tuple(math.ceil(side / stride) for side in sides)
+    total = _sequence_costs(planned.projection, sides)
+    for node in planned.nodes:
+        total += _sequence_costs(node.layers, sides if node.raw else inner)
+    return total
+
+
+def _sequence_costs(layers: Sequence[ops.Layer], sides: tuple[int, ...]) -> Costs:
+    params = macs = counted = 0
+    for layer in layers:
+        m, c = layer.macs(sides)
+        params, macs, counted = params + layer.params(len(sides)), macs + m, counted + c
+        sides = layer.output_side(sides)
+    return Costs(params, macs, 2 * counted)
 
 
 def count(architecture: Architecture, *, input_shape=(3, 32, 32), classes: int = 10, dense: bool = False) -> Costs:
@@ -128,47 +133,45 @@ def count(architecture: Architecture, *, input_shape=(3, 32, 32), classes: int =
     """
     _check_input(input_shape, classes)
     channels, *sides = input_shape
-    sides = tuple(sides)
-    stride = 1 if dense else architecture.stem_stride
-    stem = _stem(architecture, channels, stride)
-    total = _sequence_costs(stem, sides)
-    sides = tuple(math.ceil(side / stride) for side in sides)
-    for cell, inputs, width, step in _steps(architecture, dense):
-        total = _add(total, _cell_costs(cell, inputs, width, step, sides))
-        sides = tuple(math.ceil(side / step) for side in sides)
-    head = _head(architecture)
-    total = _add(total, _sequence_costs(head, sides))
+    stem, head = ends(architecture, channels, dense)
+    total, sides = _sequence_costs(stem, tuple(sides)), stem[0].output_side(sides)
+    for cell, inputs, width, stride in steps(architecture, dense):
+        total += _cell_costs(cell, inputs, width, stride, sides)
+        sides = tuple(math.ceil(side / stride) for side in sides)
+    total += _sequence_costs(head, sides)
     width = head[-1].outputs
     positions = math.prod(sides) if dense else 1
     linear, pooled = width * classes, 0 if dense else math.prod(sides) * width
     counted = positions * (linear + classes) + pooled
-    return _add(total, Costs(linear + classes, positions * linear, 2 * counted))
+    return total + Costs(linear + classes, positions * linear, 2 * counted)
 
 
 # ---- modules
 
 
 class CellModule(nn.Module):
-    """One cell x at a width and stride: (B, inputs, ...) -> (B, channels, ...)."""
+    """One cell x at a width and stride: (B, inputs, ...) -> (B, channels, ...); it adds the sums of the graph alone.
+
+    `nodes` holds each node's layers under its number, in order; `wiring` says which values each node sums, by place:
+    0 is the projected input, 1 the input itself, k + 2 the value of the k-th node.
+    """
 
     def __init__(self, cell: Cell, inputs: int, channels: int, stride: int, dims: int):
         super().__init__()
-        plan = _plan(cell, inputs, channels, stride)
-        self.projection = _sequential(plan.projection, dims)
-        self.nodes = nn.ModuleDict(
-            {str(node): _sequential(layers, dims, own=len(ins) > 1) for node, ins, _, layers in plan.nodes if layers}
-        )
-        self.wiring = [(node, sources, raw) for node, sources, raw, _ in plan.nodes]
+        planned = plan(cell, inputs, channels, stride)
+        place = {INPUT: 0} | {node.node: k + 2 for k, node in enumerate(planned.nodes)}
+        self.projection = ops.sequence(planned.projection, dims)
+        self.nodes = nn.ModuleDict({str(node.node): ops.sequence(node.layers, dims) for node in planned.nodes})
+        self.wiring = tuple((1,) if node.raw else tuple(place[a] for a in node.sources) for node in planned.nodes)
 
     def forward(self, x: Tensor) -> Tensor:
-        values: list[Tensor | None] = [None] * N_NODES
-        values[INPUT] = self.projection(x)
-        for node, sources, raw in self.wiring:
-            total = x if raw else values[sources[0]]
-            for i, source in enumerate(sources[1:]):
-                total = total.add_(values[source]) if i else total + values[source]
-            values[node] = self.nodes[str(node)](total) if str(node) in self.nodes else total
-        return values[OUTPUT]
+        values = [self.projection(x), x]
+        for places, node in zip(self.wiring, self.nodes.values()):
+            total = values[places[0]]
+            for place in places[1:]:
+                total = total + values[place]
+            values.append(node(total))
+        return values[-1]
 
 
 class Network(nn.Module):
@@ -178,11 +181,10 @@ class Network(nn.Module):
         super().__init__()
         self.architecture, self.input_shape, self.dense = architecture, tuple(input_shape), dense
         dims = len(input_shape) - 1
-        stride = 1 if dense else architecture.stem_stride
-        self.stem = _sequential(_stem(architecture, input_shape[0], stride), dims)
-        self.cells = nn.ModuleList(CellModule(*step, dims) for step in _steps(architecture, dense))
-        head = _head(architecture)
-        self.head = _sequential(head, dims)
+        stem, head = ends(architecture, input_shape[0], dense)
+        self.stem = ops.sequence(stem, dims)
+        self.cells = nn.ModuleList(CellModule(*step, dims) for step in steps(architecture, dense))
+        self.head = ops.sequence(head, dims)
         self.pool = nn.Identity() if dense else (nn.AdaptiveAvgPool1d(1) if dims == 1 else nn.AdaptiveAvgPool2d(1))
         self.classifier = nn.Linear(head[-1].outputs, classes)
 
@@ -193,21 +195,19 @@ class Network(nn.Module):
             x = cell(x)
         return self.head(x)
 
-    def sequential_parts(self) -> list[Callable[[Tensor], Tensor]]:
-        """Functions whose composition is `forward`, for those who cannot hold a whole backward in memory."""
-        return [self.stem, *self.cells, self._classify]
+    def scores(self, features: Tensor) -> Tensor:
+        """(B, width, ...) -> (B, classes), or (B, classes, ...) when dense."""
+        if self.dense:
+            return self.classifier(features.movedim(1, -1)).movedim(-1, 1)
+        return self.classifier(self.pool(features).flatten(1))
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, ...) -> (B, classes), or (B, classes, ...) when dense."""
-        for part in self.sequential_parts():
-            x = part(x)
-        return x
+        return self.scores(self.features(x))
 
-    def _classify(self, x: Tensor) -> Tensor:
-        x = self.head(x)
-        if self.dense:
-            return self.classifier(x.movedim(1, -1)).movedim(-1, 1)
-        return self.classifier(self.pool(x).flatten(1))
+    def sequential_parts(self) -> list[Callable[[Tensor], Tensor]]:
+        """Functions whose composition is `forward`, for those who cannot hold a whole backward in memory."""
+        return [self.stem, *self.cells, self.head, self.scores]
 
 
 def build(
@@ -218,7 +218,11 @@ def build(
     dense: bool = False,
     seed: int | None = None,
 ) -> Network:
-    """The network of an architecture, with PyTorch's default initialisation.
+    """The network of an architecture, of PyTorch's own layers with their default initialisation.
+
+    A layer may be replaced, hooked, frozen, traced or exported as in any network of PyTorch's. On a CPU whose vectors
+    are wider than a cell (`pointwise` says when), train in PyTorch's default memory format: with
+    `torch.channels_last` and several threads, oneDNN gives wrong gradients for the cell's strided 1x1 convolutions.
 
     Args:
         architecture: cells, widths, strides.
@@ -233,10 +237,3 @@ def build(
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)  # the CPU's alone: torch.manual_seed would reseed CUDA too
         return Network(architecture, tuple(input_shape), classes, dense)
-
-
-def _sequential(layers, dims: int, own: bool = False) -> nn.Module:
-    """The layers one after another; `own` input may be overwritten."""
-    if own and layers[0].kind == "relu":
-        layers = [replace(layers[0], inplace=True), *layers[1:]]
-    return ops.sequence(list(layers), dims)

@@ -8,14 +8,10 @@ The definitions follow deviations D04-D07: ReLU first, batch normalisation last,
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import nn
-
-from graphnas_lib.network.fast import folding
-from graphnas_lib.network.fast.bottleneck import InvertedBottleneck
-from graphnas_lib.network.fast.depthwise import DepthwiseConv2d
-from graphnas_lib.network.fast.pointwise import PointwiseConv2d
 
 _CONV = {1: nn.Conv1d, 2: nn.Conv2d}
 _NORM = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d}
@@ -34,17 +30,16 @@ class Layer:
     dilation: int = 1
     groups: int = 1
     bias: bool = False  # conv: additive bias; norm: learnt scale and shift
-    inplace: bool = False  # relu: overwrite the input, where nothing else reads it
 
     def module(self, dims: int) -> nn.Module:
         """The layer as a module over `dims` spatial dimensions (1 or 2)."""
         if self.kind == "relu":
-            return nn.ReLU(inplace=self.inplace)
+            return nn.ReLU()
         if self.kind == "norm":
             return _NORM[dims](self.outputs, affine=self.bias)
         if self.kind == "avg_pool":
             return _POOL[dims](self.kernel, self.stride, padding=self.kernel // 2, count_include_pad=False)
-        return self._convolution(dims)(
+        return _CONV[dims](
             self.inputs,
             self.outputs,
             self.kernel,
@@ -54,11 +49,6 @@ class Layer:
             groups=self.groups,
             bias=self.bias,
         )
-
-    def _convolution(self, dims: int) -> type[nn.Module]:
-        if dims == 2 and self.groups == self.inputs == self.outputs:
-            return DepthwiseConv2d
-        return PointwiseConv2d if dims == 2 and self.kernel == 1 and self.stride != 1 else _CONV[dims]
 
     def output_side(self, sides: tuple[int, ...]) -> tuple[int, ...]:
         """Spatial sides after the layer; every layer here pads to ceil(side / stride)."""
@@ -87,17 +77,14 @@ class Layer:
         return 0, ins * self.inputs
 
 
-def sequence(layers: list[Layer], dims: int) -> nn.Module:
+def sequence(layers: Sequence[Layer], dims: int) -> nn.Module:
     """The layers one after another as a module; the identity for none."""
-    modules = [layer.module(dims) for layer in layers]
-    if dims == 2 and len(modules) == 9 and isinstance(modules[4], DepthwiseConv2d):
-        return InvertedBottleneck(*modules)
-    return folding.Sequential(*modules) if modules else nn.Identity()
+    return nn.Sequential(*(layer.module(dims) for layer in layers)) if layers else nn.Identity()
 
 
-def relu(channels: int, inplace: bool = False) -> Layer:
+def relu(channels: int) -> Layer:
     """ReLU."""
-    return Layer("relu", channels, channels, inplace=inplace)
+    return Layer("relu", channels, channels)
 
 
 def norm(channels: int, affine: bool = True) -> Layer:
@@ -123,7 +110,7 @@ def layers(name: str, inputs: int, outputs: int, stride: int = 1) -> list[Layer]
     k = int(kernel)
     if kind == "avg_pool":
         pool = [Layer("avg_pool", inputs, inputs, k, stride), norm(inputs, affine=False)]
-        widen = [relu(inputs, True), conv(inputs, outputs, bias=True), norm(outputs)]
+        widen = [relu(inputs), conv(inputs, outputs, bias=True), norm(outputs)]
         return pool if inputs == outputs else pool + widen
     if kind == "conv":
         return [relu(inputs), conv(inputs, outputs, k, stride=stride), norm(outputs)]
@@ -135,6 +122,6 @@ def layers(name: str, inputs: int, outputs: int, stride: int = 1) -> list[Layer]
     hidden = max(1, int(inputs * ratio))
     return [
         *(relu(inputs), conv(inputs, hidden), norm(hidden)),
-        *(relu(hidden, True), conv(hidden, hidden, k, stride=stride, groups=hidden), norm(hidden)),
-        *(relu(hidden, True), conv(hidden, outputs), norm(outputs)),
+        *(relu(hidden), conv(hidden, hidden, k, stride=stride, groups=hidden), norm(hidden)),
+        *(relu(hidden), conv(hidden, outputs), norm(outputs)),
     ]

@@ -1,13 +1,14 @@
 """What the paper says, as data: printed tables, its claims, our deviations from it, and the sizes of the three scales.
 
+`tables.toml`, `claims.toml` and `deviations.toml` hold the first three. Nothing here imports more than Python's own.
 `STAGES` is the road of the paper: which stages there are, and what each reads; `sizes` gives a stage what it may read.
 Symbols that the paper uses twice are settled in `paper.scales`.
 """
 
-from graphnas_lib.paper.claims import CLAIMS, Claim
-from graphnas_lib.paper.deviations import DEVIATIONS, Deviation
 from graphnas_lib.paper.published import (
     CAPTIONS,
+    CLAIMS,
+    DEVIATIONS,
     NATS_TAU,
     TABLE_1,
     TABLE_2,
@@ -16,31 +17,10 @@ from graphnas_lib.paper.published import (
     TABLE_5,
     TABLE_6,
     TABLES,
+    Claim,
+    Deviation,
     Printed,
     Row,
 )
 from graphnas_lib.paper.road import STAGES, Sizes, sizes
 from graphnas_lib.paper.scales import SCALES, Scale
-
-__all__ = [
-    "CAPTIONS",
-    "CLAIMS",
-    "DEVIATIONS",
-    "NATS_TAU",
-    "SCALES",
-    "STAGES",
-    "TABLES",
-    "TABLE_1",
-    "TABLE_2",
-    "TABLE_3",
-    "TABLE_4",
-    "TABLE_5",
-    "TABLE_6",
-    "Claim",
-    "Deviation",
-    "Printed",
-    "Row",
-    "Scale",
-    "Sizes",
-    "sizes",
-]

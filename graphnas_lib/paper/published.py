@@ -1,15 +1,15 @@
-"""Published numbers: Tables 1 to 6 as data, every number with its place.
+"""The paper's tables and claims, and our deviations from it, read from the TOML files beside this one.
 
-Each table is written below as the paper prints it, `|` between columns, `.` for a cell left blank; numbers keep their
-printed form (`Printed.text`) beside the parsed one (`Printed.value`). `?` and `-` are the paper's own, without a value.
-`_marked_` and `*marked*` cells are second best and best in the paper's typography (Table 4).
+A number keeps its printed form (`Printed.text`) beside the parsed one (`Printed.value`), and says where it stands.
 """
 
 from __future__ import annotations
 
 import re
+import tomllib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass, field, fields
+from pathlib import Path
 
 _NUMBER = re.compile(r"(?:c\. |<)?(\d[\d,]*(?:\.\d+)?(?:e-?\d+)?)(?:±(\d+(?:\.\d+)?))?")
 _RATIO = re.compile(r"(\d+)/(\d+)")
@@ -17,14 +17,7 @@ _RATIO = re.compile(r"(\d+)/(\d+)")
 
 @dataclass(frozen=True)
 class Printed:
-    """One cell of a published table.
-
-    Attributes:
-        text: as printed; None where the paper leaves the cell blank.
-        place: table, row and column, for receipts and error messages.
-        rank: 1 best, 2 second best where the paper marks it, else 0.
-        note: what a reader must know about this number, "" for most.
-    """
+    """One cell of a published table: `text` as printed (None: blank), place, rank (1 best, 2 second), note."""
 
     text: str | None
     place: str
@@ -34,11 +27,9 @@ class Printed:
     @property
     def value(self) -> float | None:
         """The number: 793.0 of "793±49", 0.45 of "9/20", 4000.0 of "c. 4,000"; None for words, "?", "-" and blanks."""
-        if self.text is None:
-            return None
-        if ratio := _RATIO.fullmatch(self.text):
+        if ratio := _RATIO.fullmatch(self.text or ""):
             return int(ratio[1]) / int(ratio[2])
-        number = _NUMBER.fullmatch(self.text)
+        number = _NUMBER.fullmatch(self.text or "")
         return float(number[1].replace(",", "")) if number else None
 
     @property
@@ -50,20 +41,12 @@ class Printed:
 
 @dataclass(frozen=True)
 class Row:
-    """One row of a published table.
-
-    Attributes:
-        table: number of the table.
-        group: label shared by neighbouring rows (design space, budget), "" when there is none.
-        name: first column as printed, without markup.
-        cells: (column, `Printed`) pairs, left to right.
-        quoted: the paper took the row from other work; nobody is expected to run it again.
-    """
+    """One row of a published table: `group` (design space, budget) and `name` as printed; `quoted` from other work."""
 
     table: int
     group: str
     name: str
-    cells: tuple[tuple[str, Printed], ...]
+    cells: tuple[tuple[str, Printed], ...]  # (column, cell), left to right
     quoted: bool = False
 
     @property
@@ -81,195 +64,85 @@ class Row:
         return iter(self.cells)
 
 
-def _cell(text: str, place: str, note: str) -> Printed:
-    rank = 1 if text.startswith("*") else 2 if text.startswith("_") else 0
-    text = text.strip("*_")
-    return Printed(None if text == "." else text, place, rank, note)
+@dataclass(frozen=True)
+class Claim:
+    """One claim of the paper's text (`text` in our words), its numbers as printed, and the notebook that answers it.
 
-
-def _table(
-    number: int, source: str, notes: dict[tuple[str, str], str] | None = None, quoted: str = ""
-) -> tuple[Row, ...]:
-    """Rows of a table written as text; a line `# label` opens a group, `quoted` is a pattern of quoted row keys."""
-    notes, rows, group = dict(notes or {}), [], ""
-    header, *lines = [line.strip() for line in source.strip().splitlines()]
-    columns = [column.strip() for column in header.split("|")][1:]
-    for line in lines:
-        if line.startswith("# "):
-            group = line[2:]
-            continue
-        name, *texts = [text.strip() for text in line.split("|")]
-        key = f"{group}: {name}" if group else name
-        assert len(texts) == len(columns), f"Table {number}, row {key}: {len(texts)} cells under {len(columns)} columns"
-        cells = [
-            (column, _cell(text, f"Tab. {number}, {key}, {column}", notes.pop((key, column), "")))
-            for column, text in zip(columns, texts, strict=True)
-        ]
-        rows.append(Row(number, group, name, tuple(cells), bool(quoted and re.search(quoted, key))))
-    assert not notes, f"Table {number}: notes without a cell: {sorted(notes)}"
-    return tuple(rows)
-
-
-CAPTIONS = {
-    1: "Sampling the G-VAE latent space: random, neighbourhood of a reference, CCNF (Sec. 3.2)",
-    2: "Zero-cost NAS under one protocol, by design space and search method (Sec. 4.1)",
-    3: "ImageNet-1k against other NAS approaches at about 450M, 600M and 1000M FLOPs (Sec. 4.2)",
-    4: "NAS-Bench-360, lower is better (Sec. 4.3)",
-    5: "Cost of each step in GPU hours on a V100 (App. A)",
-    6: "Hyperparameters of each component (App. A)",
-}
-
-_SNIP_NOTE = "scale unexplained; we report SSNR / 1e4 and claim no match"
-TABLE_1 = _table(
-    1,
+    `note` says how it stands with the paper's own numbers. `finding` and `row` are the sentence that the ledger fills
+    with our numbers; `given` holds what these are computed with or compared to.
     """
-    Sampling method | Gen. success | NASWOT | SNIP | Params. (M) | FLOPs (M) | C-10 Min | C-10 Mean | C-10 Max
-    Random | 9/20 | 793±49 | 104±64 | 0.3±0.3 | 111±113 | 10.00 | 75.00±28.37 | 93.86
-    NATS-Bench ref. | . | 783 | 80 | 1.15 | 327 | . | 94.24 | .
-    Neighbourhood | 20/20 | 793±49 | 92±29 | 0.7±0.3 | 220±86 | 89.76 | 92.15±1.13 | 94.13
-    CCNF | 20/20 | 788±10 | 78±13 | 0.6±0.3 | 189±100 | 91.89 | 93.08±0.85 | 94.55
-    """,
-    {
-        ("Random", "NASWOT"): "identical to the Neighbourhood row; possibly a copying error in the paper",
-        ("Random", "SNIP"): _SNIP_NOTE,
-        ("NATS-Bench ref.", "SNIP"): _SNIP_NOTE,
-        ("Neighbourhood", "SNIP"): _SNIP_NOTE,
-        ("CCNF", "SNIP"): _SNIP_NOTE,
-        ("NATS-Bench ref.", "C-10 Mean"): "one network; the benchmark itself lists 94.37 for it",
-    },
-)
 
-TABLE_2 = _table(
-    2,
-    """
-    Method | Pretrain | Evals. | C-10 Acc. (%) | C-10 Cost | C-100 Acc. (%) | C-100 Cost | IN-1k Acc. (%) | IN-1k Cost
-    # ZenNet
-    Evo(Zen) | - | 480,000 | 96.2 | 14 | 80.1 | 14 | - | -
-    Evo(ZiCo) | - | 480,000 | 97.0 | 10 | 80.2 | 10 | - | -
-    Evo(T-CET) | - | 480,000 | 97.2 | 19 | 80.4 | 19 | - | -
-    # GraphNet
-    Evo(T-CET) | - | 480,000 | 96.4 | 22 | 79.6 | 22 | 77.6 | 20
-    HL-Evo(T-CET)+CCNF | 5 | 20,000 | 97.4 | 3.6 | 80.9 | 3.6 | 78.4 | 6
-    SG+CCNF | 30 | 100 | 97.6 | 0.08 | 81.0 | 0.08 | 78.5 | 0.08
-    """,
-    {
-        ("ZenNet: Evo(Zen)", "C-10 Acc. (%)"): "equal to the number in ZenNAS's own README",
-        ("ZenNet: Evo(Zen)", "C-100 Acc. (%)"): "equal to the number in ZenNAS's own README",
-        ("ZenNet: Evo(ZiCo)", "Evals."): "ZiCo's released search runs 100,000 iterations",
-    },
-)
+    id: str
+    text: str
+    where: str
+    notebook: str
+    finding: str
+    row: str = ""
+    numbers: tuple[str, ...] = ()
+    note: str = ""
+    given: dict[str, float | str] = field(default_factory=dict, hash=False)
 
-_BOUND = "upper bound"
-TABLE_3 = _table(
-    3,
-    """
-    Model | Design space | Training scheme | Pre-cost | Search cost | Acc. (%) | Params. (M) | FLOPs (M) | Approach
-    # 450M
-    OFA (Cai et al., 2020) | MobileNetv3 | Custom | 1,200 | 40 | 79.1 | ? | 389 | OS + predictor
-    OFA scratch (Cai et al., 2020) | MobileNetv3 | Custom | 1,200 | 40 | 77.0 | ? | 389 | OS + predictor
-    OFA scratch (Moons et al., 2021) | MobileNetv3 | EfficientNet | 1,200 | 40 | 77.7 | ? | 389 | OS + predictor
-    GPT NAS (Yu et al., 2023) | Custom | ? | ? | 96 | 79.1 | 110.9 | ? | GPT gen.
-    NSENet (Ci et al., 2021) | Custom | EfficientNet | ? | c. 4,000 | 77.3 | 7.6 | 333 | SN evo. + OS
-    NSENet-GPU (Ci et al., 2021) | Custom | EfficientNet | ? | c. 4,000 | 77.9 | 15.7 | ? | SN evo. + OS
-    AutoSpace (Zhou et al., 2021) | Custom | ? | 960 | ? | 77.5 | 5.7 | 380 | SN evo. + OS
-    TE-NAS (Chen et al., 2021) | DARTS | ? | 0 | 4.1 | 75.5 | 5.4 | <600 | ZC + SN
-    Zero-Cost-PT (Xiang et al., 2023a) | Proxyless | Proxyless | 0 | 1.0 | 76.4 | 8.0 | ? | ZC + SN
-    ZenNet (400M-SE) (Lin et al., 2021) | MobileNetv2 | ZenNAS | 0 | 12 | 78.0 | 5.7 | 410 | ZC evo.
-    ZiCo (450M) (Li et al., 2023) | MobileNetv2 | ZenNAS | 0 | 9.6 | 78.1±0.3 | ? | 448 | ZC evo.
-    Ours | GraphNet | ZenNAS | 30 | 0.08 | 78.3±0.2 | 4.3 | 429 | ZC gen. + ZC sel.
-    # 600M
-    ZiCo (600M) (Li et al., 2023) | MobileNetv2 | ZenNAS | 0 | 9.6 | 79.4±0.3 | ? | 603 | ZC evo.
-    Ours | GraphNet | ZenNAS | 30 | 0.08 | 79.5±0.1 | 7.0 | 593 | ZC gen + ZC sel.
-    # 1000M
-    ZiCo (1000M) (Li et al., 2023) | MobileNetv2 | ZenNAS | 0 | 9.6 | 80.5±0.2 | ? | 1005 | ZC evo.
-    Ours | GraphNet | ZenNAS | 30 | 0.08 | 80.6±0.4 | 8.2 | 964 | ZC gen + ZC sel.
-    """,
-    {
-        ("450M: NSENet (Ci et al., 2021)", "Search cost"): "circa",
-        ("450M: NSENet-GPU (Ci et al., 2021)", "Search cost"): "circa",
-        ("450M: TE-NAS (Chen et al., 2021)", "FLOPs (M)"): _BOUND,
-        ("1000M: ZiCo (1000M) (Li et al., 2023)", "Acc. (%)"): "ZiCo's abstract prints 80.4",
-    },
-    quoted=r"^(?!.*: Ours$)",
-)
 
-TABLE_4 = _table(
-    4,
-    """
-    Method | Spherical | Darcy Flow | PSICOV | Cosmic | NinaPro | ECG | Satellite | DeepSEA
-    Expert | *67.41* | _0.008_ | 3.35 | *0.13* | 8.73 | *0.28* | 19.8 | _0.30_
-    WRN Zagoruyko & Komodakis (2016) | 85.77 | 0.073 | 3.84 | 0.24 | _6.78_ | 0.43 | _15.49_ | 0.40
-    DASH Shen et al. (2022) | 71.28 | *0.008* | _3.30_ | 0.19 | *6.60* | 0.32 | *12.28* | *0.28*
-    Ours | _71.03_ | 0.014 | *3.13* | 0.14 | 6.90 | _0.32_ | 18.11 | 0.50
-    """,
-    {
-        ("Ours", "ECG"): "equal to DASH; the paper counts the tie as a win for its lower search cost",
-        ("Ours", "DeepSEA"): "chance level of 1 - AUROC: a failed training, no target",
-        ("WRN Zagoruyko & Komodakis (2016)", "Cosmic"): "1 - AUROC at threshold 0.5; later releases print FNR (51.76%)",
-    },
-    quoted=r"^(Expert|WRN|DASH)",
-)
+@dataclass(frozen=True)
+class Deviation:
+    """One departure: what the paper says, what we do, why, and its measured effect (None where none is measured)."""
 
-TABLE_5 = _table(  # the paper's dashes span columns: data generation serves the first three, training the first two
-    5,
-    """
-    Step | G-VAE | Metrics predictor | CCNF | Seq. Gen.
-    Data gen. | . | 5 | . | 14
-    Training | . | 0.5 | 0.5 | 11
-    """,
-    {
-        ("Data gen.", "Metrics predictor"): "one number for G-VAE, metrics predictor and CCNF together",
-        ("Data gen.", "Seq. Gen."): "three HL-Evo runs: 3.6 + 3.6 + 6 = 13.2 by Table 2",
-        ("Training", "Metrics predictor"): "one number for G-VAE and metrics predictor, trained jointly",
-    },
-)
+    id: str
+    paper: str
+    ours: str
+    why: str
+    effect: str | None = None
 
-TABLE_6 = _table(
-    6,
-    """
-    Hyperparameter | G-VAE | Metrics predictor | CCNF | Seq. Gen.
-    # ARCH
-    Main Operation | GCN | Linear | Cat + Squash + Linear | Transformer
-    Number of layers | 4 | 2 | 9 | 12
-    Input dimension | [9 × 9, 15 × 9] | 256 | 256 | 64
-    Hidden dimension | 512 | 256 | 512 | 2048
-    Output dimension | 256 | 4 | 256 | 768
-    Activation fn | ReLU | ReLU | tanh | GELU
-    Normalisation | LayerNorm | - | Moving BatchNorm | LayerNorm
-    Prior | Gaussian | - | Gaussian | -
-    # TRAIN
-    Tr. samples | 400K unlabelled + 50k labelled | . | 400k | .
-    Batch size | 64 | . | 256 | 1
-    Learning rate | 3.5e4 | . | 1e3 | 1e3
-    Learning rate schedule | CosineAnnealingLR | . | fixed | fixed
-    Weight decay | 5e-4 | . | 0.01 | 0.05
-    Optimizer | AdamW | . | Adam | Adam
-    Loss | Triplet + BCE + KLD + MSE | . | logp | CE
-    Augmentations | - | . | - | randomly drop condition tokens from set of [param, flops zc ]
-    Others | Trained jointly | . | solver='dopri5' atol=1e-5 rtol=1e-5 | GPT-neo-125
-    """,
-    {
-        ("TRAIN: Learning rate", "G-VAE"): "misprint of 3.5e-4; App. A says 1e-3",
-        ("TRAIN: Learning rate", "CCNF"): "misprint of 1e-3 (App. A)",
-        ("TRAIN: Learning rate", "Seq. Gen."): "misprint of 1e-3 (App. A)",
-        ("ARCH: Input dimension", "Seq. Gen."): "4 condition tokens + 20 cells x 3 tokens",
-        ("ARCH: Hidden dimension", "Seq. Gen."): "GPT-Neo's number of positions; its width is 768",
-        ("TRAIN: Tr. samples", "Seq. Gen."): "blank here; App. A says 60,000 networks",
-    },
-)
 
-# Kendall's tau with CIFAR-10 test accuracy over all 15,625 networks of NATS-Bench-TSS, by source and proxy. The first
-# does not say which NASWOT it ran nor in which mode its networks were, and shows the better of T-CET with and without
-# logarithm (here: without, Sec. 4.5); so one printed value stands beside each of our readings of it.
-NATS_TAU = {
-    "T-CET paper": {  # Xiang et al. 2023, Tab. 2
-        **{"snip_ssnr": 0.68, "tcet_train": 0.69, "tcet_none": 0.69, "lnwot": 0.57, "naswot": 0.58},
-        **{"naswot_relu": 0.58, "snip": 0.46, "grad_norm": 0.46, "synflow": 0.54, "zen": 0.29, "zico": 0.61},
-        **{"params": 0.58, "flops": 0.58},
-    },
-    "ZiCo paper": {  # Li et al. 2023, Tab. 1
-        **{"snip": 0.46, "grad_norm": 0.46, "synflow": 0.54, "zen": 0.29, "zico": 0.61, "params": 0.57, "flops": 0.54},
-    },
-}
+def check(entry: dict, where: str, must: set[str], may: set[str]) -> None:
+    """ValueError where a TOML entry lacks a key that it must have, or has one that is not known."""
+    missing, unknown = sorted(must - entry.keys()), sorted(entry.keys() - must - may)
+    if missing or unknown:
+        raise ValueError(
+            f"{where} must have the keys {sorted(must)} and may have {sorted(may)}; "
+            f"missing are {missing}, unknown are {unknown}. Mend the entry."
+        )
 
-TABLES = {1: TABLE_1, 2: TABLE_2, 3: TABLE_3, 4: TABLE_4, 5: TABLE_5, 6: TABLE_6}
+
+def entries(kind: type, name: str, source: dict[str, dict]) -> tuple:
+    """One `Claim` or `Deviation` for each entry of the file `name`."""
+    keys = {f.name: f.default is MISSING and f.default_factory is MISSING for f in fields(kind) if f.name != "id"}
+    must, found = {key for key, needed in keys.items() if needed}, []
+    for key, entry in source.items():
+        check(entry, f"{name}, [{key}]", must, keys.keys() - must)
+        found.append(kind(key, **{k: tuple(v) if isinstance(v, list) else v for k, v in entry.items()}))
+    return tuple(found)
+
+
+def row(number: int, columns: list[str], line: dict) -> Row:
+    """One row of a published table; ValueError where cells or notes do not fit its columns."""
+    where = f"tables.toml, Table {number}, row {line.get('name')!r}"
+    check(line, where, {"name", "cells"}, {"group", "quoted", "notes"})
+    check(line.get("notes", {}), f"{where}, notes", set(), set(columns))
+    if len(line["cells"]) != len(columns):
+        raise ValueError(f"{where} must have {len(columns)} cells, one a column; got {len(line['cells'])}. Mend it.")
+    head = Row(number, line.get("group", ""), line["name"], (), line.get("quoted", False))
+    cells = []
+    for column, text in zip(columns, line["cells"], strict=True):
+        rank, note = {"*": 1, "_": 2}.get(text[:1], 0), line.get("notes", {}).get(column, "")
+        cells.append((column, Printed(text.strip("*_") or None, f"Tab. {number}, {head.key}, {column}", rank, note)))
+    return Row(number, head.group, head.name, tuple(cells), head.quoted)
+
+
+def table(number: int, source: dict) -> tuple[Row, ...]:
+    """The rows of one published table."""
+    check(source, f"tables.toml, Table {number}", {"caption", "columns", "rows"}, set())
+    return tuple(row(number, source["columns"], line) for line in source["rows"])
+
+
+def _read(name: str) -> dict[str, dict]:
+    return tomllib.loads(Path(__file__).with_name(name).read_text(encoding="utf-8"))
+
+
+CLAIMS: tuple[Claim, ...] = entries(Claim, "claims.toml", _read("claims.toml"))
+DEVIATIONS: tuple[Deviation, ...] = entries(Deviation, "deviations.toml", _read("deviations.toml"))
+_SOURCE = _read("tables.toml")
+NATS_TAU: dict[str, dict[str, float]] = _SOURCE.pop("nats_tau")  # source -> proxy -> Kendall's tau
+TABLES: dict[int, tuple[Row, ...]] = {i: table(i, source) for i, source in enumerate(_SOURCE.values(), 1)}
+CAPTIONS: dict[int, str] = {i: source["caption"] for i, source in enumerate(_SOURCE.values(), 1)}
+TABLE_1, TABLE_2, TABLE_3, TABLE_4, TABLE_5, TABLE_6 = TABLES.values()

@@ -1,23 +1,23 @@
-"""Figures of the notebooks: `plot_*` takes data and returns a Figure, and never shows or writes one.
+"""Plots of data, drawn with seaborn: `plot_*` takes data and returns a closed Figure, and never shows or writes one.
 
-Families keep one colour in all panels of Figure 2: pass the same `highlight` to `plot_clusters` and `plot_latent`
-(`farthest_families` chooses it by a rule before anyone looks). Drawings of cells and networks, the files and the
-comparison tables come from `draw`, `diagrams`, `results` and `embedding`, and are offered here under one name.
+Families keep one colour in all panels of Figure 2: pass the same `highlight` to `plot_clusters` and `plot_latents`
+(`farthest_families` chooses it by a rule before anyone looks).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import cycle
+from typing import TYPE_CHECKING
 
-import matplotlib.pyplot as plt
 import numpy as np
-import pandas as pd
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
-from graphnas_lib.plots.draw import DARK, GREY, MARKERS, PALETTE, cluster_style, figure
+from graphnas_lib.plots.style import DARK, GREY, MARKERS, PALETTE, cluster_style, figure, subplots
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 ZC_AXES = {  # column of clusters.ZC_NAMES -> (axis label, logarithmic)
     "naswot": ("NASWOT", False),
@@ -25,7 +25,7 @@ ZC_AXES = {  # column of clusters.ZC_NAMES -> (axis label, logarithmic)
     "params": ("parameters", True),
     "flops": ("FLOPs (2 × MACs)", True),
 }
-_LINES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 1)))
+WIDEST = 10.8  # inches of a figure in a notebook
 
 
 def farthest_families(zc, labels, n: int = 4) -> list[int]:
@@ -40,9 +40,10 @@ def farthest_families(zc, labels, n: int = 4) -> list[int]:
     """
     zc, labels = _array(zc), _array(labels).astype(int)
     names, counts = np.unique(labels, return_counts=True)
-    names = names[counts >= 0.01 * len(labels)] if (counts >= 0.01 * len(labels)).any() else names
+    seen = (counts >= 0.01 * len(labels)) | (counts.max() < 0.01 * len(labels))
+    names, counts = names[seen], counts[seen]
     centres = np.array([zc[labels == k].mean(0) for k in names])
-    chosen = [int(np.argmax([np.sum(labels == k) for k in names]))]
+    chosen = [int(counts.argmax())]
     while len(chosen) < min(n, len(names)):
         distance = np.abs(centres[:, None] - centres[chosen][None]).sum(-1).min(1)
         chosen.append(int(distance.argmax()))
@@ -54,34 +55,39 @@ def _array(values) -> np.ndarray:
     return np.asarray(values.detach().cpu() if hasattr(values, "detach") else values)
 
 
-def _highlighted(labels: np.ndarray, highlight) -> dict[int, tuple[str, str]]:
-    """family -> (colour, marker): distinct ones by rank for highlighted families, the families' own without any."""
+def _looks(names: Sequence, markers: Sequence[str] = ()) -> dict:
+    """seaborn's arguments for groups in this order: a colour each and, where markers are given, one of them."""
+    styled = {"style_order": names, "markers": [m for _, m in zip(names, cycle(markers), strict=False)]}
+    colours = [colour for _, colour in zip(names, cycle(PALETTE), strict=False)]
+    return {"hue_order": names, "palette": colours, **(styled if markers else {})}
+
+
+def _draw_families(axes: Sequence[Axes], panels: Sequence[np.ndarray], labels, highlight, size: float) -> None:
+    """Scatter of the same cells in every panel, (n, 2): families in colour over the others in grey; one legend below.
+
+    Highlighted families take distinct looks by rank; without `highlight` each has its own.
+    """
+    import seaborn as sns
+
+    labels = _array(labels).astype(int)
+    names = {
+        k: f"family {k} (n = {(labels == k).sum():,})" for k in sorted(set(labels) if highlight is None else highlight)
+    }
+    look = _looks(list(names.values()), MARKERS)
     if highlight is None:
-        return {int(k): cluster_style(int(k)) for k in np.unique(labels)}
-    return {int(k): (PALETTE[i % len(PALETTE)], MARKERS[i % len(MARKERS)]) for i, k in enumerate(sorted(highlight))}
-
-
-def _draw_families(ax: Axes, x, y, labels, styles: dict, *, size: float = 9) -> None:
-    """Scatter of cells, families in their colours over the others in grey."""
-    others = ~np.isin(labels, list(styles))
-    if others.any():
-        grey = {"c": "#C9C9C9", "label": "other families"}
-        ax.scatter(x[others], y[others], s=size * 0.45, linewidths=0, rasterized=True, **grey)
-    for family, (colour, marker) in styles.items():
-        here = labels == family
-        label = f"family {family} (n = {here.sum():,})"
-        ax.scatter(
-            x[here], y[here], s=size, c=colour, marker=marker, linewidths=0, alpha=0.75, label=label, rasterized=True
-        )
-
-
-def _legend(fig: Figure, ax: Axes, count: int) -> None:
-    """One legend under the panels; none when the families are too many to name."""
-    if 1 < count <= 12:
-        handles, labels = ax.get_legend_handles_labels()
-        legend = fig.legend(handles, labels, loc="outside lower center", ncols=min(count, 5), markerscale=2.2)
-        for handle in legend.legend_handles:
-            handle.set_alpha(1.0)
+        look["palette"], look["markers"] = zip(*map(cluster_style, names), strict=True)
+    shown = np.isin(labels, list(names))
+    group = [names[k] for k in labels[shown]]
+    for ax, points in zip(axes, panels, strict=True):
+        if not shown.all():
+            grey = {"color": "#C9C9C9", "label": "other families"}
+            ax.scatter(*points[~shown].T, s=0.45 * size, linewidths=0, rasterized=True, **grey)
+        sns.scatterplot(x=points[shown, 0], y=points[shown, 1], hue=group, style=group, s=1.6 * size, alpha=0.8,
+                        linewidth=0, rasterized=True, ax=ax, **look)  # fmt: skip
+        handles, texts = ax.get_legend_handles_labels()
+        ax.get_legend().remove()
+    if 1 < len(handles) <= 12:
+        ax.figure.legend(handles, texts, loc="outside lower center", ncols=min(len(handles), 5), markerscale=1.6)
 
 
 @figure
@@ -94,57 +100,34 @@ def plot_clusters(zc, labels, names: Sequence[str], highlight: int | Sequence[in
         names: the columns of `zc`, as `clusters.ZC_NAMES`.
         highlight: the families to colour, or how many (chosen by `farthest_families` on ranks of z).
     """
-    zc, labels, names = _array(zc).astype(float), _array(labels).astype(int), list(names)
+    zc, names = _array(zc).astype(float), list(names)
     if isinstance(highlight, int):
         highlight = farthest_families(zc.argsort(0).argsort(0) / len(zc), labels, highlight)
-    styles = _highlighted(labels, highlight)
-    views = (("params", "naswot"), ("params", "snip_ssnr"), ("snip_ssnr", "naswot"))
-    views = (
-        [(names.index(a), names.index(b)) for a, b in views] if set(ZC_AXES) == set(names) else [(0, 1), (1, 2), (0, 2)]
-    )
-    fig, axes = plt.subplots(1, 3, figsize=(10.8, 3.9))
-    for ax, (i, j) in zip(axes, views, strict=True):
-        _draw_families(ax, zc[:, i], zc[:, j], labels, styles)
-        for axis, column in (("x", i), ("y", j)):
-            label, log = ZC_AXES.get(names[column], (names[column], False))
-            ax.set(**{f"{axis}label": label}, **({f"{axis}scale": "log"} if log and (zc[:, column] > 0).all() else {}))
-    _legend(fig, axes[0], len(styles) + 1)
+    views = [("params", "naswot"), ("params", "snip_ssnr"), ("snip_ssnr", "naswot")]
+    panels = [zc[:, [names.index(x), names.index(y)]] for x, y in views]
+    fig, axes = subplots(1, 3, figsize=(WIDEST, 3.9))
+    _draw_families(axes, panels, labels, highlight, size=9)
+    for ax, points, view in zip(axes, panels, views, strict=True):
+        for axis, name, values in zip("xy", view, points.T, strict=True):
+            label, log = ZC_AXES[name]
+            ax.set(**{f"{axis}label": label, f"{axis}scale": "log" if log and values.min() > 0 else "linear"})
     return fig
 
 
 @figure
-def plot_latent(
-    embedding, labels, title: str = "", *, highlight: Sequence[int] | None = None, ax: Axes | None = None
-) -> Figure:
-    """Latent space in two dimensions (Fig. 2b or 2c): the highlighted families in colour, the others grey.
+def plot_latents(embeddings: Mapping[str, object], labels, *, highlight: Sequence[int] | None = None) -> Figure:
+    """Latent spaces of the same cells in two dimensions, side by side (Fig. 2b-c).
 
     Args:
-        embedding: (n, 2), from `embed`.
+        embeddings: title -> (n, 2), from `gvae.embed`.
         labels: family of each cell, (n,).
-        title: above the panel.
-        highlight: families to colour; None colours every family.
-        ax: axes to draw into, for panels side by side.
+        highlight: families to colour, the others grey; None colours every family.
     """
-    points, labels = _array(embedding), _array(labels).astype(int)
-    styles = _highlighted(labels, highlight)
-    alone = ax is None
-    if alone:
-        _, ax = plt.subplots(figsize=(5.2, 4.9))
-    _draw_families(ax, points[:, 0], points[:, 1], labels, styles, size=9 if len(points) > 2000 else 20)
-    ax.set(title=title, xlabel="t-SNE 1", ylabel="t-SNE 2", xticks=[], yticks=[])
-    ax.grid(False)
-    if alone:
-        _legend(ax.figure, ax, len(styles) + 1)
-    return ax.figure
-
-
-@figure
-def plot_latents(embeddings: Mapping[str, object], labels, *, highlight: Sequence[int] | None = None) -> Figure:
-    """Several latent spaces of the same cells side by side (Fig. 2b-c): title -> (n, 2)."""
-    fig, axes = plt.subplots(1, len(embeddings), figsize=(4.6 * len(embeddings), 4.7), squeeze=False)
-    for ax, (title, points) in zip(axes[0], embeddings.items(), strict=True):
-        plot_latent(points, labels, title, highlight=highlight, ax=ax)
-    _legend(fig, axes[0, 0], len(_highlighted(_array(labels).astype(int), highlight)) + 1)
+    fig, axes = subplots(1, len(embeddings), figsize=(4.6 * len(embeddings), 4.7), squeeze=False)
+    panels = [_array(points) for points in embeddings.values()]
+    _draw_families(axes[0], panels, labels, highlight, size=9 if len(panels[0]) > 2000 else 20)
+    for ax, title in zip(axes[0], embeddings, strict=True):
+        ax.set(title=title, xlabel="t-SNE 1", ylabel="t-SNE 2", xticks=[], yticks=[])
     return fig
 
 
@@ -156,21 +139,16 @@ def plot_criterion(curve: pd.DataFrame, marked: Mapping[str, int]) -> Figure:
         curve: columns k, bic, aic (lower is better).
         marked: what is said of a number -> the number.
     """
-    fig, ax = plt.subplots(figsize=(6.2, 3.5))
-    for i, name in enumerate(("bic", "aic")):
-        ax.plot(
-            curve["k"],
-            curve[name],
-            color=PALETTE[i],
-            marker=MARKERS[i],
-            markersize=4,
-            linestyle=_LINES[i],
-            label=name.upper(),
-        )
+    import seaborn as sns
+
+    table = curve.rename(columns=str.upper).melt("K", ["BIC", "AIC"], "criterion", "value")
+    fig, ax = subplots(figsize=(6.2, 3.5))
+    look = _looks(["BIC", "AIC"], MARKERS)
+    sns.lineplot(table, x="K", y="value", hue="criterion", style="criterion", ax=ax, **look)
     for (text, k), line in zip(marked.items(), cycle((":", "--", "-.")), strict=False):
         ax.axvline(k, color=DARK, linewidth=1, linestyle=line, label=f"{text}: K = {k}")
     ax.set(xlabel="number of families K", ylabel="criterion (lower is better)")
-    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    ax.locator_params(axis="x", integer=True)
     ax.legend()
     return fig
 
@@ -179,38 +157,39 @@ def plot_criterion(curve: pd.DataFrame, marked: Mapping[str, int]) -> Figure:
 def plot_log(rows: Sequence[Mapping], keys: Sequence[str], *, x: str = "step") -> Figure:
     """Training curves, a panel a quantity; logarithmic where all values are positive and span a factor of 30.
 
+    Several runs in one table are drawn as their mean over the band of all of them; many steps under a running mean.
+
     Args:
         rows: `TrainLog.rows`, the `TrainLog` itself, or a DataFrame of them.
         keys: quantities to show, names of the rows' entries.
         x: entry on the horizontal axis.
     """
+    import pandas as pd
+    import seaborn as sns
+
     table = rows if isinstance(rows, pd.DataFrame) else pd.DataFrame(list(getattr(rows, "rows", rows)))
     missing = [key for key in (x, *keys) if key not in table]
     if missing:
         raise ValueError(f"Logged quantities are {list(table.columns)}; got {missing}.")
     columns = len(keys) if len(keys) <= 5 else 4
     lines = -(-len(keys) // columns)
-    fig, axes = plt.subplots(lines, columns, figsize=(min(2.75 * columns + 0.4, 10.8), 2.3 * lines), squeeze=False)
-    for ax, key in zip(axes.flat, keys, strict=False):
-        _draw_curve(ax, table[[x, key]].dropna(), x, key)
+    size = (min(2.75 * columns + 0.4, WIDEST), 2.3 * lines)
+    fig, axes = subplots(lines, columns, figsize=size, squeeze=False)
+    for key, ax in zip(keys, axes.flat, strict=False):
+        seen = table[[x, key]].dropna().astype(float)
+        many, finite = len(seen) >= 40, seen[key][np.isfinite(seen[key])]
+        faint = {"alpha": 0.3, "linewidth": 1.0} if many else {}
+        sns.lineplot(seen, x=x, y=key, color=PALETTE[0], errorbar=("pi", 100), ax=ax, **faint)
+        if many:
+            mean = seen.groupby(x)[key].mean()
+            mean = mean.rolling(max(len(mean) // 25, 3), center=True, min_periods=1).mean()
+            sns.lineplot(mean, color=PALETTE[0], ax=ax)
+        log = len(finite) > 0 and 0 < 30 * finite.min() < finite.max()
+        ax.set(title=key.replace("_", " "), xlabel=x, ylabel="", yscale="log" if log else "linear")
+        ax.locator_params(axis="x", nbins=3, integer=True)
     for ax in axes.flat[len(keys) :]:
         ax.set_visible(False)
     return fig
-
-
-def _draw_curve(ax: Axes, table: pd.DataFrame, x: str, key: str) -> None:
-    """Logged values faintly, their running mean over them once there are enough."""
-    values = table[key].astype(float)
-    many = len(values) >= 40
-    ax.plot(table[x], values, color=PALETTE[0], alpha=0.3 if many else 1, linewidth=1.0 if many else 1.6)
-    if many:
-        smooth = values.rolling(max(len(values) // 25, 3), center=True, min_periods=1).mean()
-        ax.plot(table[x], smooth, color=PALETTE[0])
-    positive = values[np.isfinite(values)]
-    if len(positive) and positive.min() > 0 and positive.max() > 30 * positive.min():
-        ax.set_yscale("log")
-    ax.set(title=key.replace("_", " "), xlabel=x)
-    ax.xaxis.set_major_locator(MaxNLocator(nbins=3, integer=True))
 
 
 @figure
@@ -222,58 +201,25 @@ def plot_search(curves: Mapping[str, Sequence], ylabel: str = "best T-CET so far
             their median over the band of all runs.
         ylabel: what the score is.
     """
-    fig, ax = plt.subplots(figsize=(6.6, 3.8))
-    longest = []
-    for i, (name, values) in enumerate(curves.items()):
+    import pandas as pd
+    import seaborn as sns
+
+    aside = len(curves) > 4  # a legend of many long names would lie on the lines
+    fig, ax = subplots(figsize=(WIDEST if aside else 6.6, 3.8))
+    medians = {}
+    for (name, values), colour in zip(curves.items(), cycle(PALETTE), strict=False):
         runs = np.atleast_2d(np.asarray(values, dtype=float))
-        x = np.arange(1, runs.shape[1] + 1)
-        colour, line = PALETTE[i % len(PALETTE)], _LINES[i % len(_LINES)]
-        if len(runs) > 1:
-            ax.fill_between(x, runs.min(0), runs.max(0), color=colour, alpha=0.15, linewidth=0, step="post")
-        middle = np.median(runs, 0)
-        ax.step(x, middle, where="post", color=colour, linestyle=line, label=f"{name} ({len(x):,})")
-        ax.plot(x[-1], middle[-1], marker="o", markersize=4, color=colour)
-        longest.append(len(x))
-    if longest and max(longest) > 12 * min(longest):
-        ax.set_xscale("log")
-    ax.set(xlabel="ZC evaluations", ylabel=ylabel)
-    beside = {"loc": "center left", "bbox_to_anchor": (1.01, 0.5)} if len(curves) > 6 else {"loc": "best"}
-    ax.legend(title="method (evaluations)", title_fontsize=8.5, alignment="left", **beside)
-    return fig
-
-
-@figure
-def plot_hist(values: Mapping[str, Sequence] | Sequence, xlabel: str, *, bins: int = 30, log: bool = False) -> Figure:
-    """Distributions on common bins, outlined so that they can be told apart where they overlap.
-
-    Args:
-        values: numbers, or name -> numbers.
-        xlabel: what they are, with unit.
-        bins: number of bins.
-        log: logarithmic axis and bins.
-    """
-    groups = dict(values) if isinstance(values, Mapping) else {"": values}
-    groups = {name: _array(numbers).astype(float).ravel() for name, numbers in groups.items()}
-    everything = np.concatenate(list(groups.values()))
-    everything = everything[np.isfinite(everything) & ((everything > 0) | (not log))]
-    if not len(everything):
-        raise ValueError(f"A histogram needs at least one finite{' positive' * log} number; got none for {xlabel!r}.")
-    edges = np.histogram_bin_edges(np.log10(everything) if log else everything, bins)
-    fig, ax = plt.subplots(figsize=(6.2, 3.3))
-    for i, (name, numbers) in enumerate(groups.items()):
-        shown = {"bins": 10**edges if log else edges, "density": len(groups) > 1, "color": PALETTE[i % len(PALETTE)]}
-        ax.hist(numbers, histtype="stepfilled", alpha=0.16, **shown)
-        ax.hist(
-            numbers,
-            histtype="step",
-            linewidth=1.6,
-            linestyle=_LINES[i % 4],
-            label=f"{name} (n = {len(numbers):,})",
-            **shown,
-        )
-    ax.set(xlabel=xlabel, ylabel="density" if len(groups) > 1 else "count", xscale="log" if log else "linear")
-    if len(groups) > 1:
-        ax.legend()
+        median = pd.Series(np.median(runs, 0), np.arange(1, runs.shape[1] + 1), name="score")
+        ax.fill_between(median.index, runs.min(0), runs.max(0), step="post", color=colour, alpha=0.15, linewidth=0)
+        ax.scatter(median.index[-1:], median[-1:], s=18, color=colour, zorder=3)
+        medians[f"{name} ({len(median):,})"] = median
+    table = pd.concat(medians, names=["method", "evaluations"]).reset_index()
+    lines = {"estimator": None, "drawstyle": "steps-post", **_looks(list(medians))}
+    sns.lineplot(table, x="evaluations", y="score", hue="method", style="method", ax=ax, **lines)
+    lengths = [len(median) for median in medians.values()]
+    ax.set(xlabel="ZC evaluations", ylabel=ylabel, xscale="log" if max(lengths) > 12 * min(lengths) else "linear")
+    place = {"loc": "center left", "bbox_to_anchor": (1.01, 0.5)} if aside else {"loc": "best"}
+    ax.legend(title="method (evaluations)", alignment="left", **place)
     return fig
 
 
@@ -285,66 +231,145 @@ def plot_scatter(x, y, labels: tuple[str, str], identity: bool = False, *, group
         x: (n,).
         y: (n,).
         labels: of the two axes, with units.
-        identity: draw y = x and give both axes one range (predicted against true).
+        identity: draw y = x (predicted against true).
         groups: name of each point's group, (n,), one colour and marker each.
         log: both axes logarithmic.
     """
-    x, y = _array(x).astype(float).ravel(), _array(y).astype(float).ravel()
-    keep = np.isfinite(x) & np.isfinite(y)
-    names = np.array([""] * len(x)) if groups is None else np.asarray([str(group) for group in groups])
-    fig, ax = plt.subplots(figsize=(4.6, 4.3))
-    for i, name in enumerate(dict.fromkeys(names[keep])):
-        here = keep & (names == name)
-        size = 26 if keep.sum() < 200 else 8
-        ax.scatter(x[here], y[here], s=size, color=PALETTE[i % len(PALETTE)], marker=MARKERS[i % len(MARKERS)],
-                   alpha=0.75, linewidths=0, label=name, rasterized=keep.sum() > 2000)  # fmt: skip
-    if log:
-        ax.set(xscale="log", yscale="log")
-    if identity and keep.any():
-        low, high = min(x[keep].min(), y[keep].min()), max(x[keep].max(), y[keep].max())
-        ax.plot([low, high], [low, high], color=GREY, linewidth=1, linestyle="--", zorder=0)
-    rank = pd.Series(x[keep]).rank().corr(pd.Series(y[keep]).rank()) if keep.sum() > 2 else float("nan")
-    ax.set_title(f"Spearman {rank:.2f}, n = {keep.sum():,}", fontsize=9, color="#555555", loc="right")
-    ax.set(xlabel=labels[0], ylabel=labels[1])
+    import pandas as pd
+    import seaborn as sns
+
+    table = pd.DataFrame({"x": _array(x).ravel(), "y": _array(y).ravel()}, dtype=float)
+    table["group"] = "" if groups is None else [str(group) for group in groups]
+    table = table[np.isfinite(table[["x", "y"]]).all(axis=1)]
+    look = _looks(list(table["group"].unique()), MARKERS) | {"s": 30 if len(table) < 200 else 12}
+    fig, ax = subplots(figsize=(4.6, 4.3))
+    sns.scatterplot(table, x="x", y="y", hue="group", style="group", alpha=0.75, linewidth=0, ax=ax, **look,
+                    rasterized=len(table) > 2000, legend=groups is not None)  # fmt: skip
+    if identity and len(table):
+        span = [table[["x", "y"]].min(axis=None), table[["x", "y"]].max(axis=None)]
+        ax.plot(span, span, color=GREY, linewidth=1, linestyle="--", zorder=0)
+    rank = table["x"].corr(table["y"], method="spearman") if len(table) > 2 else float("nan")
+    ax.set_title(f"Spearman {rank:.2f}, n = {len(table):,}", fontsize=9, color="#555555", loc="right")
+    scale = "log" if log else "linear"
+    ax.set(xlabel=labels[0], ylabel=labels[1], xscale=scale, yscale=scale)
     if groups is not None:
-        ax.legend(markerscale=1.6)
+        ax.legend(markerscale=1.4)
     return fig
 
 
 @figure
 def plot_bars(values: pd.Series, xlabel: str) -> Figure:
     """One bar an index entry, its number on top; the series' name is the vertical axis. NaN leaves a gap, marked."""
-    numbers = values.astype(float)
-    fig, ax = plt.subplots(figsize=(min(10.8, 2.5 + 0.75 * len(values)), 3.4))
-    positions = np.arange(len(values))
-    bars = ax.bar(positions, numbers.fillna(0.0), color=PALETTE[0], width=0.7)
+    import seaborn as sns
+
+    names, numbers = [str(name) for name in values.index], values.astype(float).to_numpy()
+    fig, ax = subplots(figsize=(min(WIDEST, 2.5 + 0.75 * len(values)), 3.4))
+    sns.barplot(x=names, y=np.nan_to_num(numbers), color=PALETTE[0], saturation=1, width=0.7, errorbar=None, ax=ax)
     texts = [f"{n:,.0f}" if abs(n) >= 100 else f"{n:.3g}" if np.isfinite(n) else "not run" for n in numbers]
-    ax.bar_label(bars, texts, padding=2, fontsize=8)
-    tilt = {"rotation": 25, "ha": "right"} if max(len(str(name)) for name in values.index) > 8 else {}
-    ax.set_xticks(positions, [str(name) for name in values.index], **tilt)
+    ax.bar_label(ax.containers[0], texts, padding=2, fontsize=8)
+    _name_places(ax, names, longest=8)
     ax.set(xlabel=xlabel, ylabel=str(values.name or ""))
     ax.margins(y=0.14)
     return fig
 
 
+def _name_places(ax: Axes, names: Sequence[str], longest: int) -> None:
+    """Names under the places of a categorical axis, tilted where one is too long to stand beside the next."""
+    tilt = {"rotation": 25, "ha": "right", "rotation_mode": "anchor"} if max(map(len, names)) > longest else {}
+    ax.set_xticks(range(len(names)), names, **tilt)
+
+
 @figure
 def plot_strip(names, values, ylabel: str, *, groups=None) -> Figure:
-    """Every value as a point above its name, the mean as a bar; `groups` sets colour and marker."""
-    table = pd.DataFrame({"name": list(names), "value": _array(values).astype(float)})
-    table["group"] = "" if groups is None else list(groups)
-    order = list(dict.fromkeys(table["name"]))
-    fig, ax = plt.subplots(figsize=(min(10.8, 2.5 + 1.1 * len(order)), 3.8))
-    kinds = list(dict.fromkeys(table["group"]))
-    for i, kind in enumerate(kinds):
-        part = table[table["group"] == kind]
-        x = part["name"].map(order.index) + 0.16 * (i - (len(kinds) - 1) / 2)
-        look = {"c": PALETTE[i % len(PALETTE)], "marker": MARKERS[i % len(MARKERS)]}
-        ax.scatter(x, part["value"], s=30, alpha=0.8, label=str(kind), linewidths=0, **look)
-        for place, mean in part.groupby(x)["value"].mean().items():
-            ax.hlines(mean, place - 0.07, place + 0.07, color=PALETTE[i % len(PALETTE)])
-    tilt = {"rotation": 25, "ha": "right"} if max(map(len, order)) > 12 else {}
-    ax.set_xticks(range(len(order)), order, **tilt)
+    """Every value as a point above its name, beside its neighbours, the mean as a bar; `groups` sets the colour."""
+    import seaborn as sns
+
+    names, values = list(names), _array(values).astype(float)
+    groups = [""] * len(names) if groups is None else list(groups)
+    order, kinds = list(dict.fromkeys(names)), list(dict.fromkeys(groups))
+    fig, ax = subplots(figsize=(min(WIDEST, 2.5 + 1.1 * len(order)), 3.8))
+    look = {"x": names, "y": values, "hue": groups, "order": order, "ax": ax, **_looks(kinds)}
+    sns.swarmplot(**look, dodge=True, size=4.5, alpha=0.8, legend=len(kinds) > 1, warn_thresh=1)
+    dodge = 0.8 - 0.8 / len(kinds) or False  # as far as the points of the groups stand apart
+    sns.pointplot(**look, dodge=dodge, errorbar=None, linestyle="none", marker="_", markersize=18, legend=False)
+    _name_places(ax, order, longest=12)
     ax.set(ylabel=ylabel, xlim=(-0.6, len(order) - 0.4))
-    if len(kinds) > 1:
-        ax.legend()
+    return fig
+
+
+@figure
+def plot_families_over_depth(hl_architectures: Sequence) -> Figure:
+    """Which families, widths and strides high-level architectures use at each depth.
+
+    Left: share of each family at each position, among the architectures that reach it. Right: median channels with
+    the middle half, and the share of stride 2.
+    """
+    import pandas as pd
+    import seaborn as sns
+
+    rows = [
+        {"depth": depth, "family": triple.cluster, "channels": triple.channels, "halves": triple.stride == 2}
+        for architecture in hl_architectures
+        for depth, triple in enumerate(architecture.triples, start=1)
+    ]
+    table = pd.DataFrame(rows)
+    share = pd.crosstab(table["family"], table["depth"], normalize="columns")
+    fig, axes = subplots(2, 2, figsize=(WIDEST, 4.2), width_ratios=[1.25, 1])
+    (family, channels), (below, halves) = axes
+    below.remove()
+    family.set_subplotspec(family.get_gridspec()[:, 0])
+    bar = {"label": "share of architectures", "pad": 0.02}
+    sns.heatmap(share, cmap="cividis", vmin=0, rasterized=True, cbar_kws=bar, ax=family)
+    family.set(xlabel="position in the sequence", ylabel="family")
+    family.tick_params(rotation=0)
+    middle = {"estimator": "median", "errorbar": ("pi", 50), "marker": "o", "color": PALETTE[0]}
+    sns.lineplot(table, x="depth", y="channels", ax=channels, **middle)
+    sns.barplot(table, x="depth", y="halves", errorbar=None, native_scale=True, color=GREY, ax=halves)
+    channels.set(xlabel="", ylabel="channels\n(median, middle half)")
+    halves.set(xlabel="position in the sequence", ylabel="share of stride 2", ylim=(0, 1))
+    for ax in (channels, halves):
+        ax.set_xlim(0.4, share.columns.max() + 0.6)
+        ax.locator_params(axis="x", integer=True)
+    return fig
+
+
+@figure
+def plot_intervals(
+    names, values, low, high, xlabel: str, *, groups, marks: Mapping[str, Sequence] | None = None
+) -> Figure:
+    """A line a name: each group's value with its interval, and published values as ticks; text is left out.
+
+    Args:
+        names: (n,), one line for each distinct one, in order.
+        values: (n,).
+        low: (n,), lower ends of the intervals.
+        high: (n,), upper ends.
+        xlabel: of the values, with unit.
+        groups: (n,), colour and marker.
+        marks: label -> (n,) other values of the same names, drawn once a name.
+    """
+    import pandas as pd
+
+    numbers = {"value": values, "low": low, "high": high, **(marks or {})}
+    table = pd.DataFrame({key: pd.to_numeric(pd.Series(list(v)), errors="coerce") for key, v in numbers.items()})
+    order, kinds = list(dict.fromkeys(names)), list(dict.fromkeys(groups))
+    table["y"], table["kind"] = [order.index(name) for name in names], [kinds.index(group) for group in groups]
+    fig, ax = subplots(figsize=(6.4, 1.2 + 0.3 * len(order)))
+    for i, kind in enumerate(kinds):
+        part = table[table["kind"] == i].dropna(subset="value")
+        ends, y = (
+            [part["value"] - part["low"], part["high"] - part["value"]],
+            part["y"] + 0.26 * (i - (len(kinds) - 1) / 2),
+        )
+        look = {"color": PALETTE[i % len(PALETTE)], "fmt": MARKERS[i % len(MARKERS)], "markersize": 5}
+        if len(part):
+            ax.errorbar(part["value"], y, xerr=ends, elinewidth=1.2, label=kind, **look)
+    for label, marker, size in zip(marks or {}, cycle("|+"), cycle((11, 8)), strict=False):
+        part = table.drop_duplicates("y")
+        look = {"color": DARK, "fmt": marker, "markersize": size, "markeredgewidth": 1.4}
+        ax.errorbar(part[label], part["y"], label=label, zorder=3, **look)
+    ax.set_yticks(range(len(order)), order)
+    ax.set(xlabel=xlabel, ylim=(len(order) - 0.4, -0.6))
+    if ax.get_legend_handles_labels()[0]:
+        ax.legend(loc="upper left", bbox_to_anchor=(1.01, 1))
     return fig

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from IPython import get_ipython
+import sys
 
 from graphnas_lib.macro import Architecture
 from graphnas_lib.plots.diagrams import plot_architecture
-from graphnas_lib.plots.draw import plot_cell, svg
+from graphnas_lib.plots.draw import plot_cells
+from graphnas_lib.plots.style import svg
 from graphnas_lib.space import Cell
 
 
 def cell_svg(cell: Cell) -> str:
     """The drawing of a cell."""
-    return svg(plot_cell(cell))
+    return svg(plot_cells([cell]))
 
 
 def architecture_svg(architecture: Architecture) -> str:
@@ -21,9 +22,10 @@ def architecture_svg(architecture: Architecture) -> str:
 
 
 def register() -> None:
-    """Tell a running IPython how to show both; nothing where none runs."""
-    shell = get_ipython()
-    if shell is not None:
+    """Tell a running IPython how to show both; nothing where none runs, which then need not be imported."""
+    ipython = sys.modules.get("IPython")
+    shell = ipython and ipython.get_ipython()
+    if shell:
         formatter = shell.display_formatter.formatters["image/svg+xml"]
         formatter.for_type(Cell, cell_svg)
         formatter.for_type(Architecture, architecture_svg)

@@ -9,16 +9,20 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import pandas as pd
-from matplotlib.figure import Figure
 
 from graphnas_lib import store
-from graphnas_lib.paper import Row
-from graphnas_lib.plots.draw import style
+from graphnas_lib.paper import Printed, Row
+from graphnas_lib.plots.style import style
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
 
 SMOKE_NOTE = "smoke scale: not comparable with the paper"
+_NOT_PRINTED = Printed(None, "")
 COLUMNS = ("row", "quantity", "paper", "ours", "delta", "n", "scale", "note")
 
 
@@ -34,12 +38,15 @@ def save_figure(fig: Figure, name: str, *, scale: str, data: pd.DataFrame | Mapp
     Returns:
         The four paths.
     """
+    import pandas as pd
+
     if not name or Path(name).name != name or name.startswith("."):
         raise ValueError(f"A figure's name must be a plain file name without folders; got {name!r}.")
     folder = store.figures_dir(scale)
     table = data if isinstance(data, pd.DataFrame) else pd.DataFrame(data)
-    if scale == "smoke":
-        _watermark(fig)
+    if scale == "smoke" and SMOKE_NOTE not in [text.get_text() for text in fig.texts]:
+        lowest = min(0.0, fig.get_tightbbox().y0 / fig.get_figheight())  # a legend may hang under the figure
+        fig.text(0.995, lowest - 0.005, SMOKE_NOTE, ha="right", va="top", fontsize=6.5, color="#8A8A8A")
     paths = [render(fig, folder / f"{name}.pdf"), render(fig, folder / f"{name}.png")]
     paths.append(store.write(folder / f"{name}.csv", table))
     receipt = {
@@ -54,12 +61,6 @@ def save_figure(fig: Figure, name: str, *, scale: str, data: pd.DataFrame | Mapp
 
 
 _UNDATED = {".pdf": {"CreationDate": None, "ModDate": None}, ".png": {"Software": None}, ".svg": {"Date": None}}
-
-
-def _watermark(fig: Figure) -> None:
-    if not any(text.get_gid() == "scale" for text in fig.texts):
-        lowest = min(0.0, fig.get_tightbbox().y0 / fig.get_figheight())  # a legend may hang under the figure
-        fig.text(0.995, lowest - 0.005, SMOKE_NOTE, ha="right", va="top", fontsize=6.5, color="#8A8A8A", gid="scale")
 
 
 def render(fig: Figure, path: Path) -> Path:
@@ -79,14 +80,15 @@ def render(fig: Figure, path: Path) -> Path:
 def save_table(table: pd.DataFrame, name: str, *, scale: str, note: str = "") -> list[Path]:
     """Write a table into `data/<scale>/results/` as <name>.csv and <name>.md (with the note under it)."""
     folder = store.results_dir(scale)
-    text = markdown(table) + (f"\n{note}\n" if note else "")
-    return [store.write(folder / f"{name}.csv", table), store.write(folder / f"{name}.md", text)]
+    page = markdown(table) + (f"\n{note}\n" if note else "")
+    return [store.write(folder / f"{name}.csv", table), store.write(folder / f"{name}.md", page)]
 
 
 def markdown(table: pd.DataFrame) -> str:
     """A DataFrame as a Markdown table; numbers in few digits, to the right."""
-    numeric = [pd.api.types.is_numeric_dtype(table[column]) for column in table.columns]
-    lines = [list(map(str, table.columns)), ["--:" if right else "---" for right in numeric]]
+    from pandas.api.types import is_numeric_dtype
+
+    lines = [list(map(str, table.columns)), ["--:" if is_numeric_dtype(kind) else "---" for kind in table.dtypes]]
     lines += [[text(value) for value in row] for row in table.itertuples(index=False, name=None)]
     return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines) + "\n"
 
@@ -111,7 +113,7 @@ def text(value) -> str:
 
 def compare(
     paper_rows: Iterable[Row],
-    ours: Mapping[str, Mapping] | pd.DataFrame,
+    ours: Mapping[str, Mapping],
     *,
     scale: str,
     columns: Iterable[str] | None = None,
@@ -121,8 +123,8 @@ def compare(
 
     Args:
         paper_rows: one of `paper.TABLE_1` to `TABLE_6`, or some of its rows.
-        ours: row key -> quantity -> number, or -> dict with value and, where known, spread, n, note; or a DataFrame
-            with the columns row, quantity, value and these. Rows the paper lacks come last.
+        ours: row key -> quantity -> number, or -> dict with value and, where known, spread, n, note. Rows the paper
+            lacks come last.
         scale: the scale of our numbers.
         columns: quantities to show; default all that are numbers in the paper.
         why: reason for numbers not run, one for all or by row key ("" key: default).
@@ -134,71 +136,49 @@ def compare(
     Raises:
         ValueError: `ours` names a quantity that the table does not have (a misspelling would hide a result).
     """
+    import pandas as pd
+
     store.check_scale(scale)
-    rows, mine = list(paper_rows), _by_row(ours)
-    known = list(dict.fromkeys(column for row in rows for column, _ in row))
+    published = {row.key: row for row in paper_rows}
+    known = list(dict.fromkeys(column for row in published.values() for column, _ in row))
     wanted = known if columns is None else list(columns)
-    strange = {quantity for row in mine.values() for quantity in row} | set(wanted)
-    if strange - set(known):
-        raise ValueError(
-            f"Quantities must be columns of the table, {tuple(known)}; got {sorted(strange - set(known))}."
-        )
-    reason = (lambda key: why.get(key, why.get("", ""))) if isinstance(why, Mapping) else (lambda key: why)
+    found = {(key, quantity): given for key, row in ours.items() for quantity, given in row.items()}
+    strange = sorted(({quantity for _, quantity in found} | set(wanted)) - set(known))
+    if strange:
+        raise ValueError(f"Quantities must be columns of the table, {tuple(known)}; got {strange}.")
+    pairs = [(key, quantity) for key in published for quantity in wanted]
+    pairs += [pair for pair in found if pair[0] not in published and pair[1] in wanted]
     lines = []
-    for row in rows:
-        for quantity in wanted:
-            result = mine.get(row.key, {}).get(quantity)
-            if row[quantity].value is not None or result is not None:
-                unavailable = reason(row.key) or ("quoted from other work" if row.quoted else f"no result at {scale}")
-                lines.append(_line(row.key, quantity, row[quantity], result, scale, unavailable))
-    published = {row.key for row in rows}
-    for key, quantities in mine.items():
-        lines += [
-            _line(key, quantity, None, result, scale, reason(key) or f"no result at {scale}")
-            for quantity, result in quantities.items()
-            if key not in published and quantity in wanted
-        ]
+    for key, quantity in pairs:
+        row = published.get(key)
+        printed, result = row[quantity] if row else _NOT_PRINTED, found.get((key, quantity))
+        if printed.value is not None or result is not None:
+            result = result if isinstance(result, Mapping) else {"value": result}
+            reason = why.get(key, why.get("", "")) if isinstance(why, Mapping) else why
+            reason = reason or ("quoted from other work" if row and row.quoted else f"no result at {scale}")
+            lines.append((key, quantity, *_line(printed, result, reason, scale)))
     return pd.DataFrame(lines, columns=list(COLUMNS))
 
 
-def _by_row(ours) -> dict[str, dict[str, dict]]:
-    if isinstance(ours, pd.DataFrame):
-        nested: dict[str, dict] = {}
-        for line in ours.to_dict("records"):
-            nested.setdefault(line["row"], {})[line["quantity"]] = line
-        return nested
-    return {
-        row: {name: dict(v) if isinstance(v, Mapping) else {"value": v} for name, v in quantities.items()}
-        for row, quantities in ours.items()
-    }
-
-
-def _line(key: str, quantity: str, printed, result: dict | None, scale: str, unavailable: str) -> dict:
-    value = None if result is None else result.get("value")
-    missing = value is None or (isinstance(value, (float, np.floating)) and np.isnan(value))
-    paper = "-" if printed is None or printed.text is None else printed.text
-    notes = [printed.note if printed else "", "" if result is None else result.get("note") or ""]
-    if missing:
-        own = "" if result is None else result.get("note") or ""
-        shown, delta, n, notes = f"not run ({own or unavailable})", np.nan, "-", notes[:1]
-    else:
-        spread, n = result.get("spread"), text(result.get("n")) or "-"
-        shown = text(value) + ("" if text(spread) == "" else f"±{text(spread)}")
-        numeric = printed is not None and printed.value is not None and not isinstance(value, str)
-        delta = float(value) - printed.value if numeric else np.nan
-    note = "; ".join(dict.fromkeys(part for part in notes if part))
-    line = (key, quantity, paper, shown, delta, n, "-" if missing else scale, note)
-    return dict(zip(COLUMNS, line, strict=True))
+def _line(printed: Printed, result: Mapping, reason: str, scale: str) -> tuple:
+    """The columns of `compare` from "paper" on, for one published number and our result."""
+    value, note, paper = result.get("value"), text(result.get("note")), printed.text or "-"
+    if text(value) == "":
+        return paper, f"not run ({note or reason})", np.nan, "-", "-", printed.note
+    spread = text(result.get("spread"))
+    delta = np.nan if printed.value is None or isinstance(value, str) else float(value) - printed.value
+    notes = "; ".join(dict.fromkeys(part for part in (printed.note, note) if part))
+    return paper, text(value) + (spread and f"±{spread}"), delta, text(result.get("n")) or "-", scale, notes
 
 
 def mean_interval(values: np.ndarray) -> dict[str, float]:
     """Student's 95% interval of the mean of `values`, (n,): "low" and "high", NaN below two values."""
-    from scipy.stats import t
+    from scipy import stats
 
     if len(values) < 2:
         return {"low": float("nan"), "high": float("nan")}
-    half = float(t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / np.sqrt(len(values)))
-    return {"low": float(np.mean(values)) - half, "high": float(np.mean(values)) + half}
+    mean, half = np.mean(values), stats.t.ppf(0.975, len(values) - 1) * stats.sem(values)
+    return {"low": float(mean - half), "high": float(mean + half)}
 
 
 def mean_difference(a: np.ndarray, b: np.ndarray) -> dict[str, float]:
@@ -210,15 +190,14 @@ def mean_difference(a: np.ndarray, b: np.ndarray) -> dict[str, float]:
     Returns:
         "difference", "low", "high"; the ends are NaN where one sample has a single value.
     """
-    from scipy.stats import t
+    from scipy import stats
 
     a, b = np.asarray(a, float), np.asarray(b, float)
     difference = float(a.mean() - b.mean())
     if min(len(a), len(b)) < 2:
-        return {"difference": difference, "low": float("nan"), "high": float("nan")}
-    errors = np.array([x.var(ddof=1) / len(x) for x in (a, b)])  # squared standard errors
-    if not errors.any():
-        return {"difference": difference, "low": difference, "high": difference}
-    freedom = errors.sum() ** 2 / (errors**2 / [len(a) - 1, len(b) - 1]).sum()  # Welch-Satterthwaite
-    half = float(t.ppf(0.975, freedom) * np.sqrt(errors.sum()))
-    return {"difference": difference, "low": difference - half, "high": difference + half}
+        low = high = float("nan")
+    elif np.ptp(a) == 0 == np.ptp(b):
+        low = high = difference
+    else:
+        low, high = stats.ttest_ind(a, b, equal_var=False).confidence_interval(0.95)
+    return {"difference": difference, "low": float(low), "high": float(high)}

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from graphnas_lib.macro import stack_cell
-from graphnas_lib.network import Costs, build, count
+from graphnas_lib.network import Costs, accelerated, build, count
 from graphnas_lib.proxies.probe import (
     LAYERS,
     Loss,
@@ -63,7 +63,10 @@ def naswot(model: nn.Module, images: Tensor, *, variant: str = "conv", mode: str
     """
     if variant not in ("conv", "relu"):
         raise ValueError(f"variant must be 'conv' or 'relu'; got {variant!r}.")
-    watch = layers_of(model) if variant == "conv" else _relus(model)
+    watch = {name: module for name, module in model.named_modules() if "ReLU" in type(module).__name__}
+    if variant == "relu" and not watch:
+        raise ProxyError("NASWOT variant 'relu' needs ReLU modules; this network has none. Use variant='conv'.")
+    watch = layers_of(model) if variant == "conv" else watch
     return _naswot(run(model, images, mode=mode, watch=watch).kernels)
 
 
@@ -71,37 +74,20 @@ def _naswot(kernels: dict[str, Tensor]) -> float:
     return finite("naswot", safe_logdet(sum(kernels.values())))
 
 
-def _relus(model: nn.Module) -> dict[str, nn.Module]:
-    found = {n: m for n, m in model.named_modules() if "ReLU" in type(m).__name__}
-    if not found:
-        raise ProxyError("NASWOT variant 'relu' needs ReLU modules; this network has none. Use variant='conv'.")
-    return found
-
-
-def layer_naswot(model: nn.Module, images: Tensor, *, mode: str = "eval") -> dict[str, float]:
-    """log|K_l| of each layer that the forward reaches ("Lnwot"); 0 where singular, as a 10-class classifier is."""
-    return _layer_logdets(run(model, images, mode=mode, watch=layers_of(model)).kernels)
-
-
-def _layer_logdets(kernels: dict[str, Tensor]) -> dict[str, float]:
+def layer_logdets(kernels: dict[str, Tensor]) -> dict[str, float]:
+    """log|K_l| of each layer that the forward reached ("Lnwot"); 0 where singular, as a 10-class classifier is."""
     return dict(zip(kernels, safe_logdet(torch.stack(list(kernels.values()))).tolist(), strict=True))
 
 
 # ---- trainability: SNIP saliency
 
 
-def layer_ssnr(
-    model: nn.Module, images: Tensor, labels: Tensor, *, mode: str = "train", loss: Loss = F.cross_entropy
-) -> dict[str, float]:
+def layer_ratios(saliency: dict[str, Tensor]) -> dict[str, float]:
     """r_l = S_l / sigma_l: sum of a layer's SNIP saliency over its standard deviation (T-CET, Eq. 3-4).
 
     The standard deviation is unbiased (n - 1), as in the released code. Where it is zero (constant saliency, a single
     weight) the term is S_l itself; a layer without gradient gives 0. Unchanged when the loss is scaled by c > 0.
     """
-    return _layer_ratios(run(model, images, labels, mode=mode, loss=loss).saliency)
-
-
-def _layer_ratios(saliency: dict[str, Tensor]) -> dict[str, float]:
     totals = torch.stack([s.sum() for s in saliency.values()])
     spreads = torch.stack([s.std(correction=min(1, s.numel() - 1)) for s in saliency.values()])
     sizes = torch.tensor([s.numel() for s in saliency.values()], device=totals.device)
@@ -118,17 +104,7 @@ def snip_ssnr(
 
 
 def _ssnr(seen: Pass) -> float:
-    return finite("snip_ssnr", sum(_layer_ratios(seen.saliency).values()))
-
-
-def _snip(seen: Pass) -> float:
-    """Sum of |w dL/dw| over all scored weights (Lee et al.)."""
-    return finite("snip", sum(s.sum() for s in seen.saliency.values()))
-
-
-def _grad_norm(seen: Pass) -> float:
-    """Sum over layers of the L2 norm of the weight gradient: a sum of norms, not the norm of all."""
-    return finite("grad_norm", sum(float(g.double().norm()) for g in seen.gradients.values() if g is not None))
+    return finite("snip_ssnr", sum(layer_ratios(seen.saliency).values()))
 
 
 # ---- both, layer by layer: T-CET
@@ -173,8 +149,8 @@ def tcet(
 
 
 def _tcet(kernels: dict[str, Tensor], seen: Pass, variant: str) -> float:
-    logdets, transform = _layer_logdets(kernels), _TCET[variant]
-    ratios = _layer_ratios(seen.saliency)
+    logdets, transform = layer_logdets(kernels), _TCET[variant]
+    ratios = layer_ratios(seen.saliency)
     return finite("tcet", sum(transform(r) * logdets.get(name, 0.0) for name, r in ratios.items()))
 
 
@@ -229,7 +205,7 @@ def synflow(model: nn.Module, shape: Sequence[int]) -> float:
     return finite("synflow", sum(saliency_of(w, g).sum() for w, g in zip(weights, gradients, strict=True)))
 
 
-def zen(model: nn.Module, shape: Sequence[int], *, seed: int = 0, gamma: float = ZEN_GAMMA, repeats: int = 1) -> float:
+def zen(model: nn.Module, shape: Sequence[int], *, seed: int = 0) -> float:
     """Zen-score: log E||f(x) - f(x + gamma e)||_1 + sum over batch norms of log sqrt(mean running variance).
 
     f is the network before global pooling. Weights are redrawn from N(0, 1) on a copy, norms reset; x, e ~ N(0, I);
@@ -239,34 +215,24 @@ def zen(model: nn.Module, shape: Sequence[int], *, seed: int = 0, gamma: float =
     Args:
         shape: of the input batch, (B, C, H, W).
         seed: of weights and inputs.
-        repeats: independent draws, averaged.
     """
     if not callable(getattr(model, "features", None)):
         raise ProxyError("Zen-score needs `.features(x)`, the maps before global pooling; this network has none.")
-    clone = copy.deepcopy(model)
-    generator = torch.Generator().manual_seed(seed)
-    scores = []
-    with moded(clone, "train"), torch.no_grad():
-        for _ in range(repeats):
-            _draw_gaussian(clone, generator)
-            device = next(clone.parameters()).device
-            x, e = (torch.randn(*shape, generator=generator).to(device) for _ in range(2))
-            change = clone.features(x) - clone.features(x + gamma * e)
-            norms = [m.running_var for m in clone.modules() if isinstance(m, NORMS) and m.running_var is not None]
-            scale = sum(float(v.double().mean().sqrt().log()) for v in norms)
-            scores.append(float(change.double().abs().flatten(1).sum(1).mean().log()) + scale)
-    return finite("zen", sum(scores) / len(scores))
-
-
-def _draw_gaussian(model: nn.Module, generator: torch.Generator) -> None:
-    """Convolution and linear weights ~ N(0, 1), biases 0; norms to their initial state."""
-    for module in model.modules():
-        if isinstance(module, LAYERS):
-            module.weight.copy_(torch.randn(module.weight.shape, generator=generator))
-            if module.bias is not None:
-                module.bias.zero_()
-        elif isinstance(module, NORMS):
-            module.reset_parameters()
+    clone, generator = copy.deepcopy(model), torch.Generator().manual_seed(seed)
+    norms = [module for module in clone.modules() if isinstance(module, NORMS)]
+    with moded(clone, "train"), torch.no_grad(), accelerated(clone):
+        for module in clone.modules():
+            if isinstance(module, LAYERS):
+                module.weight.copy_(torch.randn(module.weight.shape, generator=generator))
+                if module.bias is not None:
+                    module.bias.zero_()
+            elif isinstance(module, NORMS):
+                module.reset_parameters()
+        device = next(clone.parameters()).device
+        x, e = (torch.randn(*shape, generator=generator).to(device) for _ in range(2))
+        change = (clone.features(x) - clone.features(x + ZEN_GAMMA * e)).double().abs()
+        spread = sum(float(m.running_var.double().mean().sqrt().log()) for m in norms if m.running_var is not None)
+    return finite("zen", float(change.flatten(1).sum(1).mean().log()) + spread)
 
 
 def module_costs(model: nn.Module, shape: Sequence[int]) -> Costs:
@@ -323,7 +289,7 @@ def score(
         model: any network.
         images: (B, ...), normalised; the paper's batch is 64. "zen" and "synflow" take its shape alone.
         labels: targets of `loss`.
-        names: of `NAMES`; "lnwot" is the sum of `layer_naswot`.
+        names: of `NAMES`; "lnwot" is the sum of `layer_logdets`.
         seed: of Zen-score's draws.
         second: another (images, labels), for "zico" beside the first; without it, the halves of the first are its two.
 
@@ -345,15 +311,15 @@ def score(
 
     formulas = {
         "naswot": lambda: _naswot(codes().kernels),
-        "lnwot": lambda: finite("lnwot", sum(_layer_logdets(codes().kernels).values())),
+        "lnwot": lambda: finite("lnwot", sum(layer_logdets(codes().kernels).values())),
         "naswot_relu": lambda: naswot(model, images, variant="relu"),
-        "snip": lambda: _snip(trained()),
+        "snip": lambda: finite("snip", sum(s.sum() for s in trained().saliency.values())),
         "snip_ssnr": lambda: _ssnr(trained()),
         "tcet": lambda: _tcet(codes().kernels, codes(), "log1p"),
         "tcet_none": lambda: _tcet(codes().kernels, codes(), "none"),
         "tcet_train": lambda: _tcet(codes().kernels, trained(), "none"),
         "tcet_log": lambda: _tcet(codes().kernels, codes(), "log"),
-        "grad_norm": lambda: _grad_norm(trained()),
+        "grad_norm": lambda: finite("grad_norm", trained().gradient_norm),
         "synflow": lambda: synflow(model, images.shape[1:]),
         "zico": of_batches,
         "zen": lambda: zen(model, images.shape, seed=seed),

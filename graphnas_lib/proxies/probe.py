@@ -17,6 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from graphnas_lib.network import accelerated
+
 LAYERS = (nn.Conv1d, nn.Conv2d, nn.Linear)  # the layers that proxies score, by their `weight`
 SINGULAR = 1e-8  # a code kernel with a pivot below this share of its largest is singular: log-determinant 0
 BLOCK = 1 << 16  # units a matrix product; far below 2^24, so float32 counts exactly
@@ -46,6 +48,11 @@ class Pass:
     def saliency(self) -> dict[str, Tensor]:
         """SNIP saliency S(w) = |w dL/dw| of each layer, float64, flat; zeros where no gradient arrives."""
         return {n: saliency_of(w, self.gradients[n]) for n, w in self.weights.items()}
+
+    @property
+    def gradient_norm(self) -> float:
+        """Sum over layers of the L2 norm of the weight gradient: a sum of norms, not the norm of all."""
+        return sum(float(g.double().norm()) for g in self.gradients.values() if g is not None)
 
 
 def saliency_of(weight: Tensor, gradient: Tensor | None) -> Tensor:
@@ -159,7 +166,7 @@ def run(
     if mode == "eval":
         size = chunk or (size if images.is_cuda else CHUNK)
     together = images.is_cuda and labels is not None and size >= len(images)
-    with moded(model, mode), substituted(model, state):
+    with moded(model, mode), substituted(model, state), accelerated(model):
         if watch and not together:
             with hooked(watch, see), torch.no_grad():
                 check_finite(model(images))
@@ -179,7 +186,12 @@ def _backward(model: nn.Module, x: Tensor, loss: Callable[[Tensor], Tensor]) -> 
         for i, part in enumerate(parts):
             x = x.detach().requires_grad_(i > 0)
             saved: dict[int, int] = {}
-            with torch.autograd.graph.saved_tensors_hooks(lambda t, s=saved: _note(t, s), lambda t: t):
+
+            def note(tensor: Tensor, saved: dict[int, int] = saved) -> Tensor:
+                saved[tensor.data_ptr()] = tensor.nbytes
+                return tensor.detach()  # an output itself would hold its own graph
+
+            with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
                 out = part(x)
             size = sum(saved.values())
             fits = held + size <= KEPT or i == len(parts) - 1
@@ -200,11 +212,6 @@ def _backward(model: nn.Module, x: Tensor, loss: Callable[[Tensor], Tensor]) -> 
             if out.requires_grad:
                 out.backward(gradient)
             gradient = x.grad
-
-
-def _note(tensor: Tensor, sizes: dict[int, int]) -> Tensor:
-    sizes[tensor.data_ptr()] = tensor.nbytes
-    return tensor.detach()  # an output itself would hold its own graph
 
 
 def check_finite(tensor: Tensor) -> None:
@@ -235,37 +242,19 @@ def code_kernel(units: Tensor) -> Tensor:
     Returns:
         Integer-valued float64 (B, B), diagonal N.
     """
-    flat = _flat(units)  # (B, N)
-    return _agreement(sum(_gram(_positive(block)) for block in flat.split(BLOCK, dim=1)), flat.shape[1])
-
-
-def _flat(units: Tensor) -> Tensor:
-    """(B, N); the order of units does not matter, so channels_last needs no copy."""
     if units.dim() == 4 and units.is_contiguous(memory_format=torch.channels_last):
-        units = units.permute(0, 2, 3, 1)
-    return units.flatten(1)
-
-
-def _positive(flat: Tensor) -> Tensor:
-    """1[u > 0] as bytes; NumPy compares two to four times as fast as PyTorch on a CPU."""
-    if flat.is_cuda:
-        return (flat > 0).view(torch.uint8)
-    return torch.from_numpy(np.greater(flat.numpy(), 0).view(np.uint8))
-
-
-def _gram(codes: Tensor) -> Tensor:
-    """X X^T of 0/1 codes (B, n), float64: an exact integer product where the CPU has one."""
-    if INT8 and not codes.is_cuda:
-        codes = codes.view(torch.int8)
-        return torch._int_mm(codes, codes.T).double()
-    codes = codes.float()
-    return (codes @ codes.T).double()
-
-
-def _agreement(gram: Tensor, units: int) -> Tensor:
-    """K = X X^T + (1-X)(1-X)^T = 2 X X^T - n_i - n_j + N with n_i = (X X^T)_ii: one matrix product."""
+        units = units.permute(0, 2, 3, 1)  # the order of units does not matter, and this takes no copy
+    flat = units.flatten(1)  # (B, N)
+    gram = 0.0  # X X^T of the 0/1 codes X
+    for block in flat.split(BLOCK, dim=1):
+        if block.is_cuda:
+            codes = (block > 0).float()
+        else:  # NumPy compares two to four times as fast as PyTorch on a CPU
+            codes = torch.from_numpy(np.greater(block.numpy(), 0).view(np.int8))
+            codes = codes if INT8 else codes.float()
+        gram += (torch._int_mm(codes, codes.T) if codes.dtype == torch.int8 else codes @ codes.T).double()
     ones = gram.diagonal()
-    return 2 * gram - ones[:, None] - ones[None, :] + units
+    return 2 * gram - ones[:, None] - ones[None, :] + flat.shape[1]  # X X^T + (1-X)(1-X)^T in one matrix product
 
 
 def safe_logdet(kernels: Tensor) -> Tensor:

@@ -6,5 +6,3 @@ Nothing here imports PyTorch, so that deciding what is fresh takes a second.
 from graphnas_lib.runner.headless import duration, past_seconds, reproduce, status
 from graphnas_lib.runner.manifest import Project, select
 from graphnas_lib.runner.readme import save_outputs, update
-
-__all__ = ["Project", "duration", "past_seconds", "reproduce", "save_outputs", "select", "status", "update"]

@@ -5,5 +5,3 @@
 
 from graphnas_lib.sequence.generator import SequenceConfig, SequenceGenerator, train
 from graphnas_lib.sequence.vocabulary import CONDITIONS
-
-__all__ = ["CONDITIONS", "SequenceConfig", "SequenceGenerator", "train"]

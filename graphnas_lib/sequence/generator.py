@@ -133,7 +133,11 @@ class SequenceGenerator:
         """
         request = [math.nan if value is None else float(value) for value in (params, flops, naswot, snip_ssnr)]
         rows = check_conditions(torch.tensor([request]))
-        self._warn_outside(request)
+        for name, value in zip(CONDITIONS, request, strict=True):
+            low, high = self.vocabulary.range(name)
+            if not math.isnan(value) and not 0.9 * low <= value <= 1.1 * high:
+                message = f"The generator knows {name} from {low:.3g} to {high:.3g}; {value:.3g} gets the nearest bin."
+                warnings.warn(message, stacklevel=2)
         found = self.generate_many(rows, n=n, masked=masked, seed=seed, max_strides=max_strides)
         return found[0][0] if n == 1 else found[0]
 
@@ -141,7 +145,7 @@ class SequenceGenerator:
         self, conditions: Tensor, *, n: int = 1, masked: bool = True, seed: int | None = None, max_strides: int = 3
     ) -> list[list[HLArchitecture | None]]:
         """`n` designs for each raw request of `conditions` (b, 4), NaN = not given; see `generate`."""
-        prefix = self._prefix(self.vocabulary.condition_tokens(conditions))
+        prefix = self.vocabulary.prefix(conditions).to(self.device)
         sampling = {"do_sample": True, "num_beams": 1, "top_k": 0} if seed is not None else {"num_beams": n}
         mask = GrammarMask(self.vocabulary, max_strides=max_strides)
         self.model.eval()
@@ -155,28 +159,13 @@ class SequenceGenerator:
                 logits_processor=[mask] if masked else None,
                 **sampling,
             )
-        designs = [self._decoded(row) for row in tokens[:, PREFIX:].tolist()]
+        designs: list[HLArchitecture | None] = []
+        for row in tokens[:, PREFIX:].tolist():
+            try:
+                designs.append(self.vocabulary.decode(row))
+            except IllegalSequenceError:
+                designs.append(None)
         return [designs[i : i + n] for i in range(0, len(designs), n)]
-
-    def _decoded(self, tokens: list[int]) -> HLArchitecture | None:
-        try:
-            return self.vocabulary.decode(tokens)
-        except IllegalSequenceError:
-            return None
-
-    def _prefix(self, condition_tokens: Tensor) -> Tensor:
-        """(n, 4) -> (n, 5): BOS first."""
-        bos = torch.full((len(condition_tokens), 1), BOS)
-        return torch.cat([bos, condition_tokens.cpu()], dim=1).to(self.device)
-
-    def _warn_outside(self, request: list[float]) -> None:
-        for name, value in zip(CONDITIONS, request, strict=True):
-            low, high = self.vocabulary.range(name)
-            if not math.isnan(value) and not 0.9 * low <= value <= 1.1 * high:
-                warnings.warn(
-                    f"The generator knows {name} from {low:.3g} to {high:.3g}; {value:.3g} gets the nearest bin.",
-                    stacklevel=3,
-                )
 
     def to_files(self, *, half: bool = False) -> dict:
         """Content for `artifacts.save("sequence", ...)`; `half` stores float16 (half the size)."""
@@ -193,7 +182,11 @@ class SequenceGenerator:
         settings = files["sequence.json"]
         vocabulary = Vocabulary.from_dict(settings["vocabulary"])
         generator = cls(SequenceConfig(**settings["config"]), vocabulary)
-        _load_state(generator.model, files["sequence.safetensors"])
+        missing, unexpected = generator.model.load_state_dict(files["sequence.safetensors"], strict=False)
+        if unexpected or set(missing) - {"lm_head.weight"}:
+            came = f"missing {missing[:3]}, unexpected {unexpected[:3]}"
+            raise ValueError(f"Weights must fit their configuration; {came}. Load both from one run.")
+        generator.model.tie_weights()
         return generator
 
     @classmethod
@@ -232,13 +225,6 @@ def _gpt_neo(config: SequenceConfig, tokens: int, seed: int) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return GPTNeoForCausalLM(shape)
-
-
-def _load_state(model: nn.Module, weights: dict[str, Tensor]) -> None:
-    missing, unexpected = model.load_state_dict(weights, strict=False)
-    if unexpected or set(missing) - {"lm_head.weight"}:
-        raise ValueError(f"Weights must fit their configuration; missing {missing[:3]}, unexpected {unexpected[:3]}.")
-    model.tie_weights()
 
 
 def _load_trunk(model: nn.Module, folder: Path) -> None:
@@ -367,8 +353,7 @@ class _Batches:
         chosen = torch.multinomial(self.weights, self.batch_size, replacement=True, generator=generator)
         kept = drop_conditions(self.conditions[chosen], rate=self.config.drop_rate, generator=generator)
         jitter = self.config.jitter * (2 * torch.rand(kept.shape, generator=generator) - 1)
-        tokens = self.vocabulary.condition_tokens(kept, jitter=jitter)
-        prefix = torch.cat([torch.full((self.batch_size, 1), BOS), tokens], dim=1)  # (B, 5)
+        prefix = self.vocabulary.prefix(kept, jitter=jitter)  # (B, 5)
         macros = self.macros[chosen]
         return torch.cat([prefix, macros[:, : int((macros != PAD).sum(dim=1).max())]], dim=1)
 

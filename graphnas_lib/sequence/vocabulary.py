@@ -7,17 +7,18 @@ its 64 positions (Tab. 6) are 4 conditions and 20 cells of 3 tokens. `head_chann
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import asdict, dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
+from graphnas_lib.clusters import ZC_NAMES
 from graphnas_lib.macro import CHANNELS, MAX_CELLS, STRIDES, HLArchitecture, HLTriple
 
-CONDITIONS = ("params", "flops", "naswot", "snip_ssnr")
-LOGARITHMIC = (True, True, False, True)  # ours: bins of log10; NASWOT is a log-determinant already
+CONDITIONS = (*ZC_NAMES[2:], *ZC_NAMES[:2])  # y: the sizes first, then naswot and snip_ssnr; trained weights hold this
+LOGARITHMIC = tuple(name != "naswot" for name in CONDITIONS)  # ours: bins of log10; NASWOT is a log-determinant already
 PAD, BOS, EOS, DROP = range(4)
 PREFIX = 1 + len(CONDITIONS)
 MAX_NEW = 3 * MAX_CELLS + 1
@@ -69,6 +70,11 @@ class Vocabulary:
         """First stride token."""
         return self.channels + len(CHANNELS)
 
+    def block(self, place: int) -> tuple[int, int]:
+        """First and one past the last token of a place of a design: families, channels and strides take turns."""
+        starts = (self.families, self.channels, self.strides, len(self))
+        return starts[place % 3], starts[place % 3 + 1]
+
     def __len__(self) -> int:
         return self.strides + len(STRIDES)
 
@@ -80,6 +86,10 @@ class Vocabulary:
         bins = place.floor().nan_to_num(0.0).clamp(0, self.bins - 1).long()
         offset = 4 + self.bins * torch.arange(len(CONDITIONS), device=values.device)
         return torch.where(values.isnan(), torch.full_like(bins, DROP), bins + offset)
+
+    def prefix(self, conditions: Tensor, *, jitter: Tensor | float = 0.0) -> Tensor:
+        """BOS and the tokens of raw conditions (n, 4), (n, 5)."""
+        return functional.pad(self.condition_tokens(conditions, jitter=jitter), (1, 0), value=BOS)
 
     def range(self, name: str) -> tuple[float, float]:
         """Raw range of one condition that the bins cover."""
@@ -101,17 +111,16 @@ class Vocabulary:
 
     def decode(self, tokens: list[int]) -> HLArchitecture:
         """Design of tokens without the prefix, up to EOS; IllegalSequenceError names the first bad place."""
-        starts = (self.families, self.channels, self.strides)
-        ends = (self.channels, self.strides, len(self))
         fields = []
         for i, token in enumerate(tokens):
             if token == EOS and i % 3 == 0 and 3 <= i <= 3 * MAX_CELLS:
                 rows = [fields[j : j + 3] for j in range(0, i, 3)]
                 return HLArchitecture(tuple(HLTriple(k, CHANNELS[c], STRIDES[s]) for k, c, s in rows))
-            if not starts[i % 3] <= token < ends[i % 3]:
+            start, end = self.block(i)
+            if not start <= token < end:
                 name = ("a family or EOS", "channels", "a stride")[i % 3]
                 raise IllegalSequenceError(f"Token {i} of a design must be {name}; got {token}.")
-            fields.append(token - starts[i % 3])
+            fields.append(token - start)
         raise IllegalSequenceError(f"A design must end in EOS after 1 to {MAX_CELLS} cells; got {len(tokens)} tokens.")
 
     def to_dict(self) -> dict:
@@ -122,15 +131,6 @@ class Vocabulary:
     def from_dict(cls, data: dict) -> Vocabulary:
         """Inverse of `to_dict`."""
         return cls(data["n_families"], data["bins"], tuple(data["low"]), tuple(data["high"]))
-
-    def to_json(self) -> str:
-        """Text that `from_json` reads."""
-        return json.dumps(self.to_dict())
-
-    @classmethod
-    def from_json(cls, text: str) -> Vocabulary:
-        """Inverse of `to_json`."""
-        return cls.from_dict(json.loads(text))
 
 
 def check_conditions(conditions: Tensor) -> Tensor:
@@ -178,8 +178,7 @@ class GrammarMask:
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """ids (B, prefix + tokens so far), scores (B, vocabulary) -> scores with -inf at illegal tokens."""
         v, place = self.vocabulary, input_ids.shape[1] - PREFIX  # the prefix is constant: all rows share the phase
-        start = (v.families, v.channels, v.strides)[place % 3]
-        end = (v.channels, v.strides, len(v))[place % 3]
+        start, end = v.block(place)
         legal = torch.zeros_like(scores, dtype=torch.bool)
         if place < 3 * MAX_CELLS:
             legal[:, start:end] = True

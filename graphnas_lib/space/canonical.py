@@ -1,7 +1,9 @@
 """The canonical form of a cell's graph: prune, fold skips, number the nodes in one order. Compiled, many at a time.
 
-Works on bare graphs of nodes 0 (input) to 7 (output): `ops` (8,) int8, an operation's index, 0 for skip, -1 for none;
-`masks` (8,) uint8, bit a of `masks[n]` is the edge a -> n. `space.Cell.canonical` says what the form promises.
+Works on bare graphs of nodes 0 (input) to 7 (output). A graph is one integer: byte n holds the predecessors of node n,
+bit a the edge a -> n. `ops` (8,) int8 holds an operation's index, 0 for skip, -1 for none. An order is one integer too,
+three bits a node: its new number, 0 while it has none; node 1 comes first, so that integers compare as sequences do.
+`space.Cell.canonical` says what the form promises.
 
 A code describes a canonical graph, left to right: for each node 32 * predecessors (a mask of new numbers) + operation,
 then the output's predecessors. Shorter codes are smaller, equally long ones compare number by number.
@@ -17,7 +19,7 @@ INPUT, OUTPUT = 0, 7
 SKIP, NONE = 0, -1
 OP_NODES = 6
 SHIFT = 32  # more than there are operations
-ORDERS = 720  # of six nodes
+_LARGEST = np.int64(2**62)  # above every code
 
 _compiled = numba.njit(cache=True, nogil=True)
 
@@ -27,7 +29,7 @@ def canonical(ops: np.ndarray, masks: np.ndarray) -> tuple[np.ndarray, np.ndarra
 
     Args:
         ops: (n, 8) int8.
-        masks: (n, 8) uint8; no edge touches a node without operation.
+        masks: (n, 8) uint8, predecessors of each node; no edge touches a node without operation.
 
     Returns:
         code (n, 7) int16, padded with -1; its length less one, which is the number of live operation nodes (n,) int8;
@@ -36,167 +38,134 @@ def canonical(ops: np.ndarray, masks: np.ndarray) -> tuple[np.ndarray, np.ndarra
     n = len(ops)
     codes, lengths = np.full((n, OP_NODES + 1), -1, np.int16), np.zeros(n, np.int8)
     numbers = np.full((n, N_NODES), -1, np.int8)
-    _canonical(np.ascontiguousarray(ops, np.int8), np.ascontiguousarray(masks, np.uint8), codes, lengths, numbers)
+    _canonical(np.ascontiguousarray(ops, np.int8), _graphs(masks), codes, lengths, numbers)
     return codes, lengths, numbers
 
 
+def live_nodes(masks: np.ndarray) -> np.ndarray:
+    """Which operation nodes lie on a path from input to output: bool (n, 6) of predecessors (n, 8) uint8."""
+    kept = np.array([_kept(graph) for graph in _graphs(masks)], np.int64)
+    return (kept[:, None] >> np.arange(1, OUTPUT) & 1).astype(bool)
+
+
+def _graphs(masks: np.ndarray) -> np.ndarray:
+    return np.ascontiguousarray(masks, np.uint8).view("<i8")[:, 0]
+
+
 @_compiled
-def _canonical(ops, masks, codes, lengths, numbers):
-    orders = np.empty((2, ORDERS, N_NODES), np.int8)
-    code, number = np.empty(OP_NODES + 1, np.int16), np.empty(N_NODES, np.int8)
-    graphs = np.empty((64, N_NODES), np.uint8)  # the pruned cell, and all that folds make of it
+def _canonical(ops, graphs, codes, lengths, numbers):
     for i in range(len(ops)):
-        _copy(masks[i], graphs[0])
-        _prune(graphs[0])
-        done, count, first = 0, 1, True
-        while done < count:
-            graph, before = graphs[done], count
-            if count + 42 > len(graphs):  # a graph has at most 6 x 7 folds
-                graphs = _doubled(graphs)
-            done, (folds, count) = done + 1, _fold(ops[i], graph, graphs, before)
-            if folds:
-                continue
-            length = _code(ops[i], graph, orders, code, number)
-            if first or _smaller(code, number, length, codes[i], numbers[i], lengths[i]):
-                for j in range(OP_NODES + 1):
-                    codes[i, j] = code[j] if j <= length else -1
-                _copy(number, numbers[i])
-                lengths[i], first = length, False
+        seen, done, best = [_pruned(graphs[i])], 0, (OP_NODES + 1, _LARGEST, _LARGEST)
+        while done < len(seen):
+            folds = _folds(ops[i], seen[done])
+            for graph in folds:
+                if graph not in seen:
+                    seen.append(graph)
+            if not len(folds):
+                code = _code(ops[i], seen[done])
+                if code < best:
+                    best = code
+            done += 1
+        length, rest, order = best
+        lengths[i], codes[i, length], rest = length, rest & 127, rest >> 7
+        for place in range(length - 1, -1, -1):
+            codes[i, place], rest = rest & ((64 << place) - 1), rest >> (place + 6)
+        numbers[i, INPUT] = 0
+        for n in range(1, OUTPUT):
+            if _number(order, n):
+                numbers[i, n] = _number(order, n)
 
 
 @_compiled
-def _copy(row, to):
-    for n in range(N_NODES):
-        to[n] = row[n]
+def _sources(graph, node):
+    """Predecessors of a node, as a mask."""
+    return graph >> 8 * node & 255
 
 
 @_compiled
-def _doubled(rows):
-    more = np.empty((2 * len(rows), N_NODES), rows.dtype)
-    for i in range(len(rows)):
-        _copy(rows[i], more[i])
-    return more
-
-
-@_compiled
-def _prune(masks):
-    """Drop nodes that lie on no input-output path; a node is live when it has predecessors."""
+def _kept(graph):
+    """Nodes on a path from input to output, as a mask."""
     forward, backward = 1 << INPUT, 1 << OUTPUT
     for n in range(1, N_NODES):
-        if masks[n] & forward:
+        if _sources(graph, n) & forward:
             forward |= 1 << n
     for n in range(OUTPUT, 0, -1):
         if backward >> n & 1:
-            backward |= masks[n]
-    keep = forward & backward
-    for n in range(N_NODES):
-        masks[n] = masks[n] & keep if keep >> n & 1 else 0
+            backward |= _sources(graph, n)
+    return forward & backward
 
 
 @_compiled
-def _fold(ops, masks, graphs, count):
-    """Whether the graph allows a fold; each one edge fold away that is not among the first `count` is put behind them.
+def _pruned(graph):
+    """The graph of the nodes that lie on a path; a node is live when it has predecessors."""
+    kept, pruned = _kept(graph), 0
+    for n in range(1, N_NODES):
+        if kept >> n & 1:
+            pruned |= (_sources(graph, n) & kept) << 8 * n
+    return pruned
 
-    A fold replaces skip -> consumer by the skip's own predecessors -> consumer. Also returns the new count.
-    """
-    found = False
+
+@_compiled
+def _folds(ops, graph):
+    """What the graph becomes by each fold that it allows: skip -> consumer gives way to the skip's own predecessors."""
+    folds = []
     for skip in range(1, OUTPUT):
-        if ops[skip] != SKIP or not masks[skip]:
+        read = _sources(graph, skip)
+        if ops[skip] != SKIP or not read:
             continue
         for consumer in range(skip + 1, N_NODES):
-            if not masks[consumer] >> skip & 1:
-                continue
-            rest = masks[consumer] & ~(1 << skip)
-            merged = rest | masks[skip]
-            reads_raw = merged == 1 << INPUT and consumer != OUTPUT and ops[consumer] != SKIP
-            if rest & masks[skip] or reads_raw:
-                continue
-            found = True
-            _copy(masks, graphs[count])
-            graphs[count, consumer] = merged
-            _prune(graphs[count])
-            count += not _among(graphs[count], graphs, count)
-    return found, count
+            rest = _sources(graph, consumer) & ~(1 << skip)
+            reads_raw = rest | read == 1 << INPUT and consumer != OUTPUT and ops[consumer] != SKIP
+            if rest != _sources(graph, consumer) and not rest & read and not reads_raw:
+                others = graph & ~(255 << 8 * consumer)
+                folds.append(_pruned(others | (rest | read) << 8 * consumer))
+    return folds
 
 
 @_compiled
-def _code(ops, masks, orders, code, number):
-    """Smallest description over all topological orders into `code`, and the numbers of its nodes; returns its length.
-
-    Built left to right: among nodes whose predecessors are placed, those with the smallest entry continue; ties branch.
-    """
-    now, count, length = 0, 1, 0
-    for n in range(N_NODES):
-        orders[0, 0, n] = 0 if n == INPUT else -1
-        length += n != OUTPUT and masks[n] != 0
-    for place in range(length):
-        best, following = -1, 0
-        for f in range(count):
-            order = orders[now, f]
-            for n in range(1, OUTPUT):
-                if not masks[n] or order[n] >= 0:
-                    continue
-                entry = _renumbered(masks[n], order)
-                if entry < 0:
-                    continue
-                entry = SHIFT * entry + ops[n]
-                if best < 0 or entry < best:
-                    best, following = entry, 0
-                if entry == best:
-                    new = orders[1 - now, following]
-                    _copy(order, new)
-                    new[n] = place + 1
-                    if not _among(new, orders[1 - now], following):
-                        following += 1
-        code[place] = best
-        now, count = 1 - now, following
-    best = -1
-    for f in range(count):
-        entry = _renumbered(masks[OUTPUT], orders[now, f])
-        if best < 0 or entry < best or (entry == best and _first(orders[now, f], number)):
-            best = entry
-            _copy(orders[now, f], number)
-    code[length] = best
-    return length
-
-
-@_compiled
-def _among(row, rows, count):
-    for f in range(count):
-        same = True
-        for n in range(N_NODES):
-            same &= row[n] == rows[f, n]
-        if same:
-            return True
-    return False
+def _number(order, node):
+    """New number of a node, 0 while it has none."""
+    return order >> 3 * (OP_NODES - node) & 7
 
 
 @_compiled
 def _renumbered(mask, order):
     """The mask in new numbers, -1 while a node of it has none."""
-    new = 0
-    for n in range(N_NODES):
+    new = mask & 1
+    for n in range(1, OUTPUT):
         if mask >> n & 1:
-            if order[n] < 0:
+            if not _number(order, n):
                 return -1
-            new |= 1 << order[n]
+            new |= 1 << _number(order, n)
     return new
 
 
 @_compiled
-def _smaller(code, number, length, other, other_number, other_length):
-    if length != other_length:
-        return length < other_length
-    for i in range(length + 1):
-        if code[i] != other[i]:
-            return code[i] < other[i]
-    return _first(number, other_number)
+def _code(ops, graph):
+    """Number of operation nodes, smallest description over all topological orders as one integer, and that order.
 
-
-@_compiled
-def _first(number, other):
-    """Whether a numbering comes before another: of those that give one code, a canonical cell keeps its own."""
-    for n in range(N_NODES):
-        if number[n] != other[n]:
-            return number[n] < other[n]
-    return False
+    Built left to right: among nodes whose predecessors are placed, those with the smallest entry continue; ties branch.
+    The entry of place p takes p + 6 bits, five of them the operation's; the output's takes seven.
+    """
+    length, code, orders = 0, 0, [0]
+    for n in range(1, OUTPUT):
+        length += _sources(graph, n) != 0
+    for place in range(length):
+        smallest, following = _LARGEST, [0]
+        for order in orders:
+            for n in range(1, OUTPUT):
+                read = _renumbered(_sources(graph, n), order)
+                if read <= 0 or _number(order, n):
+                    continue
+                entry, new = SHIFT * read + ops[n], order | (place + 1) << 3 * (OP_NODES - n)
+                if entry < smallest:
+                    smallest, following = entry, [new]
+                elif entry == smallest and new not in following:
+                    following.append(new)
+        code, orders = code << (place + 6) | smallest, following
+    best = _LARGEST, _LARGEST
+    for order in orders:
+        last = _renumbered(_sources(graph, OUTPUT), order), order
+        if last < best:
+            best = last
+    return length, code << 7 | best[0], best[1]

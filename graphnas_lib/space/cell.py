@@ -16,9 +16,8 @@ from functools import cached_property
 import numpy as np
 import torch
 
-from graphnas_lib.space.canonical import INPUT, N_NODES, NONE, OUTPUT, SHIFT, canonical
+from graphnas_lib.space.canonical import INPUT, N_NODES, NONE, OP_NODES, OUTPUT, SHIFT, canonical, live_nodes
 
-OP_NODES = 6
 OP_TYPES = (
     "skip",
     "avg_pool",
@@ -71,33 +70,19 @@ class Cell:
     Args:
         adjacency: (8, 8) of 0 and 1, strictly upper triangular; `adjacency[a, b]` is the edge a -> b.
         operations: six names of `OPERATIONS`, or None for an unused node, which may have no edges.
+        trusted: the caller promises a fresh uint8 array and a tuple of which all this holds; nothing is checked.
+
+    Attributes:
+        adjacency: A, uint8 (8, 8), read-only.
+        operations: tuple of six.
 
     Raises:
         InvalidCellError: anything else.
     """
 
-    __slots__ = ("__dict__", "_adjacency", "operations")
-
-    def __init__(self, adjacency, operations):
-        matrix = _binary(adjacency, "adjacency", (N_NODES, N_NODES))
-        if np.tril(matrix).any():
-            a, b = np.argwhere(np.tril(matrix))[0]
-            raise InvalidCellError(
-                f"Cell edges must run forward (Sec. 3: node n reads only earlier nodes); got {a} -> {b}."
-            )
-        operations = _listed(operations, "operations must be a list of six names")
-        if len(operations) != OP_NODES:
-            raise InvalidCellError(f"A cell must name six operations (None = unused node); got {len(operations)}.")
-        for node, name in enumerate(operations, start=1):
-            if name is not None and not (isinstance(name, str) and name in _OP_INDEX):
-                raise InvalidCellError(
-                    f"Node {node}: operation must be None or one of {OPERATIONS}; got {_SHORT.repr(name)}."
-                )
-            if name is None and (matrix[node].any() or matrix[:, node].any()):
-                raise InvalidCellError(f"Node {node} is unused (None) and must have no edges; it has some.")
-        matrix.setflags(write=False)
-        self._adjacency = matrix
-        self.operations = operations
+    def __init__(self, adjacency, operations, *, trusted: bool = False):
+        self.adjacency, self.operations = (adjacency, operations) if trusted else _checked(adjacency, operations)
+        self.adjacency.setflags(write=False)
 
     # ---- ways in
 
@@ -113,10 +98,25 @@ class Cell:
     @classmethod
     def from_arrays(cls, adjacency, features) -> Cell:
         """Cell from A (8, 8) and F (8, 13): ten operation types, then three kernels, one-hot (Sec. 3)."""
-        f = _binary(features, "features", (N_NODES, len(OP_TYPES) + len(KERNELS)))
-        if f[[INPUT, OUTPUT]].any():
-            raise InvalidCellError("Rows 0 and 7 of the features (input and output) must be zero; they are not.")
-        return cls(adjacency, [_operation_of(row, node) for node, row in enumerate(f[1:OUTPUT], start=1)])
+        return cls(adjacency, _operations_of(features))
+
+    @classmethod
+    def from_data(cls, data) -> Cell:
+        """Inverse of `to_data`: cell of a `torch_geometric.data.Data` with x (8, 13) and edge_index (2, edges)."""
+        x, ends = getattr(data, "x", None), getattr(data, "edge_index", None)
+        if not (isinstance(x, torch.Tensor) and isinstance(ends, torch.Tensor) and ends.dim() == 2 and len(ends) == 2):
+            came = {name: tuple(getattr(part, "shape", ())) for name, part in (("x", x), ("edge_index", ends))}
+            raise InvalidCellError(
+                f"A cell's data must be a torch_geometric.data.Data with tensors x (8, 13) and edge_index (2, edges); "
+                f"got {type(data).__name__} with shapes {came}."
+            )
+        edges = ends.T.tolist()
+        twice = [edge for i, edge in enumerate(edges) if edge in edges[:i]]
+        if twice:
+            raise InvalidCellError(
+                f"A cell's edge_index must hold an edge once; got {twice[0][0]} -> {twice[0][1]} twice."
+            )
+        return cls.from_edges(edges, _operations_of(x.detach().cpu()))
 
     @classmethod
     def from_nats(cls, text: str) -> Cell:
@@ -139,13 +139,9 @@ class Cell:
         nodes = len(code) - 1
         masks = (0, *(entry // SHIFT for entry in code[:-1]), *(0,) * (OP_NODES - nodes), code[-1])
         names = (*(OPERATIONS[entry % SHIFT] for entry in code[:-1]), *(None,) * (OP_NODES - nodes))
-        cell = object.__new__(cls)
-        cell._adjacency = np.ascontiguousarray(_COLUMNS[list(masks)].T)  # (8, 8)
-        cell.operations = names
-        cell._adjacency.setflags(write=False)
-        # What is known of a canonical form: itself, and that every node is live.
-        cell.__dict__["_canonical"] = code, {n: n for n in range(nodes + 1)}
-        cell.__dict__["live"] = tuple(range(1, nodes + 1))
+        cell = cls(np.ascontiguousarray(_COLUMNS[list(masks)].T), names, trusted=True)
+        # A canonical form is its own, and all of its nodes are live.
+        vars(cell).update(_canonical=(code, {n: n for n in range(nodes + 1)}), live=tuple(range(1, nodes + 1)))
         return cell
 
     @classmethod
@@ -158,11 +154,6 @@ class Cell:
         return cls.from_edges(data["edges"], data["operations"])
 
     # ---- views
-
-    @property
-    def adjacency(self) -> np.ndarray:
-        """A, uint8 (8, 8), read-only."""
-        return self._adjacency
 
     @property
     def features(self) -> np.ndarray:
@@ -179,36 +170,37 @@ class Cell:
     @property
     def edges(self) -> list[tuple[int, int]]:
         """Edges (source, target) in row order."""
-        return [(int(a), int(b)) for a, b in np.argwhere(self._adjacency)]
+        return [(int(a), int(b)) for a, b in np.argwhere(self.adjacency)]
 
     def predecessors(self, node: int) -> list[int]:
         """Nodes that `node` sums."""
-        return [int(a) for a in np.flatnonzero(self._adjacency[:, node])]
+        return [int(a) for a in np.flatnonzero(self.adjacency[:, node])]
 
     def to_dict(self) -> dict:
         """JSON-ready form, read back by `from_dict`."""
         return {"edges": [list(edge) for edge in self.edges], "operations": list(self.operations)}
+
+    def to_data(self):
+        """This cell as a `torch_geometric.data.Data`: x is F as float32 (8, 13), edge_index int64 (2, edges)."""
+        from torch_geometric.data import Data
+
+        ends = torch.tensor(self.edges, dtype=torch.long).reshape(-1, 2).T.contiguous()
+        return Data(x=torch.from_numpy(self.features).float(), edge_index=ends)
 
     # ---- validity
 
     @cached_property
     def live(self) -> tuple[int, ...]:
         """Operation nodes on some path from input to output."""
-        forward, backward = 1 << INPUT, 1 << OUTPUT
-        for a, b in EDGES:  # targets ascend
-            if self._adjacency[a, b] and forward >> a & 1:
-                forward |= 1 << b
-        for a, b in reversed(EDGES):
-            if self._adjacency[a, b] and backward >> b & 1:
-                backward |= 1 << a
-        return tuple(n for n in range(1, OUTPUT) if (forward & backward) >> n & 1)
+        (on_path,) = live_nodes(predecessor_masks(self.adjacency[None]))
+        return tuple((1 + np.flatnonzero(on_path)).tolist())
 
     @cached_property
     def status(self) -> str:
         """'ok', 'no_path' (output unreachable) or 'identity' (only input -> output, no operation)."""
         if self.live:
             return "ok"
-        return "identity" if self._adjacency[INPUT, OUTPUT] else "no_path"
+        return "identity" if self.adjacency[INPUT, OUTPUT] else "no_path"
 
     @property
     def is_valid(self) -> bool:
@@ -226,7 +218,7 @@ class Cell:
     def _canonical(self) -> tuple[tuple[int, ...], dict[int, int]]:
         """(smallest code, node of this cell -> node of the canonical one)."""
         ops = np.array([[NONE, *(NONE if name is None else _OP_INDEX[name] for name in self.operations), NONE]])
-        codes, lengths, numbers = canonical(ops, predecessor_masks(self._adjacency[None]))
+        codes, lengths, numbers = canonical(ops, predecessor_masks(self.adjacency[None]))
         number = {old: new for old, new in enumerate(numbers[0].tolist()) if new >= 0}
         return tuple(codes[0, : lengths[0] + 1].tolist()), number
 
@@ -261,17 +253,38 @@ class Cell:
         """Equal as written (same A, same operations); compare keys for equality of function."""
         if not isinstance(other, Cell):
             return NotImplemented
-        return self.operations == other.operations and bool((self._adjacency == other._adjacency).all())
+        return self.operations == other.operations and bool((self.adjacency == other.adjacency).all())
 
     def __hash__(self) -> int:
-        return hash((self.operations, self._adjacency.tobytes()))
+        return hash((self.operations, self.adjacency.tobytes()))
 
     def __reduce__(self):
-        return Cell, (np.array(self._adjacency), self.operations)
+        return Cell, (np.array(self.adjacency), self.operations)
 
     def __repr__(self) -> str:
         ops = " ".join(f"{n}:{name}" for n, name in enumerate(self.operations, start=1) if name is not None)
         return f"Cell({ops} | {' '.join(f'{a}>{b}' for a, b in self.edges)})"
+
+
+def _checked(adjacency, operations) -> tuple[np.ndarray, tuple]:
+    """A and the operation names of a cell, fresh; InvalidCellError for what is none."""
+    matrix = _binary(adjacency, "adjacency", (N_NODES, N_NODES))
+    if np.tril(matrix).any():
+        a, b = np.argwhere(np.tril(matrix))[0]
+        raise InvalidCellError(
+            f"Cell edges must run forward (Sec. 3: node n reads only earlier nodes); got {a} -> {b}."
+        )
+    operations = _listed(operations, "operations must be a list of six names")
+    if len(operations) != OP_NODES:
+        raise InvalidCellError(f"A cell must name six operations (None = unused node); got {len(operations)}.")
+    for node, name in enumerate(operations, start=1):
+        if name is not None and not (isinstance(name, str) and name in _OP_INDEX):
+            raise InvalidCellError(
+                f"Node {node}: operation must be None or one of {OPERATIONS}; got {_SHORT.repr(name)}."
+            )
+        if name is None and (matrix[node].any() or matrix[:, node].any()):
+            raise InvalidCellError(f"Node {node} is unused (None) and must have no edges; it has some.")
+    return matrix, operations
 
 
 def _binary(value, name: str, shape: tuple[int, int]) -> np.ndarray:
@@ -317,19 +330,21 @@ def _ends(edge) -> tuple[int, int]:
     return ends
 
 
-def _operation_of(row: np.ndarray, node: int) -> str | None:
-    """Operation name of one row of F."""
-    if not row.any():
-        return None
-    types, kernels = np.flatnonzero(row[: len(OP_TYPES)]), np.flatnonzero(row[len(OP_TYPES) :])
-    name = OP_TYPES[types[0]] if len(types) == 1 else ""
-    if name == "skip" and len(kernels) <= 1:
-        return name
-    if not name or len(kernels) != 1:
-        raise InvalidCellError(
-            f"Row {node} of the features must be one-hot over 10 types and over 3 kernels; got {row.tolist()}."
-        )
-    return f"{name}_{KERNELS[kernels[0]]}"
+def _operations_of(features) -> list[str | None]:
+    """Operation names of F (8, 13)."""
+    f = _binary(features, "features", (N_NODES, len(OP_TYPES) + len(KERNELS)))
+    if f[[INPUT, OUTPUT]].any():
+        raise InvalidCellError("Rows 0 and 7 of the features (input and output) must be zero; they are not.")
+    names: list[str | None] = []
+    for node, row in enumerate(f[1:OUTPUT], start=1):
+        types, kernels = np.flatnonzero(row[: len(OP_TYPES)]), np.flatnonzero(row[len(OP_TYPES) :])
+        skip = types.tolist() == [0]
+        if row.any() and (len(types) != 1 or len(kernels) > 1 or not (skip or len(kernels))):
+            raise InvalidCellError(
+                f"Row {node} of the features must be one-hot over 10 types and over 3 kernels; got {row.tolist()}."
+            )
+        names.append("skip" if skip else f"{OP_TYPES[types[0]]}_{KERNELS[kernels[0]]}" if row.any() else None)
+    return names
 
 
 def predecessor_masks(adjacency: np.ndarray) -> np.ndarray:

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from graphnas_lib.space.canonical import NONE, SHIFT, canonical
+from graphnas_lib.space.canonical import NONE, SHIFT, canonical, live_nodes
 from graphnas_lib.space.cell import (
     EDGES,
     KERNELS,
@@ -159,17 +159,10 @@ class MixedBatches:
         return codes, self.zc[known]
 
 
-def _feature_table() -> Tensor:
-    """Feature row of each operation code, (29, 15); skip is the kernel-1 bit alone, an unused slot zero."""
-    table = torch.zeros(UNUSED + 1, VIEW_FEATURES)
-    table[0, -len(KERNELS)] = 1
-    codes = torch.arange(1, UNUSED)
-    table[codes, TYPE_OF[codes] - 1] = 1
-    table[codes, VIEW_FEATURES - len(KERNELS) + KERNEL_OF[codes]] = 1
-    return table
-
-
-_TABLE = _feature_table()
+_TABLE = torch.zeros(UNUSED + 1, VIEW_FEATURES)  # features of each operation code; those of an unused slot are zero
+_TABLE[0, -len(KERNELS)] = 1  # a skip is the kernel-1 bit alone
+for _code in range(1, UNUSED):
+    _TABLE[_code, [TYPE_OF[_code] - 1, VIEW_FEATURES - len(KERNELS) + KERNEL_OF[_code]]] = 1
 _FLAGS = F.one_hot(torch.tensor([11, 9, 10]), VIEW_FEATURES).float()  # rows of the global, input and output node
 
 
@@ -186,11 +179,6 @@ def graph_view(codes: CellCodes) -> tuple[Tensor, Tensor]:
     flags = _FLAGS.to(device).expand(n, -1, -1)  # (n, 3, 15)
     slots = _TABLE.to(device)[codes.operations.long()]  # (n, 6, 15)
     return adjacency, torch.cat([flags[:, :2], slots, flags[:, 2:]], dim=1)
-
-
-def featurise(cells: Sequence[Cell] | CellCodes) -> tuple[Tensor, Tensor]:
-    """`graph_view` of cells, made canonical first."""
-    return graph_view(as_codes(cells))
 
 
 class Logits(NamedTuple):
@@ -226,12 +214,15 @@ def decoded(codes: CellCodes) -> list[Decoded]:
     rows = torch.cat([kept, codes.operations, clean], dim=1).cpu()  # (n, 28 + 6 + 1)
     distinct, inverse = torch.unique(rows, dim=0, return_inverse=True)
     raw = CellCodes(distinct[:, : len(EDGES)], distinct[:, len(EDGES) : -1])
-    tight = distinct[:, -1].bool() & (_live(raw) == (raw.operations != UNUSED)).all(dim=1)
+    on_path = torch.from_numpy(live_nodes(predecessor_masks(_adjacency(raw.edges))))
+    tight = distinct[:, -1].bool() & (on_path == (raw.operations != UNUSED)).all(dim=1)
     found, lengths, _ = _canonical(raw)
-    outcomes = [
-        _outcome(tuple(code[: length + 1]), strict)
-        for code, length, strict in zip(found.tolist(), lengths.tolist(), tight.tolist(), strict=True)
-    ]
+    outcomes = []
+    for code, length, strict in zip(found.tolist(), lengths.tolist(), tight.tolist(), strict=True):
+        if length:
+            outcomes.append(Decoded(Cell.of_code(tuple(code[: length + 1])), "ok", strict))
+        else:  # the only path is an edge from input to output, or there is none
+            outcomes.append(Decoded(None, "identity" if code[0] else "no_path", False))
     return [outcomes[i] for i in inverse.tolist()]
 
 
@@ -246,7 +237,7 @@ def soft_decodes(logits: Logits) -> tuple[CellCodes, Tensor, Tensor]:
     device = logits.edges.device
     cells, chosen = _of_canonical(found[rows], lengths[rows]).to(device), torch.from_numpy(rows).to(device)
     types, kernels = logits.types[chosen].softmax(dim=-1), logits.kernels[chosen].softmax(dim=-1)
-    named = types[..., 1:-1]  # nine; a skip is the kernel-1 bit alone, an unused slot zero (`_feature_table`)
+    named = types[..., 1:-1]  # nine; a skip is the kernel-1 bit alone, an unused slot zero (`_TABLE`)
     bits = named.sum(dim=-1, keepdim=True) * kernels + F.pad(types[..., :1], (0, len(KERNELS) - 1))
     slots = torch.cat([named, torch.zeros_like(kernels), bits], dim=-1)  # (n, 6, 15); the middle three are flags
     source = np.zeros((len(rows), OP_NODES), np.int64)  # the raw slot that each canonical one comes from
@@ -273,35 +264,11 @@ def connect_loose_ends(codes: CellCodes) -> CellCodes:
     Edges at unused slots go; then slots that nothing enters read the input, and slots that nothing leaves feed the
     output. What comes out is valid whenever one slot holds an operation other than a skip that folds away.
     """
-    used = F.pad(codes.operations != UNUSED, (1, 1), value=True)
-    edges = _used_edges(codes).edges.bool()
-    entered, left = (torch.zeros_like(used) for _ in range(2))
-    for i, (a, b) in enumerate(EDGES):
-        entered[:, b] |= edges[:, i]
-        left[:, a] |= edges[:, i]
-    for node in range(1, N_NODES - 1):
-        edges[:, EDGES.index((0, node))] |= used[:, node] & ~entered[:, node]
-        edges[:, EDGES.index((node, N_NODES - 1))] |= used[:, node] & ~left[:, node]
-    return CellCodes(edges.to(torch.uint8), codes.operations)
-
-
-def _live(codes: CellCodes) -> Tensor:
-    """Slots that lie on a path from input to output, bool (n, 6)."""
-    forward, backward = (torch.zeros(len(codes), N_NODES, dtype=torch.bool) for _ in range(2))
-    forward[:, 0] = backward[:, -1] = True
-    edges = codes.edges.bool()
-    for i, (a, b) in enumerate(EDGES):  # targets ascend
-        forward[:, b] |= forward[:, a] & edges[:, i]
-    for i, (a, b) in reversed(list(enumerate(EDGES))):
-        backward[:, a] |= backward[:, b] & edges[:, i]
-    return (forward & backward)[:, 1:-1]
-
-
-def _outcome(code: tuple[int, ...], strict: bool) -> Decoded:
-    """Of a canonical code: a graph whose only path is an edge from input to output has no node left."""
-    if len(code) > 1:
-        return Decoded(Cell.of_code(code), "ok", strict)
-    return Decoded(None, "identity" if code[0] else "no_path", False)
+    matrix = edge_matrix(_used_edges(codes).edges).bool()
+    used, entered, left = codes.operations != UNUSED, matrix.any(dim=1)[:, 1:-1], matrix.any(dim=2)[:, 1:-1]
+    matrix[:, 0, 1:-1] |= used & ~entered
+    matrix[:, 1:-1, -1] |= used & ~left
+    return CellCodes(matrix[:, _SOURCE, _TARGET].to(torch.uint8), codes.operations)
 
 
 def as_codes(cells: Sequence[Cell] | CellCodes) -> CellCodes:

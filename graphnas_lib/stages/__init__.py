@@ -1,7 +1,8 @@
 """The road of the paper as stages: each reads the artifacts of those before it and writes its own.
 
 `produce(stage, scale)` is what notebooks call: it makes a stage at smoke and opens it at lite and paper; `run` always
-makes it. A stage is a module with a function `make`; `views` and `ledger` show what the stages wrote.
+makes it. A stage is a module with a function `make`, and with functions that show what it wrote. `claims` sets every
+claim of the paper beside these artifacts.
 """
 
 from graphnas_lib.stages import (
@@ -22,102 +23,19 @@ from graphnas_lib.stages import (
     validation,
     variants,
 )
+from graphnas_lib.stages.costs import costs, hyperparameters, stage_costs
 from graphnas_lib.stages.datacard import plot_distributions
-from graphnas_lib.stages.ledger import Finding, claims, costs, hyperparameters, stage_costs, status, status_counts
+from graphnas_lib.stages.ledger import Finding, claims, deviations, status, status_counts
 from graphnas_lib.stages.road import freshness, produce, run
-from graphnas_lib.stages.stage import Stage
-from graphnas_lib.stages.views import (
+from graphnas_lib.stages.shown import (
     banner,
-    best_table,
-    compared_curves,
-    count_table,
-    cycle_errors,
-    deviation_table,
-    distant_families,
     exported,
-    family_table,
     full,
-    length_table,
-    listing,
-    live_nodes,
     operation_costs,
-    proxy_batch,
     quick_epochs,
     quick_sizes,
-    real_errors,
-    reference_spread,
     refusal,
-    request_table,
-    search_curves,
-    search_shares,
-    seed_table,
-    table2_reasons,
-    task_table,
-    tau_figure,
     validation_table,
-    win_table,
     written,
-    zc_table,
 )
-
-__all__ = [
-    "Finding",
-    "Stage",
-    "banner",
-    "best_table",
-    "ccnf",
-    "cells",
-    "claims",
-    "compared_curves",
-    "comparison",
-    "costs",
-    "count_table",
-    "cycle_errors",
-    "designed",
-    "deviation_table",
-    "distant_families",
-    "evolution",
-    "exported",
-    "families",
-    "family_table",
-    "freshness",
-    "full",
-    "generated",
-    "gvae",
-    "hyperparameters",
-    "labels",
-    "length_table",
-    "listing",
-    "live_nodes",
-    "operation_costs",
-    "plot_distributions",
-    "produce",
-    "proxy_batch",
-    "quick_epochs",
-    "quick_sizes",
-    "real_errors",
-    "reference_spread",
-    "refusal",
-    "request_table",
-    "run",
-    "search_curves",
-    "search_shares",
-    "seed_table",
-    "sequence",
-    "stage_costs",
-    "status",
-    "status_counts",
-    "table1",
-    "table2",
-    "table2_reasons",
-    "table3",
-    "table4",
-    "task_table",
-    "tau_figure",
-    "validation",
-    "validation_table",
-    "variants",
-    "win_table",
-    "written",
-    "zc_table",
-]
+from graphnas_lib.stages.stage import Stage

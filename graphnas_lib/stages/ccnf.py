@@ -51,7 +51,7 @@ def make(stage: Stage) -> tuple[dict, dict]:
     facts = {"steps": log.steps, "nll_steps": nll_log.steps, "noised_dimensions": test.noised}
     files = {
         **flows["fm"].to_files("ccnf"),
-        **flows["nll"].to_files("ccnf_nll"),
+        **flows["nll"].to_files("ccnf_nll", half=True),
         "ccnf_log.csv": pd.DataFrame(logs),
         "ccnf_likelihood.csv": likelihood,
     }

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
+import pandas as pd
 import torch
 
 from graphnas_lib import store
-from graphnas_lib.space import EDGES, CellCodes, random_cell, sample_cells
+from graphnas_lib.space import EDGES, UNUSED, CellCodes, random_cell, sample_cells
 from graphnas_lib.stages.stage import Stage
 
 HELD_OUT = 0.1  # last tenth of the corpus: no model sees it in training
@@ -40,3 +41,15 @@ def split(codes: CellCodes) -> tuple[CellCodes, CellCodes]:
     """(training cells, held-out cells)."""
     n = len(codes) - round(HELD_OUT * len(codes))
     return codes[:n], codes[n:]
+
+
+def law(scale: str) -> pd.DataFrame:
+    """How raw draws fall out, and how many cells came of them."""
+    facts = store.load_manifest("cells", scale)["config"]
+    return pd.Series(facts["law"] | {"cells in the corpus": facts["n"]}).to_frame("value")
+
+
+def live_nodes(codes: CellCodes) -> pd.Series:
+    """How many cells have 1, 2, ... operation nodes on an input-output path."""
+    used = pd.Series((codes.operations != UNUSED).sum(dim=1), name="nodes")
+    return used.value_counts().sort_index().rename("cells")

@@ -53,3 +53,54 @@ def load(scale: str) -> pd.DataFrame:
 def flat(scale: str) -> pd.DataFrame:
     """Flat evolution with as many evaluations as the histories of HL-Evo, under each budget; columns as of `load`."""
     return store.load("comparison", "comparison_flat.parquet", scale)
+
+
+def curves(compared: pd.DataFrame) -> dict[str, list[list[float]]]:
+    """Best score so far after each evaluation: method -> a curve a seed, of comparison.parquet."""
+    found: dict[str, list[list[float]]] = {}
+    for (method, _), run in compared.groupby(["method", "seed"]):
+        best = run.groupby("evaluations")["score"].max()
+        found.setdefault(method, []).append(list(best.reindex(range(1, best.index.max() + 1)).ffill().cummax()))
+    return found
+
+
+def by_seed(compared: pd.DataFrame) -> pd.DataFrame:
+    """Best score of each method with each seed of comparison.parquet, and what HL-Evo's is above."""
+    table = _best_by_seed(compared)
+    above = {f"HL-Evo above {name}": table["HL-Evo"] > table[name] for name in table.columns.drop("HL-Evo")}
+    return table.assign(**above).reset_index().rename_axis(columns=None)
+
+
+def wins(*compared: pd.DataFrame) -> pd.DataFrame:
+    """Each method of comparison.parquet and variants.parquet: its best score by seed, and with how many HL-Evo wins.
+
+    Columns: method, median, min and max over seeds, seeds, and the number with which each form of HL-Evo is above it.
+    """
+    best = _best_by_seed(pd.concat(compared))
+    table = best.agg(["median", "min", "max"]).T.assign(seeds=len(best))
+    for own in (name for name in best if name.startswith("HL-Evo")):
+        table[f"{own} above it"] = best.lt(best[own], axis=0).sum()
+    return table.sort_values("median", ascending=False).reset_index().rename_axis(columns=None)
+
+
+def _best_by_seed(compared: pd.DataFrame) -> pd.DataFrame:
+    return compared.groupby(["seed", "method"])["score"].max().unstack("method")
+
+
+def lengths(history: pd.DataFrame, flat: pd.DataFrame) -> pd.DataFrame:
+    """Best score of HL-Evo and of flat evolution under each budget, after a third of the evaluations and after all.
+
+    Args:
+        history: evolution.parquet.
+        flat: comparison_flat.parquet.
+    """
+    both = pd.concat([history.assign(method="HL-Evo"), flat], ignore_index=True)
+    longest = both.groupby("budget")["evaluations"].max()
+    columns = {}
+    for name, run in both.groupby("method", sort=False):
+        third = run[run["evaluations"] <= run["budget"].map(longest) / 3]
+        columns[f"{name}, a third"] = third.groupby("budget")["score"].max()
+        columns[f"{name}, all"] = run.groupby("budget")["score"].max()
+    table = pd.DataFrame({"evaluations": longest, **columns})
+    table["HL-Evo / Evo (flat)"] = table["HL-Evo, all"] / table["Evo (flat), all"]
+    return table.loc[history["budget"].unique()].reset_index()

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import tomllib
 from collections.abc import Mapping
-
-import matplotlib.pyplot as plt
-import numpy as np
-import pandas as pd
-from matplotlib.figure import Figure
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from graphnas_lib.clusters import ZC_NAMES
 from graphnas_lib.plots import PALETTE, ZC_AXES, figure, markdown
 from graphnas_lib.proxies import labelled_only
 from graphnas_lib.space import UNUSED, CellCodes
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
 
 PICTURE = "labels_distributions.svg"
 QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
@@ -28,47 +30,23 @@ def card(table: pd.DataFrame, codes: CellCodes, law: Mapping[str, float], facts:
         facts: "scale", "seed" (of the sampling and of the weights), "data", "batch", "resolution", "classes",
             "held_out".
     """
-    good = labelled_only(table)
-    quantiles = good[list(ZC_NAMES)].quantile(QUANTILES).rename(index=lambda q: f"{q:.0%}")
-    ranks = good[list(ZC_NAMES)].corr("spearman").round(3)
-    sizes = pd.DataFrame({"corpus": node_shares(codes), "labelled": node_shares(codes[: len(table)])})
-    sections = [
-        f"# Data card: cells and ZC vectors, scale `{facts['scale']}`",
-        f"{len(codes):,} distinct cells, the first {len(table):,} of them with zero-cost vectors. Written by "
-        f"`python -m graphnas_lib run labels --scale {facts['scale']}` from the artifacts `cells` and `labels`; their "
-        "manifests hold SHA-256 sums, versions and seconds.",
-        "## How cells were sampled",
-        "A draw takes an edge probability p from U(0.3, 0.7), each of the 28 edges of an 8-node graph with "
-        "probability p, and six operations uniformly from 28. Nodes on no path from input to output are pruned, the "
-        "rest is put into canonical order, and a cell that was there already is dropped. The paper does not print "
-        f"its law; this one is ours. Seed {facts['seed']}; a longer draw begins with the same cells, so "
-        "`space.sample_cells(400_000, seed=0)` is the corpus of the paper's size. The last "
-        f"{facts['held_out']:,} cells are held out from all training.",
-        f"Of raw draws {1 - law['valid']:.1%} are invalid (no path from input to output, or nothing but that edge) and "
-        f"{law['strict']:.1%} need no pruning; a valid one has {law['mean_live']:.2f} live operation nodes on average. "
-        "Cells by number of live nodes, in percent:",
-        markdown((100 * sizes).round(2).reset_index(names="live nodes")),
-        "## What a label is",
-        f"NASWOT, SNIP-SSNR, parameters and FLOPs (2 × MACs) of the network αₓ that stacks the cell (App. A), on "
-        f"{facts['data']}, the first {facts['batch']} training images at {facts['resolution']} × "
-        f"{facts['resolution']}, {facts['classes']} classes, weights of seed {facts['seed']}, float32. Columns of "
-        "`labels.parquet`: `key` (of the canonical cell), `edges` (28 bits), `op_1` to `op_6` (index into "
-        "`space.OPERATIONS`, −1 for an unused node), the four raw values, and `error`: empty, or why the cell has "
-        f"none. {len(table) - len(good):,} of {len(table):,} cells could not be scored.",
-        f"![Distributions of the four components and of live nodes]({PICTURE})",
-        markdown(quantiles.reset_index(names="quantile")),
-        "Rank correlations (Spearman) of the components:",
-        markdown(ranks.reset_index(names="component")),
-        "## What it is not",
-        "A sample of good cells: it is uniform over operations, and no search chose any of it. Proxies are of random "
-        "weights of one seed and vary with it. NASWOT and SNIP-SSNR depend on the batch and on the resolution, so "
-        "that vectors of two scales cannot be mixed.",
-    ]
-    return "\n\n".join(part.strip() for part in sections) + "\n"
+    good = labelled_only(table)[[*ZC_NAMES]]
+    sizes = node_shares(codes).to_frame("corpus").join(node_shares(codes[: len(table)]).rename("labelled"))
+    quantiles = good.quantile(QUANTILES).rename(index="{:.0%}".format)
+    counts = {"cells": len(codes), "labelled": len(table), "failed": len(table) - len(good)}
+    tables = {
+        "sizes": markdown((100 * sizes).round(2).reset_index(names="live nodes")).strip(),
+        "quantiles": markdown(quantiles.reset_index(names="quantile")).strip(),
+        "ranks": markdown(good.corr("spearman").round(3).reset_index(names="component")).strip(),
+    }
+    page = tomllib.loads(Path(__file__).with_name("datacard.toml").read_text(encoding="utf-8"))["page"]
+    return page.format(**{**law, **facts, **counts, **tables, "invalid": 1 - law["valid"], "picture": PICTURE})
 
 
 def node_shares(codes: CellCodes) -> pd.Series:
     """Share of cells with 1, 2, ... live operation nodes."""
+    import pandas as pd
+
     live = pd.Series((codes.operations != UNUSED).sum(dim=1).numpy())
     return live.value_counts(normalize=True).sort_index()
 
@@ -76,17 +54,18 @@ def node_shares(codes: CellCodes) -> pd.Series:
 @figure
 def plot_distributions(table: pd.DataFrame, codes: CellCodes) -> Figure:
     """Histograms of the four raw components, and cells by number of live nodes, of a labelled table."""
+    import matplotlib.pyplot as plt
+    import seaborn as sns
+
     good = labelled_only(table)
-    fig, axes = plt.subplots(1, 5, figsize=(12.6, 2.5), layout="constrained")
+    fig, axes = plt.subplots(1, 5, figsize=(12.6, 2.5))
     for ax, name, colour in zip(axes, ZC_NAMES, PALETTE, strict=False):
         label, log = ZC_AXES[name]
-        values = good[name].to_numpy(float)
-        values = values[values > 0] if log else values
-        edges = np.histogram_bin_edges(np.log10(values) if log else values, 40)
-        ax.hist(values, bins=10**edges if log else edges, color=colour)
-        ax.set(xlabel=label, xscale="log" if log else "linear")
-    shares = node_shares(codes[: len(table)])
-    axes[4].bar(shares.index, shares.to_numpy() * len(table), color=PALETTE[4])
-    axes[4].set(xlabel="live operation nodes", xticks=list(shares.index))
+        values = good[name][(good[name] > 0) | (not log)]
+        sns.histplot(values, bins=40, log_scale=log, color=colour, alpha=1, edgecolor="none", ax=ax)
+        ax.set(xlabel=label, ylabel="")
+    shares = node_shares(codes[: len(table)]) * len(table)
+    sns.barplot(shares, color=PALETTE[4], saturation=1, ax=axes[4])
+    axes[4].set(xlabel="live operation nodes", ylabel="")
     axes[0].set_ylabel("cells")
     return fig

@@ -84,3 +84,35 @@ def best_designs(trained: Trained, searches: evolution.Searches, history: pd.Dat
         runs = history[history["budget"] == name]
         rows.append({"budget": name, "method": "HL-Evo", "evaluations": len(runs), "score": runs["score"].max()})
     return pd.DataFrame(rows)
+
+
+FLAT_EQUAL = "Evo (flat), as many"
+
+
+def best_table(best: pd.DataFrame, flat: pd.DataFrame) -> pd.DataFrame:
+    """Best T-CET under each budget by method, and the generator's as a share of the others'.
+
+    Flat evolution stands there twice: after as many evaluations as the generator's, and as a whole.
+
+    Args:
+        best: designed_best.csv.
+        flat: comparison_flat.parquet.
+    """
+    as_many = flat[flat["evaluations"] <= best.loc[best["method"] == "SG", "evaluations"].max()]
+    for name, part in ((FLAT_EQUAL, as_many), ("Evo (flat)", flat)):
+        runs = part.groupby("budget").agg(evaluations=("evaluations", "max"), score=("score", "max")).reset_index()
+        best = pd.concat([best, runs.assign(method=name)], ignore_index=True)
+    table = best.pivot(index="budget", columns="method", values="score").rename_axis(columns=None)
+    asked = best.groupby("method")["evaluations"].max()
+    shares = {f"SG / {name}": table["SG"] / table[name] for name in ("HL-Evo", FLAT_EQUAL, "Evo (flat)")}
+    named = table.rename(columns={name: f"{name}, {asked[name]:,} evaluations" for name in table})
+    return named.assign(**shares).loc[best["budget"].unique()].reset_index()
+
+
+def request_table(requests: pd.DataFrame) -> pd.DataFrame:
+    """How well the generator follows a request, by quantity."""
+    groups = requests.assign(error=(requests["realised"] / requests["requested"] - 1).abs()).groupby("quantity")
+    shares = {"legal": ("legal_masked", "mean"), "legal without mask": ("legal_unmasked", "mean")}
+    table = groups.agg(requests=("requested", "size"), **shares, **{"median error": ("error", "median")})
+    table["Spearman"] = groups[["requested", "realised"]].corr("spearman")["requested"].xs("realised", level=1)
+    return table.assign(**{"distinct designs": groups["design"].nunique()}).reset_index()

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from graphnas_lib.clusters import Families, criterion_curve, stability
+import pandas as pd
+
+from graphnas_lib.clusters import ZC_NAMES, Families, criterion_curve, stability
+from graphnas_lib.plots import farthest_families
+from graphnas_lib.space import Cell
 from graphnas_lib.stages import cells, labels
 from graphnas_lib.stages.stage import Stage
 
@@ -23,3 +27,18 @@ def make(stage: Stage) -> tuple[dict, dict]:
         "bic_full": float(full["bic"].iloc[0]),
     }
     return {**families.save(), "criterion.csv": curve}, facts
+
+
+def table(families: Families) -> pd.DataFrame:
+    """One row a family: cells, weight, centre in natural units, operations of its medoid."""
+    medoids = [" ".join(filter(None, Cell.from_dict(cell).operations)) for cell in families.medoid_cells]
+    centres = pd.DataFrame(families.inverse(families.means).numpy(), columns=list(ZC_NAMES))
+    facts = pd.DataFrame({"family": range(len(medoids)), "cells": families.counts, "weight": families.weights})
+    return facts.join(centres).assign(medoid=medoids)
+
+
+def distant(scale: str, n: int = 4) -> list[int]:
+    """The families that Fig. 2 colours: far apart in standardised z, chosen by rule."""
+    families = Families.load(scale)
+    zc = labels.vectors(labels.load(scale))
+    return farthest_families(families.transform(zc), families.assign(zc), n)

@@ -186,3 +186,40 @@ def solver_error(sampler: CellSampler, n: int, seed: int) -> pd.DataFrame:
         error = (latent - reference).abs().max().item()
         rows.append({"solver": method, "steps": steps, "error": error, "same_cells": same, "seconds": seconds})
     return pd.DataFrame(rows).assign(n=n)
+
+
+def real_errors(real: pd.DataFrame) -> pd.DataFrame:
+    """Mean |z - asked| a component (generated_conditions.csv), in standard deviations; the share of distinct cells.
+
+    The last rows are the flow's errors as shares of the neighbourhood's.
+    """
+    off = {name: (real[f"z_{name}"] - real[f"asked_{name}"]).abs() for name in ZC_NAMES}
+    grouped = pd.DataFrame(off).assign(mean=pd.DataFrame(off).mean(axis=1)).groupby(real["draws"], sort=False).mean()
+    distinct = real.groupby(["draws", "condition"])["key"].agg(lambda keys: keys.nunique() / len(keys))
+    facts = {"conditions": ("condition", "nunique"), "cells": ("key", "size"), "sigma": ("sigma", "mean")}
+    shares = real.groupby("draws").agg(**facts).join(distinct.groupby("draws").mean().rename("distinct"))
+    return _with_ratio(grouped).join(shares)
+
+
+def _with_ratio(table: pd.DataFrame) -> pd.DataFrame:
+    """A table by draws, and below it the flow's values as shares of the neighbourhood's."""
+    flow, near = "flow, checked", "neighbourhood"
+    pairs = [
+        pair for pair in (("flow", near), (flow, near), (flow, f"{near}, checked")) if set(pair) <= set(table.index)
+    ]
+    ratios = pd.DataFrame([table.loc[a] / table.loc[b] for a, b in pairs], index=[f"{a} / {b}" for a, b in pairs])
+    return pd.concat([table, ratios]).rename_axis("draws")
+
+
+def reference_spread(around: pd.DataFrame, reference: dict) -> pd.DataFrame:
+    """Around the NATS reference: standard deviation of both scores, and median sizes as a share of its own.
+
+    Args:
+        around: generated_reference.csv, raw z by name.
+        reference: its raw z by name.
+    """
+    groups = around.groupby("draws", sort=False)
+    table = groups[["naswot", "snip_ssnr"]].std().add_prefix("std ")
+    medians = pd.DataFrame({f"median {n} / reference": groups[n].median() / reference[n] for n in ("params", "flops")})
+    facts = groups.agg(cells=("key", "size"), distinct=("key", "nunique"), sigma=("sigma", "mean"))
+    return _with_ratio(table).join(medians).join(facts)

@@ -106,7 +106,7 @@ def make(stage: Stage) -> tuple[dict, dict]:
         tables["measures"].append(pd.DataFrame([measures(model, data, run.seed)]).assign(**told))
         tables["neighbours"].append(near.assign(**told))
         if run.seed == stage.seed:
-            files |= model.to_files(gvae.VARIANTS[run.kind])
+            files |= model.to_files(gvae.VARIANTS[run.kind], half=run.kind == "naive")
             x, y = embed(latent, run.seed).T
             tables["maps"].append(pd.DataFrame({**told, "x": x, "y": y, "family": family.numpy()}))
     cycle, facts = cycle_table(stage, models[runs[0]][0], data.families)
@@ -166,7 +166,9 @@ def measures(model: GVAE, data: Data, seed: int) -> dict:
         found |= {f"{name}_{share}": validity[share] for share in shares}
         found[f"{name}_valid_repaired"] = gvae.validity(model, latent, repair="loose_ends")["valid"]
     if model.regularised:
-        r2 = gvae.r_squared(model.predict_zc(model.encode(data.unseen)), data.unseen_zc)
+        from sklearn.metrics import r2_score
+
+        r2 = r2_score(data.unseen_zc, model.predict_zc(model.encode(data.unseen)), multioutput="raw_values")
         found |= {f"r2_{name}": value for name, value in zip(ZC_NAMES, r2, strict=True)}
     return found
 
@@ -205,3 +207,19 @@ def ablation_table(stage: Stage, data: Data, models: dict[Run, tuple[GVAE, Train
         row = {"change": run.change, "steps": run.steps, "kl": log.rows[-1]["kl"], **{key: found[key] for key in kept}}
         rows.append(row | near)
     return pd.DataFrame(rows)
+
+
+def cycle_errors(cycle: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Mean absolute errors of q a component, and the points behind them: a row for each cell and component.
+
+    Of gvae_cycle.csv the points have draws, component, z, q (of the latent), again (q of the cell encoded again).
+    """
+    wide = cycle.reset_index(names="cell")
+    points = pd.wide_to_long(wide, ["z", "q", "again"], i="cell", j="component", sep="_", suffix=r"\w+").reset_index(
+        "component"
+    )
+    named = points.rename(columns={"q": "q of the latent", "again": "q of the cell encoded again"})
+    off = named.melt(["draws", "component", "z"], named.columns[-2:], var_name="of")
+    off["error"] = (off["value"] - off["z"]).abs()
+    table = off.pivot_table(index=["draws", "of"], columns="component", values="error")[list(ZC_NAMES)]
+    return table.assign(mean=table.mean(axis=1)), points

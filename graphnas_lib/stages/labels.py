@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import pandas as pd
 import torch
@@ -10,7 +10,8 @@ from torch import Tensor
 
 from graphnas_lib import datasets, proxies, store
 from graphnas_lib.clusters import ZC_NAMES
-from graphnas_lib.datasets import MissingDataError
+from graphnas_lib.datasets import Dataset, MissingDataError
+from graphnas_lib.paper import SCALES
 from graphnas_lib.plots import svg
 from graphnas_lib.space import REFERENCE_CELL, Cell, CellCodes
 from graphnas_lib.stages import cells, datacard
@@ -94,3 +95,16 @@ def codes_of(table: pd.DataFrame, codes: CellCodes) -> CellCodes:
 def cells_of(table: pd.DataFrame, codes: CellCodes) -> list[Cell]:
     """The labelled cells, row by row."""
     return codes_of(table, codes).cells()
+
+
+def proxy_batch(scale: str) -> tuple[Dataset, tuple[Tensor, Tensor]]:
+    """The data set at the scale's resolution, and the first images and labels of it."""
+    sizes = SCALES[scale]
+    data = datasets.load("auto", resolution=sizes.label_resolution)
+    return data, data.batch(sizes.label_batch)
+
+
+def zc_table(cells: Mapping[str, Cell], batch: tuple[Tensor, Tensor], classes: int, *, seed: int) -> pd.DataFrame:
+    """Raw ZC vectors of named cells."""
+    rows = {name: proxies.zc_vector(cell, *batch, seed=seed, classes=classes).tolist() for name, cell in cells.items()}
+    return pd.DataFrame(rows, index=["NASWOT", "SNIP-SSNR", "parameters", "FLOPs"]).T

@@ -13,7 +13,15 @@ from torch import nn
 from graphnas_lib import evolution, network, store, zennet
 from graphnas_lib.datasets import Dataset
 from graphnas_lib.design import Trained, below, design
-from graphnas_lib.evolution import SearchError, SearchResult, best_so_far, evolve, random_search
+from graphnas_lib.evolution import (
+    Problem,
+    SearchError,
+    SearchResult,
+    best_so_far,
+    evolve,
+    network_problem,
+    random_search,
+)
 from graphnas_lib.macro import Architecture
 from graphnas_lib.stages import evolution as histories
 from graphnas_lib.stages.scores import ProxyScore, TrainedScore
@@ -105,22 +113,18 @@ class Methods:
         share = len(history) / len(every)
         seconds = store.load_manifest("evolution", self.stage.scale.name)["seconds"] * share
         rows = history.to_dict("records")
-        return self._best(rows, lambda text: evolution.HLIndividual.from_json(text).architecture.to_json(), seconds)
+        return self._best(rows, lambda text: Architecture.from_json(text).to_json(), seconds)
 
     def random(self) -> Found:
         """As many random architectures as the generator draws, each as wide as the budget allows."""
         options = self._options("random", self.generated)
         del options["population"]
-        result = random_search(
-            lambda source: evolution.filled(evolution.random_architecture(source), self.feasible),
+        problem = network_problem(
+            mutate=lambda _, __, source: evolution.filled(evolution.random_architecture(source), self.feasible),
             score=self.score,
             feasible=self.feasible,
-            key=Architecture.key,
-            dump=Architecture.to_json,
-            parse=Architecture.from_json,
-            **options,
         )
-        return self._found(result)
+        return self._found(random_search(problem, **options))
 
     def zennet(self, proxy: str) -> Found:
         """ZenNAS's evolution with one of three proxies; unlike there, a network over budget uses up no evaluation."""
@@ -130,17 +134,16 @@ class Methods:
             costs = zennet.count(net, resolution=resolution, classes=data.classes, convention="paper")
             return getattr(costs, self.budget[0]) <= self.budget[1] and net.depth <= MAX_LAYERS
 
-        result = evolve(
-            zennet.initial("cifar"),
+        problem = Problem(
+            start=zennet.initial("cifar"),
             mutate=lambda net, _, generator: zennet.mutate(net, generator, space="cifar"),
             score=replace(self.score, name=proxy, make=_ZenMaker(data.classes)),
             feasible=feasible,
             key=str,
             dump=str,
             parse=ZenNet.parse,
-            **self._options(f"zennet_{proxy}", self.plain),
         )
-        return self._found(result, str)
+        return self._found(evolve(problem, **self._options(f"zennet_{proxy}", self.plain)), str)
 
     def sequence(self) -> Found:
         """The generator's designs, best of as many candidates as it has evaluations."""
@@ -171,17 +174,9 @@ class Methods:
         (base,) = self._designs(n=1)
         others = (realise(base.hl, self.trained.sampler, seed=self.stage.seed + i) for i in range(1, MIXED))
         mix = Mixture((base.architecture, *others))
+        problem = network_problem(start=base.architecture, mutate=mix, score=self.accuracy, feasible=self.feasible)
         try:
-            result = evolve(
-                base.architecture,
-                mutate=mix,
-                score=self.accuracy,
-                feasible=self.feasible,
-                key=Architecture.key,
-                dump=Architecture.to_json,
-                parse=Architecture.from_json,
-                **self._options("e1", self.models, population=TRAINED_POPULATION),
-            )
+            result = evolve(problem, **self._options("e1", self.models, population=TRAINED_POPULATION))
         except SearchError:  # every mixture is above the budget: there is one network
             score = self.accuracy(base.architecture)["score"]
             return Found([base.architecture.to_json()], [score], [score], 1, 0.0)

@@ -13,21 +13,21 @@ from torch import Tensor
 from graphnas_lib import sequence, store
 from graphnas_lib.clusters import Families
 from graphnas_lib.design import FILE, KeptNetworks
-from graphnas_lib.evolution import HLIndividual
+from graphnas_lib.macro import Architecture
 from graphnas_lib.paper import Scale, Sizes
 from graphnas_lib.sequence import SequenceConfig
 from graphnas_lib.stages import evolution
 from graphnas_lib.stages.stage import Stage
 
 PRETRAINED = "GRAPHNAS_GPT_NEO"  # names a folder with the weights of GPT-Neo 125M, from which paper scale starts
-SIZES_ALIKE = 0.25  # sizes so near, in ln, are ranked together
+LOG_COST_BIN_WIDTH = 0.25  # of ln params and of ln FLOPs; networks of one bin are ranked together
 
 
 def make(stage: Stage) -> tuple[dict, dict]:
     """Train on every network that HL-Evo recorded; conditions are params, FLOPs and NASWOT where it was taken."""
     scale = stage.scale
     table = evolution.load(scale.name)
-    individuals = [HLIndividual.from_json(text) for text in table["individual"]]
+    individuals = [Architecture.from_json(text) for text in table["individual"]]
     designs = [individual.hl for individual in individuals]
     conditions = torch.tensor(
         [[row.params, row.flops, row.naswot, math.nan] for row in table.itertuples()], dtype=torch.float64
@@ -44,7 +44,7 @@ def make(stage: Stage) -> tuple[dict, dict]:
         seed=stage.seed,
         pretrained=pretrained,
         device=stage.device,
-        checkpoint=stage.checkpoint("training", config, pretrained, SIZES_ALIKE),
+        checkpoint=stage.checkpoint("training", config, pretrained, LOG_COST_BIN_WIDTH),
         log_every=max(1, scale.sequence_steps // 50),
         progress=stage.progress,
     )
@@ -65,7 +65,7 @@ def learning_weights(history: pd.DataFrame) -> Tensor:
     """
     ranks = []
     for cost in ("params", "flops"):
-        sizes = np.floor(np.log(history[cost]) / SIZES_ALIKE)
+        sizes = np.floor(np.log(history[cost]) / LOG_COST_BIN_WIDTH)
         ranks.append(history["score"].groupby(sizes).rank(pct=True))
     return torch.tensor(np.maximum(*ranks).to_numpy() ** 4)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -236,3 +236,25 @@ def verdicts(table: pd.DataFrame) -> pd.DataFrame:
             gap = mean_difference(a, b) if len(a) and len(b) else dict.fromkeys(("difference", "low", "high"))
             lines.append({**line, **gap, "n": f"{len(a)}, {len(b)}", "verdict": asked.verdict(a, b, gap, dataset)})
     return pd.DataFrame(lines)
+
+
+def search_curves(curves: pd.DataFrame, methods: Sequence[str]) -> dict[str, list[float]]:
+    """Best-so-far of some methods of Table 2; those without evaluations are left out."""
+    found = {name: steps.set_index("evaluation")["best"] for name, steps in curves.groupby("method", sort=False)}
+    return {
+        name: list(found[name].reindex(range(1, found[name].index.max() + 1)).ffill())
+        for name in methods
+        if name in found
+    }
+
+
+def search_shares(curves: pd.DataFrame) -> dict[str, list[float]]:
+    """Best-so-far of every method of Table 2 as a share of the best that it found: proxies of all units on one axis."""
+    found = search_curves(curves, curves["method"].unique())
+    return {method: [value / best[-1] for value in best] for method, best in found.items()}
+
+
+def reasons(facts: Mapping) -> dict[str, str]:
+    """Why numbers of Table 2 are missing."""
+    missing = "" if "cifar100" in facts["datasets"] else "no CIFAR-100 files here; "
+    return {"": f"{missing}ImageNet-1k not trained on; pretraining cost in Table 5"}

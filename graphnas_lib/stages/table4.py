@@ -104,3 +104,14 @@ def summary(table: pd.DataFrame, facts: dict) -> dict[str, dict[str, dict]]:
             )
         row[COLUMNS[line["task"]]] = {"value": line["value"], "n": 1, "note": note}
     return {"Ours": row}
+
+
+def tasks() -> pd.DataFrame:
+    """The eight tasks of Table 4, and which have their files here."""
+    here = datasets.available()
+    return pd.DataFrame(
+        [
+            {"task": name, "metric": task.metric, "kind": task.kind, "outputs": task.classes, "here": name in here}
+            for name, task in TASKS.items()
+        ]
+    )

@@ -24,3 +24,10 @@ def make(stage: Stage) -> tuple[dict, dict]:
 def load(scale: str) -> pd.DataFrame:
     """Columns as of `comparison.load`."""
     return store.load("variants", "variants.parquet", scale)
+
+
+def counts(scale: str) -> pd.DataFrame:
+    """Recorded, discarded, failed and redrawn individuals of each search of this stage and of the two before it."""
+    stages = ("evolution", "comparison", "variants")
+    found = [pd.DataFrame(store.load_manifest(stage, scale)["config"]["counts"]).T for stage in stages]
+    return pd.concat(found).rename_axis("search").reset_index()

@@ -29,36 +29,3 @@ from graphnas_lib.store.artifacts import (
 from graphnas_lib.store.checkpoints import Checkpoint, CorruptArtifactError
 from graphnas_lib.store.jobs import ON_CPU, Journal, collect, processes, single_threaded
 from graphnas_lib.store.library import library_files, library_hash, names_used
-
-__all__ = [
-    "Checkpoint",
-    "CorruptArtifactError",
-    "DESIGN_FORMATS",
-    "Journal",
-    "MissingArtifactError",
-    "ON_CPU",
-    "SCALE_NAMES",
-    "TrainLog",
-    "check_scale",
-    "collect",
-    "data_at_hand",
-    "data_dir",
-    "default_scale",
-    "figures_dir",
-    "library_files",
-    "library_hash",
-    "load",
-    "load_manifest",
-    "manifest_path",
-    "names_used",
-    "pick_device",
-    "processes",
-    "read",
-    "results_dir",
-    "root",
-    "save",
-    "sha256",
-    "single_threaded",
-    "versions",
-    "write",
-]

@@ -6,5 +6,3 @@
 from graphnas_lib.training.distillation import TEACHER, load_teacher
 from graphnas_lib.training.recipes import RECIPES, Recipe, cut_batch
 from graphnas_lib.training.supervised import evaluate, train, train_task
-
-__all__ = ["RECIPES", "Recipe", "TEACHER", "cut_batch", "evaluate", "load_teacher", "train", "train_task"]

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from graphnas_lib.datasets import DivergedError
+from graphnas_lib.network import accelerated
 from graphnas_lib.store import Checkpoint
 from graphnas_lib.training.recipes import Recipe, learning_rate, steps_per_epoch
 
@@ -171,7 +172,8 @@ def fit(
     steps, wrapped = range(state.step, recipe.epochs * per_epoch), accelerator.prepare_model(model)
     bar = tqdm(total=steps.stop, initial=steps.start, disable=not progress, desc=recipe.name, unit="step")
     model.train()
-    with bar, torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+    forked = torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
+    with bar, forked, accelerated(model):
         for inputs, loss_of in batches(draw, samples(n, recipe.batch_size, seed, steps, rank, world), ahead):
             _reseed(device, stream(seed, "step", state.step, rank))
             rate = learning_rate(recipe, state.step, per_epoch)

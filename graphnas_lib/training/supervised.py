@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from graphnas_lib.datasets import Dataset, DivergedError, ImageFolderDataset, Task, normalise
+from graphnas_lib.network import accelerated
 from graphnas_lib.store import Checkpoint, pick_device
 from graphnas_lib.training.augment import auto_augment, crop_and_flip, lighting, random_erasing
 from graphnas_lib.training.distillation import TEACHER_SIDE, Distilled
@@ -273,10 +274,11 @@ def _correct(model: nn.Module, batches, device: torch.device) -> Tensor:
     model.eval()
     right = torch.zeros((), dtype=torch.float32 if device.type == "mps" else torch.float64, device=device)
     finite = torch.ones((), dtype=torch.bool, device=device)
-    for images, labels in batches:
-        outputs = forward(model, images)
-        right += (outputs.argmax(1) == labels).sum()
-        finite &= torch.isfinite(outputs).all()
+    with accelerated(model):
+        for images, labels in batches:
+            outputs = forward(model, images)
+            right += (outputs.argmax(1) == labels).sum()
+            finite &= torch.isfinite(outputs).all()
     model.train(training)
     if not finite:
         raise DivergedError("Outputs must be finite to count right answers; some are not.")
@@ -289,10 +291,11 @@ def _predictions(model: nn.Module, task: Task, split, device: torch.device, size
     training = model.training
     model.eval()
     parts = []
-    for index in torch.arange(len(split), device=split.device).split(size):
-        inputs, targets, mask = _moved(split.fetch(index), device)
-        outputs = task.predict(forward(model, inputs, not task.dense))
-        parts.append([part if part is None else part.cpu() for part in (outputs, targets, mask)])
+    with accelerated(model):
+        for index in torch.arange(len(split), device=split.device).split(size):
+            inputs, targets, mask = _moved(split.fetch(index), device)
+            outputs = task.predict(forward(model, inputs, not task.dense))
+            parts.append([part if part is None else part.cpu() for part in (outputs, targets, mask)])
     model.train(training)
     return [None if column[0] is None else torch.cat(column) for column in zip(*parts)]
 

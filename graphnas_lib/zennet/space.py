@@ -12,7 +12,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from graphnas_lib.network import Costs, PointwiseConv2d
+from graphnas_lib.network import Costs
 from graphnas_lib.zennet.blocks import BASIC_KINDS, BOTTLENECK_KINDS, INVERTED_KINDS, Block, Conv, Unit, ZenNet
 
 SPACES = {"cifar": (*BOTTLENECK_KINDS, *BASIC_KINDS), "imagenet": INVERTED_KINDS}
@@ -150,8 +150,7 @@ class _UnitModule(nn.Module):
 
 
 def _conv_norm(conv: Conv) -> list[nn.Module]:
-    pointwise = conv.kernel == 1 and conv.groups == 1 and conv.stride != 1
-    weights = (PointwiseConv2d if pointwise else nn.Conv2d)(
+    weights = nn.Conv2d(
         *(conv.inputs, conv.outputs, conv.kernel, conv.stride), padding=conv.kernel // 2, groups=conv.groups, bias=False
     )
     return [weights, nn.BatchNorm2d(conv.outputs, eps=BN_EPS)]

@@ -1,6 +1,6 @@
 """Zero-cost proxies against a plain implementation, in one run on the same networks (`make bench`, or as a script).
 
-Plain: a pass for each proxy on a copy of the network, hooks and masks, contiguous float32, ordinary layers, one process
+Plain: a pass for each proxy on a copy of the network, hooks and masks, contiguous float32, layer by layer, one process
 with a thread a core. Ours: `proxies`, channels_last, one single-threaded process a core. Compare ratios only.
 
     python tests/benchmarks/bench_proxies.py --cells 40 --tcet 4
@@ -23,7 +23,6 @@ from graphnas_lib import datasets, proxies
 from graphnas_lib.clusters import ZC_NAMES
 from graphnas_lib.macro import Architecture, Triple, stack_cell
 from graphnas_lib.network import build, count
-from graphnas_lib.network.fast.depthwise import DepthwiseConv2d
 from graphnas_lib.space import sample_cells
 
 TURN = 10  # networks one way scores before the other; few would leave a process idle at the end of each turn
@@ -32,20 +31,6 @@ COUNTED = (*SCORED, nn.BatchNorm2d, nn.ReLU, nn.AvgPool2d, nn.AdaptiveAvgPool2d)
 
 
 # ---- the plain implementation
-
-
-def ordinary(module: nn.Module) -> nn.Module:
-    """The same network of ordinary PyTorch layers, nothing fused or in place."""
-    for name, child in module.named_children():
-        if isinstance(child, nn.ReLU):
-            setattr(module, name, nn.ReLU())
-        elif isinstance(child, nn.Sequential):
-            setattr(module, name, ordinary(nn.Sequential(*child)))
-        else:
-            if isinstance(child, DepthwiseConv2d):
-                child.__class__ = nn.Conv2d
-            ordinary(child)
-    return module
 
 
 def plain_kernels(model: nn.Module, images) -> dict:
@@ -138,7 +123,7 @@ def ours(kind: str, architecture: Architecture, images, labels) -> list[float]:
 
 
 def plain(kind: str, architecture: Architecture, images, labels) -> list[float]:
-    model = ordinary(build(architecture, seed=0))
+    model = build(architecture, seed=0)
     return plain_zc_vector(model, images, labels) if kind == "ZC vector" else [plain_tcet(model, images, labels)]
 
 

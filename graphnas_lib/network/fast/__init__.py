@@ -1,1 +1,1 @@
-"""CPU fast paths of a network that we built ourselves."""
+"""CPU fast paths of networks that we built, put under them by `switch.accelerated` and taken away again."""

@@ -19,32 +19,32 @@ CACHED = 3 << 20  # bytes of a tensor that stays in a core's cache
 COLUMNS = 3  # widest kernel with a quick weight gradient
 
 
-class DepthwiseConv2d(nn.Conv2d):
-    """`nn.Conv2d` with groups = channels; where a quick backward exists it is used, with the same result."""
+def applies(module: nn.Module) -> bool:
+    """Whether a module is PyTorch's own depthwise convolution."""
+    return type(module) is nn.Conv2d and module.groups == module.in_channels == module.out_channels
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, C, H', W')."""
-        if self._is_quick(x):
-            return _Depthwise.apply(x, self.weight, self.dilation[0])
-        return super().forward(x)
 
-    def _is_quick(self, x: Tensor) -> bool:
-        """A wide or dilated square kernel on a CPU in float32, stride 1, sizes kept, without bias."""
-        k, d = self.kernel_size[0], self.dilation[0]
-        return (
-            not x.is_cuda
-            and x.dtype == torch.float32
-            and torch.is_grad_enabled()
-            and (k > COLUMNS or d > 1 or k == 1)
-            and self.bias is None
-            and self.stride == (1, 1)
-            and self.kernel_size == (k, k)
-            and self.dilation == (d, d)
-            and self.padding == (d * (k // 2), d * (k // 2))
-            and k % 2 == 1
-            and self.groups == self.in_channels == self.out_channels
-            and x.shape[2] % d == x.shape[3] % d == 0
-        )
+def convolve(conv: nn.Conv2d, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """`conv._conv_forward` of a depthwise convolution; where a quick backward exists it is used, with the same result.
+
+    It exists for a wide or dilated square kernel in float32, of stride 1, with sizes kept and without bias.
+    """
+    k, d = conv.kernel_size[0], conv.dilation[0]
+    quick = (
+        not x.is_cuda
+        and x.dtype == torch.float32
+        and torch.is_grad_enabled()
+        and (k > COLUMNS or d > 1 or k == 1)
+        and bias is None
+        and conv.stride == (1, 1)
+        and conv.kernel_size == (k, k)
+        and conv.dilation == (d, d)
+        and conv.padding == (d * (k // 2), d * (k // 2))
+        and conv.padding_mode == "zeros"
+        and k % 2 == 1
+        and x.shape[2] % d == x.shape[3] % d == 0
+    )
+    return _Depthwise.apply(x, weight, d) if quick else nn.Conv2d._conv_forward(conv, x, weight, bias)
 
 
 class _Depthwise(torch.autograd.Function):
@@ -54,7 +54,7 @@ class _Depthwise(torch.autograd.Function):
     def forward(ctx, x: Tensor, weight: Tensor, dilation: int) -> Tensor:
         ctx.save_for_backward(x, weight)
         ctx.dilation = dilation
-        return convolve(x, weight, dilation)
+        return same_size(x, weight, dilation)
 
     @staticmethod
     @once_differentiable
@@ -69,7 +69,7 @@ class _Depthwise(torch.autograd.Function):
         return of_input, of_weight, None
 
 
-def convolve(x: Tensor, weight: Tensor, dilation: int = 1) -> Tensor:
+def same_size(x: Tensor, weight: Tensor, dilation: int = 1) -> Tensor:
     """Depthwise convolution of stride 1 that keeps the size, (B, C, H, W); weight (C, 1, k, k), k odd."""
     if weight.shape[-1] == 1:
         return x * weight.view(-1, 1, 1)
@@ -78,7 +78,7 @@ def convolve(x: Tensor, weight: Tensor, dilation: int = 1) -> Tensor:
 
 def input_gradient(gradient: Tensor, weight: Tensor, dilation: int = 1) -> Tensor:
     """dL/dx, (B, C, H, W): a forward with the kernel turned."""
-    return convolve(gradient, weight.flip(2, 3), dilation)
+    return same_size(gradient, weight.flip(2, 3), dilation)
 
 
 def weight_gradient(x: Tensor, gradient: Tensor, kernel: int) -> Tensor:

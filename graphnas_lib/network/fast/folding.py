@@ -6,32 +6,34 @@ gradients. Scaling a weight costs nothing beside scaling its map, forward and ba
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor, nn
 
 _NORM = {nn.Conv1d: nn.BatchNorm1d, nn.Conv2d: nn.BatchNorm2d}
 
 
-class Sequential(nn.Sequential):
-    """`nn.Sequential` that folds norms in eval mode while gradients are taken and the norms learn nothing."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, C, ...) -> (B, C', ...)."""
-        if self.training or not torch.is_grad_enabled():
-            return super().forward(x)
-        modules = list(self)
-        while modules:
-            module = modules.pop(0)
-            if modules and is_foldable(module, modules[0]):
-                x = module._conv_forward(x, *folded(module, modules.pop(0)))
-            else:
-                x = module(x)
-        return x
+def sequence(module: nn.Sequential, x: Tensor) -> Tensor:
+    """`nn.Sequential.forward`, (B, C, ...) -> (B, C', ...); norms are folded where gradients are taken in eval mode."""
+    if module.training or not torch.is_grad_enabled():
+        return nn.Sequential.forward(module, x)
+    modules = list(module)
+    while modules:
+        layer = modules.pop(0)
+        if modules and is_foldable(layer, modules[0]):
+            x = layer._conv_forward(x, *folded(layer, modules.pop(0)))
+        else:
+            x = layer(x)
+    return x
 
 
-def plain(modules) -> bool:
-    """Nobody watches or replaces a module's forward."""
-    return not any(m._forward_hooks or m._forward_pre_hooks or "forward" in vars(m) for m in modules)
+def is_seen(modules: Iterable[nn.Module]) -> bool:
+    """Whether a hook or another `forward` of a module sees what goes in and comes out."""
+    return any(
+        m._forward_hooks or m._forward_pre_hooks or m._backward_hooks or m._backward_pre_hooks or "forward" in vars(m)
+        for m in modules
+    )
 
 
 def is_constant(norm: nn.Module) -> bool:
@@ -39,10 +41,12 @@ def is_constant(norm: nn.Module) -> bool:
     return not norm.training and norm.track_running_stats and not any(p.requires_grad for p in norm.parameters())
 
 
-def is_foldable(module: nn.Module, after: nn.Module) -> bool:
-    """A convolution over all channels, and a constant norm of its output."""
-    kind = _NORM.get(type(module))
-    return kind is not None and type(after) is kind and is_constant(after) and plain((module, after))
+def is_foldable(layer: nn.Module, after: nn.Module) -> bool:
+    """A convolution without a fast path of its own, and a constant norm of its output."""
+    kind = _NORM.get(type(layer))
+    if kind is None or type(after) is not kind or "_conv_forward" in vars(layer):
+        return False
+    return is_constant(after) and not is_seen((layer, after))
 
 
 def affine(norm: nn.Module) -> tuple[Tensor, Tensor]:

@@ -2,6 +2,8 @@
 
 import itertools
 import json
+import subprocess
+import sys
 
 import matplotlib
 import matplotlib.pyplot as plt
@@ -11,15 +13,15 @@ import pytest
 
 matplotlib.use("Agg")
 
-from graphnas_lib import gvae, paper
-from graphnas_lib import plots as report
-from graphnas_lib.macro import Architecture, HLArchitecture, HLTriple, Triple, stack_cell  # noqa: E402
-from graphnas_lib.plots import (
-    draw,  # noqa: E402
-    figures,
-)
+from matplotlib.collections import PolyCollection
+
+from graphnas_lib import gvae, paper, plots
+from graphnas_lib.macro import Architecture, HLArchitecture, HLTriple, Triple, stack_cell
+from graphnas_lib.plots import formatters, layout
+from graphnas_lib.plots.draw import CellDrawing
+from graphnas_lib.plots.style import cluster_style
 from graphnas_lib.space import Cell, sample_cells
-from graphnas_lib.store import artifacts  # noqa: E402
+from graphnas_lib.store import artifacts
 
 OPS = ("mbconv6_5", "bconv0.25_3", "avg_pool_3", "dil_conv_5", "conv_1", "skip")
 FULL = Cell.from_edges(list(itertools.combinations(range(8), 2)), OPS)
@@ -42,6 +44,16 @@ def families():
     return z, np.stack([750 + 50 * z[:, 0], 10 ** (5 + z[:, 1]), 10 ** (5 + z[:, 2]), 10 ** (7 + z[:, 3])], 1), labels
 
 
+def _bars():
+    return plots.plot_bars(pd.Series([1.0, 2.0], index=["a", "b"], name="cells"), "x")
+
+
+def _surface(collection):
+    """Area of the first outline of a filled band, in data units; 0 for points."""
+    x, y = collection.get_paths()[0].vertices.T if isinstance(collection, PolyCollection) else np.zeros((2, 1))
+    return abs(x @ np.roll(y, 1) - y @ np.roll(x, 1)) / 2
+
+
 def _overflowing(fig):
     """Texts that stick out of the rounded box they are centred in."""
     fig.draw_without_rendering()
@@ -61,7 +73,7 @@ def _overflowing(fig):
 
 def test_layout_of_the_full_cell_keeps_lines_off_boxes():
     edges = list(itertools.combinations(range(8), 2))
-    place, lanes = draw.layered_layout(list(range(8)), edges)
+    place, lanes = layout.layered_layout(list(range(8)), edges)
     assert [place[node][0] for node in range(8)] == sorted(place[node][0] for node in range(8))
     assert all(len(lanes[a, b]) == b - a - 1 for a, b in edges)
     for route in lanes.values():
@@ -74,28 +86,38 @@ def test_layout_of_the_full_cell_keeps_lines_off_boxes():
     assert all(np.diff(sorted(ys)).min() > 0.29 for ys in at_same_x.values() if len(ys) > 1)
 
 
+@pytest.mark.parametrize("cell", [FULL, *sample_cells(30, seed=5)], ids=lambda cell: cell.key()[:6])
+def test_no_line_runs_through_a_box(cell):
+    drawing = CellDrawing(cell)
+    for (a, b), points in drawing.routes().items():
+        assert points[0][0] > drawing.place[a][0] and points[-1][0] < drawing.place[b][0]
+        for x, y in points[1:-1]:
+            beside = [box for box in drawing.place.values() if abs(box[0] - x) <= layout.BOX_WIDTH / 2 + 1e-9]
+            assert all(abs(y - box[1]) > layout.BOX_HEIGHT / 2 for box in beside)
+
+
 def test_layout_layers_are_longest_paths():
-    place, lanes = draw.layered_layout([0, 1, 2, 3, 7], [(0, 1), (1, 2), (0, 3), (2, 7), (3, 7), (0, 7)])
-    depth = {node: round(x / draw._LAYER) for node, (x, _) in place.items()}
+    place, lanes = layout.layered_layout([0, 1, 2, 3, 7], [(0, 1), (1, 2), (0, 3), (2, 7), (3, 7), (0, 7)])
+    depth = {node: round(x / layout.LAYER) for node, (x, _) in place.items()}
     assert depth == {0: 0, 1: 1, 2: 2, 3: 1, 7: 3}
     assert {edge: len(route) for edge, route in lanes.items() if route} == {(3, 7): 1, (0, 7): 2}
 
 
 def test_layout_finds_the_drawing_without_crossings():
     edges = [(0, 1), (0, 2), (0, 3), (1, 6), (2, 5), (3, 4), (4, 7), (5, 7), (6, 7)]
-    place, _ = draw.layered_layout(list(range(8)), edges)
+    place, _ = layout.layered_layout(list(range(8)), edges)
     first, second = sorted((1, 2, 3), key=lambda n: place[n][1]), sorted((4, 5, 6), key=lambda n: place[n][1])
     assert [dict(edges[3:6])[n] for n in first] == second
 
 
 def test_spacing_is_the_nearest_that_keeps_order_and_gaps():
-    assert draw._spaced([0.0, 0.0], [1.0, 1.0], [1.0]) == pytest.approx([-0.5, 0.5])
-    assert draw._spaced([0.0, 5.0], [1.0, 1.0], [1.0]) == pytest.approx([0.0, 5.0])
-    assert draw._spaced([0.0, 0.0], [3.0, 1.0], [1.0]) == pytest.approx([-0.25, 0.75])
+    assert layout.spaced([0.0, 0.0], [1.0, 1.0], [1.0]) == pytest.approx([-0.5, 0.5])
+    assert layout.spaced([0.0, 5.0], [1.0, 1.0], [1.0]) == pytest.approx([0.0, 5.0])
+    assert layout.spaced([0.0, 0.0], [3.0, 1.0], [1.0]) == pytest.approx([-0.25, 0.75])
 
 
 def test_plot_cell_names_every_operation_and_draws_every_edge():
-    fig = draw.plot_cell(FULL, "full")
+    fig = plots.plot_cells([FULL], ["full"])
     texts = [text.get_text() for text in fig.axes[0].texts]
     assert texts == [
         "input",
@@ -112,52 +134,79 @@ def test_plot_cell_names_every_operation_and_draws_every_edge():
 
 
 def test_texts_stay_in_their_boxes():
-    figs = [draw.plot_cell(FULL), report.plot_cells([FULL, *sample_cells(3, seed=0)])]
-    figs += [report.plot_pipeline(), report.plot_pipeline("cells")]
+    figs = [plots.plot_cells([FULL]), plots.plot_cells([FULL, *sample_cells(3, seed=0)])]
+    figs += [plots.plot_pipeline(), plots.plot_pipeline("cells")]
     assert [_overflowing(fig) for fig in figs] == [[], [], [], []]
 
 
 def test_plot_cell_accepts_what_a_decoder_may_make():
-    draw.plot_cell(Cell.from_edges([], [None] * 6))
-    draw.plot_cell(Cell.from_edges([(0, 7)], [None] * 6))
-    draw.plot_cell(Cell.from_edges([(1, 2), (0, 7)], ["conv_1", "conv_3", None, None, None, None]))
-    fig = report.plot_cells([FULL, None], ["a", "b"])
+    plots.plot_cells([Cell.from_edges([], [None] * 6)])
+    plots.plot_cells([Cell.from_edges([(0, 7)], [None] * 6)])
+    plots.plot_cells([Cell.from_edges([(1, 2), (0, 7)], ["conv_1", "conv_3", None, None, None, None])])
+    fig = plots.plot_cells([FULL, None], ["a", "b"])
     assert [ax.get_title() for ax in fig.axes] == ["a", "b"]
     assert fig.axes[1].texts[0].get_text() == "no valid cell"
 
 
-def test_cells_and_architectures_show_their_picture():
+@pytest.fixture
+def shell(tmp_path, monkeypatch):
+    """A running IPython without a terminal, a profile or a history."""
+    from IPython.core.interactiveshell import InteractiveShell
+    from traitlets.config import Config
+
+    monkeypatch.setenv("IPYTHONDIR", str(tmp_path))
+    yield InteractiveShell.instance(config=Config({"HistoryManager": {"enabled": False}}))
+    InteractiveShell.clear_instance()
+
+
+def test_cells_and_architectures_show_their_picture(shell):
+    formatters.register()
     cell, other = sample_cells(2, seed=0)
-    one, two = (item._repr_svg_() for item in (cell, Architecture((Triple(cell, 16, 1), Triple(other, 24, 2)))))
+    architecture = Architecture((Triple(cell, 16, 1), Triple(other, 24, 2)))
+    invalid = Cell.from_edges([], [None] * 6)
+    shown = [shell.display_formatter.format(item)[0] for item in (cell, architecture, invalid, cell, "a word")]
+    one, two, _, again = (data["image/svg+xml"] for data in shown[:4])
     for name in (cell.operations[node - 1] for node in cell.live):
         assert f">{name.rpartition('_')[0] or name}<" in one
-    assert "24" in two and two.startswith("<?xml") and cell._repr_svg_() == one
-    assert Cell.from_edges([], [None] * 6)._repr_svg_()  # an invalid one too
+    assert "24" in two and two.startswith("<?xml") and again == one
+    assert "image/svg+xml" not in shown[4] and shown[0]["text/plain"] == repr(cell)
+
+
+def test_nothing_is_registered_where_no_ipython_runs():
+    assert formatters.register() is None
+
+
+def test_import_draws_nothing_yet():
+    """Designing a network needs no figure, so that importing the plots may not cost what drawing one does."""
+    heavy = ("matplotlib", "seaborn", "IPython", "networkx", "pandas", "scipy.stats")
+    code = f"import sys, graphnas_lib.plots; print([name for name in {heavy} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
 
 
 def test_plot_architecture_shows_channels_strides_and_sides():
     a, b = sample_cells(2, seed=1)
     architecture = Architecture((Triple(a, 16, 1), Triple(b, 40, 2), Triple(a, 64, 2)), head_channels=128)
-    texts = [text.get_text() for text in report.plot_architecture(architecture, cells=True).axes[0].texts]
+    texts = [text.get_text() for text in plots.plot_architecture(architecture, cells=True).axes[0].texts]
     assert [t for t in texts if t in {"16", "40", "64", "128"}] == ["16", "16", "40", "64", "128"]
     assert texts.count("/2") == 2 and [t for t in texts if "²" in t] == ["32²", "16²", "8²"]
     assert [t for t in texts if t in {"A", "B"}] == ["A", "B", "A"]
-    stacked = [text.get_text() for text in report.plot_architecture(stack_cell(a)).axes[0].texts]
+    stacked = [text.get_text() for text in plots.plot_architecture(stack_cell(a)).axes[0].texts]
     assert stacked.count("A") == 17 and [t for t in stacked if "²" in t] == ["32²", "16²", "8²"]
 
 
 def test_plot_architecture_of_families_and_odd_sides():
     hl = HLArchitecture((HLTriple(5, 32, 2), HLTriple(31, 1024, 2)), stem_stride=2)
-    texts = [text.get_text() for text in report.plot_architecture(hl, resolution=46).axes[0].texts]
+    texts = [text.get_text() for text in plots.plot_architecture(hl, resolution=46).axes[0].texts]
     assert "31" in texts and [t for t in texts if "²" in t] == ["12²", "6²"]
     assert [t for t in texts if t in {"16", "32", "1024"}] == ["32", "32", "1024"]  # the stem is as wide as the first
-    unknown = [text.get_text() for text in report.plot_architecture(hl, resolution=None).axes[0].texts]
+    unknown = [text.get_text() for text in plots.plot_architecture(hl, resolution=None).axes[0].texts]
     assert not any("²" in text for text in unknown)
 
 
 def test_plot_pipeline_names_its_choices():
     with pytest.raises(ValueError, match=r"which must be one of \('overview', 'cells'\); got 'figure 9'"):
-        report.plot_pipeline("figure 9")
+        plots.plot_pipeline("figure 9")
 
 
 # ---- plots of data
@@ -165,71 +214,89 @@ def test_plot_pipeline_names_its_choices():
 
 def test_farthest_families_is_a_rule_on_centres(families):
     z, _, labels = families
-    assert report.farthest_families(z, labels, 3) == [0, 2, 3]  # ties of size go to the first; then 3, then 2
-    assert report.farthest_families(z, labels, 9) == [0, 1, 2, 3, 4]
+    assert plots.farthest_families(z, labels, 3) == [0, 2, 3]  # ties of size go to the first; then 3, then 2
+    assert plots.farthest_families(z, labels, 9) == [0, 1, 2, 3, 4]
 
 
 def test_clusters_and_latents_share_colours(families):
     z, raw, labels = families
-    chosen = report.farthest_families(z, labels, 3)
+    chosen = plots.farthest_families(z, labels, 3)
     styles = [{}, {}]
     figs = (
-        report.plot_clusters(raw, labels, ZC, chosen),
-        report.plot_latents({"b": z[:, :2], "c": z[:, 2:]}, labels, highlight=chosen),
+        plots.plot_clusters(raw, labels, ZC, chosen),
+        plots.plot_latents({"b": z[:, :2], "c": z[:, 2:]}, labels, highlight=chosen),
     )
     for seen, fig in zip(styles, figs, strict=True):
-        for dots in fig.axes[-1].collections:
-            seen[dots.get_label().split(" (")[0]] = tuple(dots.get_facecolor()[0][:3])
+        dots = [dots for ax in fig.axes for dots in ax.collections]
+        drawn = {tuple(colour) for each in dots for colour in each.get_facecolor()[:, :3]}
+        for dot in fig.legends[0].legend_handles:
+            colour = dot.get_facecolor()[0] if hasattr(dot, "get_offsets") else dot.get_markerfacecolor()
+            seen[dot.get_label().split(" (")[0]] = matplotlib.colors.to_rgb(colour)
+        assert drawn == set(seen.values())
+    assert list(styles[0]) == ["other families", *(f"family {k}" for k in chosen)]
     assert styles[0] == styles[1] and len(set(styles[0].values())) == 4
     assert sum(len(dots.get_offsets()) for dots in figs[0].axes[0].collections) == 300
 
 
 def test_cluster_styles_are_distinct_for_64_families():
-    assert len({draw.cluster_style(k) for k in range(64)}) == 64
+    assert len({cluster_style(k) for k in range(64)}) == 64
 
 
 def test_criterion_marks_numbers():
     curve = pd.DataFrame({"k": [1, 2, 4], "bic": [3.0, 2.0, 2.5], "aic": [3.0, 2.0, 1.9]})
-    lines = {line.get_label(): line for line in report.plot_criterion(curve, {"plateau": 2, "used": 4}).axes[0].lines}
-    assert list(lines) == ["BIC", "AIC", "plateau: K = 2", "used: K = 4"]
-    assert list(lines["plateau: K = 2"].get_xdata()) == [2, 2]
+    ax = plots.plot_criterion(curve, {"plateau": 2, "used": 4}).axes[0]
+    shown = [text.get_text() for text in ax.get_legend().get_texts()]
+    assert shown == ["BIC", "AIC", "plateau: K = 2", "used: K = 4"]
+    lines = [(list(line.get_xdata()), list(line.get_ydata())) for line in ax.lines if len(line.get_xdata())]
+    assert lines[:2] == [([1, 2, 4], [3.0, 2.0, 2.5]), ([1, 2, 4], [3.0, 2.0, 1.9])]
+    assert [x for x, _ in lines[2:]] == [[2, 2], [4, 4]]
 
 
 def test_plot_log_takes_a_trainlog_and_refuses_unknown_keys():
     log = artifacts.TrainLog([{"step": i, "loss": 100.0 / (i + 1), "kl": float(i)} for i in range(80)], 80, 1.0)
-    fig = report.plot_log(log, ["loss", "kl"])
+    fig = plots.plot_log(log, ["loss", "kl"])
     assert [ax.get_yscale() for ax in fig.axes] == ["log", "linear"]
-    assert len(report.plot_log(pd.DataFrame(log.rows), ["kl"]).axes[0].lines[0].get_xdata()) == 80
+    assert len(plots.plot_log(pd.DataFrame(log.rows), ["kl"]).axes[0].lines[0].get_xdata()) == 80
     with pytest.raises(ValueError, match=r"Logged quantities are \['step', 'loss', 'kl'\]; got \['lss'\]"):
-        report.plot_log(log, ["lss"])
+        plots.plot_log(log, ["lss"])
 
 
 def test_plot_search_draws_one_line_a_method_and_bands_over_runs():
-    fig = report.plot_search({"Evo": range(400), "HL-Evo": np.tile(np.arange(40.0), (3, 1)), "SG": range(10)})
+    runs = np.arange(40.0) + np.array([[0.0], [1.0], [5.0]])
+    fig = plots.plot_search({"Evo": range(400), "HL-Evo": runs, "SG": range(10)})
     lines = [line for line in fig.axes[0].lines if len(line.get_xdata()) > 1]
     assert [len(line.get_xdata()) for line in lines] == [400, 40, 10]
-    assert fig.axes[0].get_xscale() == "log" and len(fig.axes[0].collections) == 1
+    bands = [area for area in fig.axes[0].collections if _surface(area) > 1e-9]
+    assert fig.axes[0].get_xscale() == "log" and len(bands) == 1
+    legend = [text.get_text() for text in fig.axes[0].get_legend().get_texts()]
+    assert legend == ["Evo (400)", "HL-Evo (40)", "SG (10)"]
 
 
-def test_hist_and_scatter_state_n_and_rank():
-    fig = figures.plot_hist({"a": np.arange(10), "b": np.arange(5)}, "NASWOT")
-    assert [text.get_text() for text in fig.axes[0].get_legend().get_texts()] == ["a (n = 10)", "b (n = 5)"]
-    with pytest.raises(ValueError, match="at least one finite positive number"):
-        figures.plot_hist([-1.0, 0.0], "params", log=True)
+def test_plot_search_draws_the_median_in_steps():
+    runs = [[1.0, 1.0, 3.0, 3.0], [1.0, 2.0, 2.0, 5.0]]
+    (line,) = (line for line in plots.plot_search({"a": runs}).axes[0].lines if len(line.get_xdata()))
+    assert (list(line.get_xdata()), list(line.get_ydata())) == ([1, 2, 3, 4], [1.0, 1.5, 2.5, 4.0])
+    assert line.get_drawstyle() == "steps-post"
+
+
+def test_scatter_states_n_and_rank():
     x = np.array([1.0, 2.0, 3.0, np.nan])
-    fig = report.plot_scatter(x, -x, ("x", "y"))
+    fig = plots.plot_scatter(x, -x, ("x", "y"))
     assert fig.axes[0].get_title(loc="right") == "Spearman -1.00, n = 3"
 
 
 def test_families_over_depth_are_shares_of_those_that_reach():
     hl = [HLArchitecture((HLTriple(0, 8, 1), HLTriple(1, 16, 2))), HLArchitecture((HLTriple(1, 8, 1),))]
-    fig = report.plot_families_over_depth(hl)
-    assert fig.axes[0].images[0].get_array().tolist() == [[0.5, 0.0], [0.5, 1.0]]
+    fig = plots.plot_families_over_depth(hl)
+    family, channels, halves = fig.axes[:3]
+    assert family.collections[0].get_array().reshape(2, 2).tolist() == [[0.5, 0.0], [0.5, 1.0]]
+    assert channels.lines[0].get_xydata().tolist() == [[1, 8], [2, 16]]
+    assert [(bar.get_center()[0], bar.get_height()) for bar in halves.patches] == [(1, 0), (2, 1)]
 
 
 def test_plots_leave_no_open_figure_and_no_changed_style():
     before = dict(plt.rcParams)
-    figures.plot_hist([1.0, 2.0], "x")
+    _bars()
     assert plt.get_fignums() == [] and dict(plt.rcParams) == before
 
 
@@ -238,8 +305,8 @@ def test_plots_leave_no_open_figure_and_no_changed_style():
 
 def test_figure_files_are_complete_and_repeatable(home):
     data = pd.DataFrame({"x": [1, 2], "y": [0.5, 0.25]})
-    first = [p.read_bytes() for p in report.save_figure(draw.plot_cell(FULL), "fig", scale="lite", data=data)]
-    paths = report.save_figure(draw.plot_cell(FULL), "fig", scale="lite", data=data)
+    first = [p.read_bytes() for p in plots.save_figure(plots.plot_cells([FULL]), "fig", scale="lite", data=data)]
+    paths = plots.save_figure(plots.plot_cells([FULL]), "fig", scale="lite", data=data)
     assert [p.read_bytes() for p in paths] == first
     assert [p.relative_to(home).as_posix() for p in paths] == [
         f"figures/lite/fig.{s}" for s in ("pdf", "png", "csv", "json")
@@ -253,23 +320,23 @@ def test_figure_files_are_complete_and_repeatable(home):
 def test_only_smoke_figures_say_that_they_are_smoke(home):
     notes = {}
     for scale in ("smoke", "lite"):
-        fig = figures.plot_hist([1.0, 2.0], "x")
-        report.save_figure(fig, "h", scale=scale, data={"x": [1.0, 2.0]})
-        report.save_figure(fig, "h", scale=scale, data={"x": [1.0, 2.0]})
+        fig = _bars()
+        plots.save_figure(fig, "h", scale=scale, data={"x": [1.0, 2.0]})
+        plots.save_figure(fig, "h", scale=scale, data={"x": [1.0, 2.0]})
         notes[scale] = [text.get_text() for text in fig.texts]
     assert notes == {"smoke": ["smoke scale: not comparable with the paper"], "lite": []}
 
 
 def test_figure_names_stay_in_their_folder(home):
     with pytest.raises(ValueError, match="plain file name"):
-        report.save_figure(figures.plot_hist([1.0], "x"), "../x", scale="lite", data=[])
+        plots.save_figure(_bars(), "../x", scale="lite", data=[])
     with pytest.raises(ValueError, match="scale must be one of"):
-        report.save_figure(figures.plot_hist([1.0], "x"), "x", scale="huge", data=[])
+        plots.save_figure(_bars(), "x", scale="huge", data=[])
 
 
 def test_table_files(home):
     table = pd.DataFrame({"row": ["a|b", "c"], "ours": [93.081, float("nan")], "n": [20, 3]})
-    csv, md = report.save_table(table, "table1", scale="smoke", note="n: seeds")
+    csv, md = plots.save_table(table, "table1", scale="smoke", note="n: seeds")
     assert csv.relative_to(home).as_posix() == "data/smoke/results/table1.csv"
     assert (
         md.read_text() == "| row | ours | n |\n| --- | --: | --: |\n| a\\|b | 93.08 | 20 |\n| c |  | 3 |\n\nn: seeds\n"
@@ -280,7 +347,7 @@ def test_table_files(home):
 
 
 def test_compare_gives_every_printed_number_a_line_and_never_a_blank():
-    table = report.compare(paper.TABLE_1, {}, scale="lite", why={"": "no GPU here"})
+    table = plots.compare(paper.TABLE_1, {}, scale="lite", why={"": "no GPU here"})
     printed = [1 for row in paper.TABLE_1 for _, cell in row if cell.value is not None]
     assert len(table) == len(printed) == 29
     assert (table["ours"] == "not run (no GPU here)").all() and table["delta"].isna().all()
@@ -289,7 +356,7 @@ def test_compare_gives_every_printed_number_a_line_and_never_a_blank():
 
 def test_compare_sets_numbers_beside_each_other():
     ours = {"CCNF": {"C-10 Mean": {"value": 61.0, "spread": 1.25, "n": 20, "note": "6 epochs"}, "Gen. success": 0.95}}
-    table = report.compare(paper.TABLE_1, ours, scale="smoke").set_index(["row", "quantity"])
+    table = plots.compare(paper.TABLE_1, ours, scale="smoke").set_index(["row", "quantity"])
     line = table.loc[("CCNF", "C-10 Mean")]
     assert (line["paper"], line["ours"], line["n"], line["scale"], line["note"]) == (
         "93.08±0.85", "61.00±1.250", "20", "smoke", "6 epochs",
@@ -301,14 +368,14 @@ def test_compare_sets_numbers_beside_each_other():
 
 def test_compare_treats_nan_as_not_run_with_its_own_reason():
     ours = {"CCNF": {"SNIP": {"value": float("nan"), "note": "3 of 3 diverged"}, "NASWOT": {"value": None}}}
-    table = report.compare(paper.TABLE_1, ours, scale="lite").set_index(["row", "quantity"])["ours"]
+    table = plots.compare(paper.TABLE_1, ours, scale="lite").set_index(["row", "quantity"])["ours"]
     assert table[("CCNF", "SNIP")] == "not run (3 of 3 diverged)"
     assert table[("CCNF", "NASWOT")] == "not run (no result at lite)"
 
 
 def test_compare_knows_quoted_rows_and_rows_of_our_own():
-    frame = pd.DataFrame([{"row": "450M: random search", "quantity": "Acc. (%)", "value": 40.0, "n": 3}])
-    table = report.compare(paper.TABLE_3, frame, scale="lite", columns=["Acc. (%)"])
+    own = {"450M: random search": {"Acc. (%)": {"value": 40.0, "n": 3}}}
+    table = plots.compare(paper.TABLE_3, own, scale="lite", columns=["Acc. (%)"])
     assert len(table) == 17
     assert table.iloc[0]["ours"] == "not run (quoted from other work)"
     assert table.iloc[-1][["row", "paper", "ours", "n"]].tolist() == ["450M: random search", "-", "40.00", "3"]
@@ -316,7 +383,7 @@ def test_compare_knows_quoted_rows_and_rows_of_our_own():
 
 def test_compare_refuses_a_misspelt_quantity():
     with pytest.raises(ValueError, match=r"Quantities must be columns of the table.*got \['C-10 mean'\]"):
-        report.compare(paper.TABLE_1, {"CCNF": {"C-10 mean": 1.0}}, scale="lite")
+        plots.compare(paper.TABLE_1, {"CCNF": {"C-10 mean": 1.0}}, scale="lite")
 
 
 # ---- embedding
@@ -351,10 +418,10 @@ def test_cluster_metrics_refuse_mismatched_rows(families):
 
 
 def test_bars_and_strips_show_every_value_and_say_what_is_missing():
-    fig = report.plot_bars(pd.Series([1234.0, 0.5, float("nan")], index=["a", "b", "c"], name="seconds"), "stage")
+    fig = plots.plot_bars(pd.Series([1234.0, 0.5, float("nan")], index=["a", "b", "c"], name="seconds"), "stage")
     assert [text.get_text() for text in fig.axes[0].texts] == ["1,234", "0.5", "not run"]
     assert (fig.axes[0].get_ylabel(), fig.axes[0].get_xlabel()) == ("seconds", "stage")
-    fig = report.plot_strip(["r", "r", "c"], [1.0, 3.0, 5.0], "accuracy (%)", groups=["x", "x", "y"])
-    means = [line.get_segments()[0][0][1] for line in fig.axes[0].collections if hasattr(line, "get_segments")]
+    fig = plots.plot_strip(["r", "r", "c"], [1.0, 3.0, 5.0], "accuracy (%)", groups=["x", "x", "y"])
+    means = [y for line in fig.axes[0].lines for y in line.get_ydata() if np.isfinite(y)]
     assert means == [2.0, 5.0]
-    assert sum(len(dots.get_offsets()) for dots in fig.axes[0].collections if not hasattr(dots, "get_segments")) == 3
+    assert sum(len(dots.get_offsets()) for dots in fig.axes[0].collections) == 3

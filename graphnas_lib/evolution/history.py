@@ -1,0 +1,142 @@
+"""What a search remembers: history H and population P of Algorithm 1, counts, and the state that a checkpoint holds."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import deque
+from collections.abc import Callable
+from itertools import accumulate
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+MAX_DISCARDS_IN_A_ROW = 20_000  # children after which a search gives up
+MAX_FAILURES_IN_A_ROW = 100  # likewise, children without a score
+STORED = ("population", "step", "fruitless", "counts", "failures")  # attributes that a checkpoint holds as they are
+
+
+class SearchError(RuntimeError):
+    """A search that cannot go on: no mutation satisfies its constraints."""
+
+
+class Child(NamedTuple):
+    """An individual that is drawn and not yet in H: its parent's iteration, its key, and the phase it is drawn in."""
+
+    parent: int
+    individual: Any
+    key: str
+    phase: str
+
+
+class History:
+    """H, P and everything else that a resumed search needs.
+
+    Attributes:
+        rows: H, one dict an individual (see `search.SearchResult`).
+        population: P, as iterations into H.
+        scores: those of H.
+        records: key -> score and its columns, or why there is none.
+        waiting: children that are drawn and not yet in H.
+        step: iterations that are used up.
+        fruitless: children in a row that did not enter H, a failure counted as 200.
+        generator: source of parents and mutations.
+        counts, failures, seconds: see `search.SearchResult`.
+    """
+
+    def __init__(self, *, describe: Callable[[Any], dict], seed: int, count_discards: bool):
+        self.rows: list[dict] = []
+        self.population: list[int] = []
+        self.scores: list[float] = []
+        self.records: dict[str, dict | str] = {}
+        self.waiting: deque[Child] = deque()
+        self.step = 0
+        self.generator = torch.Generator().manual_seed(seed)
+        self.counts = dict.fromkeys(("recorded", "discarded", "failed", "redrawn", "duplicates"), 0)
+        self.failures: list[str] = []
+        self._describe, self._count_discards = describe, count_discards
+        self.fruitless, self._began = 0, time.monotonic()
+        self._texts: list[str] = []  # dumped individuals of H, each dumped once
+
+    @property
+    def drawn(self) -> int:
+        """Iterations that are used up or have a child waiting."""
+        return self.step + len(self.waiting)
+
+    @property
+    def seconds(self) -> float:
+        """Wall time so far, earlier runs included."""
+        return time.monotonic() - self._began
+
+    def add(self, child: Child, record: dict, *, removed: int) -> None:
+        """Put a scored child into P and H; `removed` is the iteration of the one that left P for it, -1 for none."""
+        self.step += child.parent >= 0  # alpha_0 uses up none
+        self.fruitless = 0
+        self.counts["recorded"] += 1
+        self.counts["duplicates"] += child.key in self.records
+        self.records[child.key] = record
+        self.population.append(len(self.rows))
+        head = {"iteration": len(self.rows), "phase": child.phase, "score": record["score"], "parent": child.parent}
+        head |= {"removed": removed, "key": child.key, "evaluations": len(self.records)}
+        self.rows.append({**head, **record, **self._describe(child.individual), "individual": child.individual})
+        self.scores.append(record["score"])
+
+    def fail(self, child: Child, message: str) -> None:
+        """Remember that a child has no score."""
+        self.records[child.key] = message
+        self.failures = [*self.failures, message][:10]
+        self.discard("failed", weight=MAX_DISCARDS_IN_A_ROW // MAX_FAILURES_IN_A_ROW)
+
+    def discard(self, reason: str = "discarded", *, weight: int = 1) -> None:
+        """Count a child that does not enter H; SearchError where there were too many in a row."""
+        self.counts[reason] += 1
+        self.step += self._count_discards
+        self.fruitless += weight
+        if self.fruitless >= MAX_DISCARDS_IN_A_ROW:
+            raise SearchError(
+                f"A search must find children to record; the last {MAX_DISCARDS_IN_A_ROW:,} broke its constraints or "
+                f"the last {MAX_FAILURES_IN_A_ROW} could not be scored ({self.counts}; "
+                f"{self.failures[-1:] or 'no failures'}). Loosen the constraints, or mend the score."
+            )
+
+    def state(self, dump: Callable[[Any], str]) -> dict:
+        """What a checkpoint holds; individuals as text."""
+        self._texts += [dump(row["individual"]) for row in self.rows[len(self._texts) :]]
+        rows = [{name: value for name, value in row.items() if name != "individual"} for row in self.rows]
+        return {
+            **{name: getattr(self, name) for name in STORED},
+            "rows": json.dumps(rows),
+            "individuals": self._texts,
+            "waiting": [[child.parent, dump(child.individual), child.key, child.phase] for child in self.waiting],
+            "records": json.dumps(self.records),
+            "seconds": self.seconds,
+            "generator": self.generator.get_state(),
+        }
+
+    def restore(self, state: dict, parse: Callable[[str], Any]) -> None:
+        """Inverse of `state`."""
+        for name in STORED:
+            setattr(self, name, state[name])
+        self._texts = state["individuals"]
+        rows = zip(json.loads(state["rows"]), self._texts, strict=True)
+        self.rows = [{**row, "individual": parse(text)} for row, text in rows]
+        self.scores = [row["score"] for row in self.rows]
+        self.records = json.loads(state["records"])
+        self.waiting = deque(Child(parent, parse(text), key, phase) for parent, text, key, phase in state["waiting"])
+        self._began -= state["seconds"]
+        self.generator.set_state(state["generator"])
+
+
+def best_so_far(history: list[dict]) -> list[float]:
+    """Best score after each recorded individual; never decreases."""
+    return list(accumulate((row["score"] for row in history), max))
+
+
+def history_table(history: list[dict]) -> pd.DataFrame:
+    """History as a table for parquet: individuals as JSON text in column "individual"."""
+    import pandas as pd
+
+    return pd.DataFrame([{**row, "individual": row["individual"].to_json()} for row in history])
