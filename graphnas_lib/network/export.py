@@ -1,7 +1,7 @@
 """A network without this package: one Python file that imports PyTorch alone, and ONNX (peers' users ask for both).
 
 The file's modules carry the names of `network.Network`'s, so that weights go from one to the other by
-`load_state_dict`. ONNX is checked against the original before it is kept.
+`load_state_dict`; `export.toml` holds its fixed parts. ONNX is checked against the original before it is kept.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import copy
 import logging
 import os
 import textwrap
+import tomllib
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -31,70 +32,7 @@ class ExportError(RuntimeError):
 
 # ---- one Python file
 
-_HEADER = '''\
-"""{title}
-
-{params:,} parameters and {flops:,} FLOPs (2 x multiply-adds) for one input of {shape}, {classes} classes.
-Needs PyTorch alone. `Network()` is untrained; weights of graphnas_lib's own network fit: `load_state_dict` takes them.
-"""
-
-import torch
-from torch import nn
-'''
-_HELPERS = {  # in the order of the file; keyed by the function that is called
-    "conv": '''
-def conv(inputs, outputs, kernel, stride=1):
-    """ReLU, convolution, batch normalisation."""
-    return nn.Sequential(
-        nn.ReLU(),
-        nn.Conv@(inputs, outputs, kernel, stride, kernel // 2, bias=False),
-        nn.BatchNorm@(outputs),
-    )
-''',
-    "separable": '''
-def separable(inputs, outputs, kernel, stride=1, dilation=1):
-    """ReLU, depthwise and pointwise convolution, batch normalisation."""
-    return nn.Sequential(
-        nn.ReLU(),
-        nn.Conv@(inputs, inputs, kernel, stride, dilation * (kernel // 2), dilation, groups=inputs, bias=False),
-        nn.Conv@(inputs, outputs, 1, bias=False),
-        nn.BatchNorm@(outputs),
-    )
-''',
-    "bottleneck": '''
-def bottleneck(inputs, hidden, outputs, kernel, stride=1):
-    """ReLU, then convolution 1x1, depthwise, 1x1, each batch-normalised, ReLU between."""
-    return nn.Sequential(
-        nn.ReLU(),
-        nn.Conv@(inputs, hidden, 1, bias=False),
-        nn.BatchNorm@(hidden),
-        nn.ReLU(),
-        nn.Conv@(hidden, hidden, kernel, stride, kernel // 2, groups=hidden, bias=False),
-        nn.BatchNorm@(hidden),
-        nn.ReLU(),
-        nn.Conv@(hidden, outputs, 1, bias=False),
-        nn.BatchNorm@(outputs),
-    )
-''',
-    "pool": '''
-def pool(inputs, outputs, kernel, stride=1):
-    """Average pooling and batch normalisation; a convolution 1x1 follows where the width changes."""
-    layers = [
-        nn.AvgPool@(kernel, stride, kernel // 2, count_include_pad=False),
-        nn.BatchNorm@(inputs, affine=False),
-    ]
-    if inputs != outputs:
-        layers += [nn.ReLU(), nn.Conv@(inputs, outputs, 1), nn.BatchNorm@(outputs)]
-    return nn.Sequential(*layers)
-''',
-}
-_FOOTER = """
-
-if __name__ == "__main__":
-    network = Network().eval()
-    outputs = network(torch.randn(2, {sizes}))
-    print(f"{{sum(p.numel() for p in network.parameters()):,}} parameters, outputs {{tuple(outputs.shape)}}")
-"""
+_PARTS = tomllib.loads(Path(__file__).with_name("export.toml").read_text(encoding="utf-8"))
 
 
 def to_code(
@@ -118,11 +56,11 @@ def to_code(
         calls.append(f"{names[body]}()")
     classes_text = "".join(f"\n\nclass {name}(nn.Module):\n{body}" for body, name in names.items())
     body = classes_text + _network(architecture, tuple(input_shape), classes, dense, calls)
-    helpers = "".join("\n" + text for name, text in _HELPERS.items() if f" {name}(" in body)
+    helpers = "".join("\n" + text for name, text in _PARTS["helpers"].items() if f" {name}(" in body)
     shape = " x ".join(map(str, input_shape))
     numbers = {"params": costs.params, "flops": costs.flops, "shape": shape, "classes": classes}
-    header = _HEADER.format(title=title or f"A network of {len(calls)} cells.", **numbers)
-    footer = _FOOTER.format(sizes=", ".join(map(str, input_shape)))
+    header = _PARTS["header"].format(title=title or f"A network of {len(calls)} cells.", **numbers)
+    footer = _PARTS["footer"].format(sizes=", ".join(map(str, input_shape)))
     return header + (helpers + body + footer).replace("@", f"{len(input_shape) - 1}d")
 
 

@@ -172,8 +172,7 @@ def fit(
     steps, wrapped = range(state.step, recipe.epochs * per_epoch), accelerator.prepare_model(model)
     bar = tqdm(total=steps.stop, initial=steps.start, disable=not progress, desc=recipe.name, unit="step")
     model.train()
-    forked = torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
-    with bar, forked, accelerated(model):
+    with bar, torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), accelerated(model):
         for inputs, loss_of in batches(draw, samples(n, recipe.batch_size, seed, steps, rank, world), ahead):
             _reseed(device, stream(seed, "step", state.step, rank))
             rate = learning_rate(recipe, state.step, per_epoch)
