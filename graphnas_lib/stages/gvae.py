@@ -154,6 +154,8 @@ def planned(stage: Stage) -> tuple[list[Run], list[Run]]:
 
 def measures(model: GVAE, data: Data, seed: int) -> dict:
     """Recovery of held-out cells, what random latents decode to, R^2 of q on labelled cells held out."""
+    from sklearn.metrics import r2_score
+
     draws = gvae.random_latents(model, len(data.held_out), seed=seed)
     shares = ("valid", "unique", "new", "raw_strict", "no_path", "identity")
     found = {
@@ -166,9 +168,8 @@ def measures(model: GVAE, data: Data, seed: int) -> dict:
         found |= {f"{name}_{share}": validity[share] for share in shares}
         found[f"{name}_valid_repaired"] = gvae.validity(model, latent, repair="loose_ends")["valid"]
     if model.regularised:
-        from sklearn.metrics import r2_score
-
-        r2 = r2_score(data.unseen_zc, model.predict_zc(model.encode(data.unseen)), multioutput="raw_values")
+        said = model.predict_zc(model.encode(data.unseen)).numpy()
+        r2 = r2_score(data.unseen_zc.numpy(), said, multioutput="raw_values").tolist()
         found |= {f"r2_{name}": value for name, value in zip(ZC_NAMES, r2, strict=True)}
     return found
 
