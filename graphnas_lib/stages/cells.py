@@ -51,5 +51,5 @@ def law(scale: str) -> pd.DataFrame:
 
 def live_nodes(codes: CellCodes) -> pd.Series:
     """How many cells have 1, 2, ... operation nodes on an input-output path."""
-    used = pd.Series((codes.operations != UNUSED).sum(dim=1), name="nodes")
+    used = pd.Series((codes.operations != UNUSED).sum(dim=1).numpy(), name="nodes")
     return used.value_counts().sort_index().rename("cells")

@@ -44,19 +44,11 @@ def answers(trained: Trained, searches: evolution.Searches, requests: Tensor) ->
     rows = []
     for i, (request, (hl,), (unmasked,)) in enumerate(zip(requests, masked, free, strict=True)):
         column = int(torch.isfinite(request).nonzero()[0])
-        near = trained.near(**{CONDITIONS[column]: request[column].item()})
-        costs = searches.costs(near.realise(hl, seed=i))
-        rows.append(
-            {
-                "quantity": CONDITIONS[column],
-                "requested": request[column].item(),
-                "realised": (costs.params, costs.flops)[column],
-                "legal_masked": hl is not None,
-                "legal_unmasked": unmasked is not None,
-                "cells": len(hl.triples),
-                "design": hl.to_json(),
-            }
-        )
+        name, requested = CONDITIONS[column], request[column].item()
+        costs = searches.costs(trained.near(**{name: requested}).realise(hl, seed=i))
+        row = {"quantity": name, "requested": requested, "realised": getattr(costs, name)}
+        row |= {"legal_masked": hl is not None, "legal_unmasked": unmasked is not None}
+        rows.append(row | {"cells": len(hl.triples), "design": hl.to_json()})
     return pd.DataFrame(rows)
 
 
@@ -92,11 +84,8 @@ FLAT_EQUAL = "Evo (flat), as many"
 def best_table(best: pd.DataFrame, flat: pd.DataFrame) -> pd.DataFrame:
     """Best T-CET under each budget by method, and the generator's as a share of the others'.
 
-    Flat evolution stands there twice: after as many evaluations as the generator's, and as a whole.
-
-    Args:
-        best: designed_best.csv.
-        flat: comparison_flat.parquet.
+    Flat evolution (comparison_flat.parquet) stands there twice: after as many evaluations as the generator's, and as a
+    whole.
     """
     as_many = flat[flat["evaluations"] <= best.loc[best["method"] == "SG", "evaluations"].max()]
     for name, part in ((FLAT_EQUAL, as_many), ("Evo (flat)", flat)):

@@ -8,7 +8,6 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 
 import torch
-from torch import nn
 
 from graphnas_lib import evolution, network, store, zennet
 from graphnas_lib.datasets import Dataset
@@ -79,7 +78,7 @@ class Methods:
             "GraphNet: HL-Evo(T-CET)+CCNF": self.hl_evo,
             "GraphNet: SG+CCNF": self.sequence,
             "GraphNet: random in budget": self.random,
-            "GraphNet: Evo(parameters)": partial(self.flat, _Size(self.costs), "size", self.plain, workers=1),
+            "GraphNet: Evo(parameters)": partial(self.flat, self.size, "size", self.plain, workers=1),
             "GraphNet: SG+CCNF, reduced training (App. E.1)": self.mixed,
             "GraphNet: Evo(reduced training) (App. E.2)": partial(
                 self.flat, self.accuracy, "e2", self.models, population=TRAINED_POPULATION
@@ -88,6 +87,10 @@ class Methods:
         jobs = {name: lambda search=search: asdict(search()) for name, search in searches.items()}
         found = self.stage.collect(jobs, "searches", *_SETTINGS, workers=1)  # each of them is parallel in itself
         return {row.pop("id"): Found(**row) for row in found}
+
+    def size(self, architecture: Architecture) -> float:
+        """Parameters as a score: what every proxy has to beat."""
+        return float(self.costs(architecture).params)
 
     def _options(self, name: str, evaluations: int, **changes) -> dict:
         """Of any search: its start is one evaluation; the population is the paper's share of T, 512 of 20,000."""
@@ -137,7 +140,7 @@ class Methods:
         problem = Problem(
             start=zennet.initial("cifar"),
             mutate=lambda net, _, generator: zennet.mutate(net, generator, space="cifar"),
-            score=replace(self.score, name=proxy, make=_ZenMaker(data.classes)),
+            score=replace(self.score, name=proxy, make=partial(zennet.build, classes=data.classes, residual=False)),
             feasible=feasible,
             key=str,
             dump=str,
@@ -207,23 +210,3 @@ class Mixture:
         i, j = (torch.randint(n, (), generator=generator).item() for n in (len(triples), len(self.networks)))
         triples[i] = self.networks[j].triples[i]
         return replace(parent, triples=tuple(triples))
-
-
-@dataclass(frozen=True)
-class _Size:
-    """Parameters as a score: what every proxy has to beat."""
-
-    costs: Callable
-
-    def __call__(self, architecture: Architecture) -> float:
-        return float(self.costs(architecture).params)
-
-
-@dataclass(frozen=True)
-class _ZenMaker:
-    """ZenNet structure -> module as ZenNAS scores it: without residual links."""
-
-    classes: int
-
-    def __call__(self, net: ZenNet) -> nn.Module:
-        return zennet.build(net, classes=self.classes, residual=False)

@@ -25,7 +25,6 @@ class ProxyScore:
 
     Attributes:
         images, labels: the batch, normalised.
-        classes: outputs of the network.
         name: the proxy to maximise, one of `proxies.NAMES`.
         extra: further proxies to record.
         make: individual -> module; None builds an `Architecture`.

@@ -12,7 +12,6 @@ from graphnas_lib import benchmarks, network, store
 from graphnas_lib.datasets import MissingDataError
 from graphnas_lib.design import Design
 from graphnas_lib.network import ExportError
-from graphnas_lib.paper import SCALES
 from graphnas_lib.plots import markdown
 from graphnas_lib.space import OPERATIONS
 from graphnas_lib.stages.road import produce
@@ -44,16 +43,6 @@ def written(scale: str, *, figures: Sequence[str] = (), tables: Sequence[str] = 
         there = " ".join(path.suffix[1:] for path in paths if path.exists() and path.stat().st_size)
         lines.append(f"{kind} {name}: {there}")
     return "\n".join(lines)
-
-
-def quick_sizes(scale: str) -> tuple[int | None, int | None]:
-    """Training and test images of the quickstart."""
-    return SCALES[scale].quick_images
-
-
-def quick_epochs(scale: str) -> int:
-    """Epochs of the quickstart."""
-    return SCALES[scale].quick_epochs
 
 
 def refusal(function: Callable, **arguments) -> str:

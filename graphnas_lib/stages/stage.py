@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, is_dataclass
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import torch
 from tqdm.auto import tqdm
 
@@ -20,12 +21,8 @@ class Stage:
     """One run of a stage.
 
     Attributes:
-        name: of the stage.
         scale: the sizes that the stage declares in `paper/stages.toml`, and the scale's name.
-        seed: of the run.
-        device: where to compute.
         identity: hash of what the state of a loop must agree with to be gone on from; part of its file's name.
-        progress: draw progress bars.
         dask: address of a dask scheduler, whose workers replace processes of this machine.
     """
 
@@ -78,6 +75,11 @@ class Stage:
         if not path.exists() and any(folder.glob(f"{start}-????????.{suffix}")):
             tqdm.write(f"{self.name}: settings of {loop} were edited since its checkpoint; it starts over.")
         return path
+
+
+def measured(values: pd.Series) -> dict:
+    """A quantity that was measured on several networks, in the form that `plots.compare` takes."""
+    return {"value": values.mean(), "spread": values.std(), "n": len(values)}
 
 
 _FILE_NAME = str.maketrans({" ": "_", "<": "", "=": "", ",": "", "(": "", ")": "", ".": "_"})
