@@ -15,8 +15,7 @@ HELD_OUT = 0.1  # last tenth of the corpus: no model sees it in training
 
 def make(stage: Stage) -> tuple[dict, dict]:
     """Sample the corpus; also measure how raw draws fall out before pruning and de-duplication."""
-    cells = sample_cells(stage.scale.unlabelled, seed=stage.seed)
-    codes = CellCodes.of(cells, canonical=True)
+    codes = CellCodes.of(sample_cells(stage.scale.unlabelled, seed=stage.seed), canonical=True)
     generator = torch.Generator().manual_seed(stage.seed)
     draws = [random_cell(generator) for _ in range(stage.scale.law_draws)]
     valid = [cell for cell in draws if cell.is_valid]

@@ -30,7 +30,7 @@ def compared(searches: evolution.Searches, methods: Sequence[str]) -> pd.DataFra
     seeds = range(stage.seed + SEEDS_FROM, stage.seed + SEEDS_FROM + scale.comparison_seeds)
     size = scale.comparison_iterations
     runs = [searches.run(name, scale.compared_budget, seed=seed, iterations=size) for seed in seeds for name in methods]
-    return _shared(pd.concat(runs, ignore_index=True), size)
+    return _shared(pd.concat(runs), size)
 
 
 def _shared(table: pd.DataFrame, iterations: int) -> pd.DataFrame:

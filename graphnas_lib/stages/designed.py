@@ -55,22 +55,13 @@ def answers(trained: Trained, searches: evolution.Searches, requests: Tensor) ->
 def best_designs(trained: Trained, searches: evolution.Searches, history: pd.DataFrame) -> pd.DataFrame:
     """Under each budget: the best T-CET of ten designs, of ten fresh ones, and of HL-Evo; all on the same images."""
     score, stage = searches.score, searches.stage
+    options = {"images": score.images, "labels": score.labels, "classes": score.classes, "trained": trained}
+    options |= {"input_shape": searches.input_shape, "device": stage.device.type}
     rows = []
     for i, (quantity, bound) in enumerate(stage.scale.budgets):
         name = evolution.budget_name(quantity, bound)
         for method, fresh in (("SG", False), ("SG, fresh", True)):
-            made = design(
-                **below(quantity, bound),
-                input_shape=searches.input_shape,
-                classes=score.classes,
-                n=stage.scale.best_of,
-                seed=stage.seed + i,
-                images=score.images,
-                labels=score.labels,
-                device=stage.device.type,
-                fresh=fresh,
-                trained=trained,
-            )
+            made = design(**below(quantity, bound), n=stage.scale.best_of, seed=stage.seed + i, fresh=fresh, **options)
             found = [score(one.architecture)["score"] for one in made]
             rows.append({"budget": name, "method": method, "evaluations": len(found), "score": max(found)})
         runs = history[history["budget"] == name]

@@ -74,20 +74,14 @@ class Run:
 
     def train(self, stage: Stage, data: Data) -> tuple[GVAE, TrainLog]:
         """Go on from this run's checkpoint, or start; the model lies on the CPU."""
+        options = {"config": self.config, "regularised": self.kind != "naive", "seed": self.seed, "steps": self.steps}
+        options |= {"batch_size": stage.scale.gvae_batch, "device": stage.device.type, "progress": stage.progress}
         model, log = gvae.train(
-            data.training,
-            data.labelled,
-            data.zc,
-            config=self.config,
-            steps=self.steps,
-            batch_size=stage.scale.gvae_batch,
-            seed=self.seed,
-            device=stage.device.type,
-            regularised=self.kind != "naive",
+            *(data.training, data.labelled, data.zc),
             checkpoint=stage.checkpoint(f"{self.kind} {self.change} {self.seed}", self),
-            progress=stage.progress,
             log_every=max(1, self.steps // 50),
             zc_hash=data.families.zc_transform.hash(),
+            **options,
         )
         return model.cpu(), log
 
@@ -95,10 +89,8 @@ class Run:
 def make(stage: Stage) -> tuple[dict, dict]:
     """Train both models on the same batches with each seed; measure recovery, validity, predictor, neighbourhoods."""
     data, (runs, short) = Data(stage), planned(stage)
-    jobs = {
-        run: partial(run.train, replace(stage, progress=stage.progress and stage.workers == 1), data)
-        for run in (*runs, *short)
-    }
+    inner = replace(stage, progress=stage.progress and stage.workers == 1)
+    jobs = {run: partial(run.train, inner, data) for run in (*runs, *short)}
     options = {"workers": stage.workers, "progress": stage.progress, "desc": "G-VAE trainings", "unit": "training"}
     models = dict(zip(jobs, store.collect(jobs, **options), strict=True))
     family = data.families.assign(data.unseen_zc, standardised=True)
@@ -115,14 +107,9 @@ def make(stage: Stage) -> tuple[dict, dict]:
             x, y = embed(latent, run.seed).T
             tables["maps"].append(pd.DataFrame({**told, "x": x, "y": y, "family": family.numpy()}))
     cycle, facts = cycle_table(stage, models[runs[0]][0], data.families)
-    facts |= {
-        "n_training": len(data.training),
-        "n_labelled": len(data.labelled),
-        "n_labelled_held_out": len(data.unseen),
-        "n_held_out": len(data.held_out),
-        "steps": log.steps,
-        "seeds": stage.scale.gvae_seeds,
-    }
+    sets = {"training": data.training, "labelled": data.labelled, "labelled_held_out": data.unseen}
+    facts |= {f"n_{name}": len(codes) for name, codes in {**sets, "held_out": data.held_out}.items()}
+    facts |= {"steps": log.steps, "seeds": stage.scale.gvae_seeds}
     files |= {f"gvae_{name}.csv": pd.concat(parts, ignore_index=True) for name, parts in tables.items()}
     files["gvae_ablation.csv"] = ablation_table(stage, data, {run: models[run] for run in short})
     return files | {"gvae_cycle.csv": cycle}, facts

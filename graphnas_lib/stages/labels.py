@@ -64,26 +64,16 @@ def score(
                 f"$GRAPHNAS_DATA at the former, or label anew: python -m graphnas_lib run labels --scale {scale.name}."
             )
     facts = {"data": data.source, "batch": scale.label_batch, "resolution": scale.label_resolution}
-    facts["classes"] = data.classes
-    table = scorer(
-        chosen,
-        images,
-        targets,
-        seed=stage.seed,
-        classes=data.classes,
-        out=stage.scores_file(prefix, facts | {"seed": stage.seed, "device": stage.device.type}),
-        workers=processes(stage.device),
-        progress=stage.progress,
-        dask=stage.dask,
-    )
-    return table, facts
+    facts |= {"classes": data.classes}
+    out = stage.scores_file(prefix, facts | {"seed": stage.seed, "device": stage.device.type})
+    options = {"workers": processes(stage.device), "progress": stage.progress, "dask": stage.dask}
+    return scorer(chosen, images, targets, seed=stage.seed, classes=data.classes, out=out, **options), facts
 
 
 def load(scale: str) -> pd.DataFrame:
     """Labelled rows alone; `position` is the row's place in the corpus."""
     table = store.load("labels", "labels.parquet", scale)
-    table["position"] = range(len(table))
-    return proxies.labelled_only(table)
+    return proxies.labelled_only(table.assign(position=range(len(table))))
 
 
 def codes_of(table: pd.DataFrame, codes: CellCodes) -> CellCodes:

@@ -1,9 +1,4 @@
-"""The road of the paper as stages: each reads the artifacts of those before it and writes its own.
-
-`produce` is what notebooks call. At smoke it makes the stage from scratch unless exactly this one is there already
-(same sizes, seed, data, library code and inputs); at lite and paper it opens what is there and never starts hours of
-work by itself. `run` always makes it, continuing from a checkpoint when there is one.
-"""
+"""How a stage is made, opened, and found to be stale."""
 
 from __future__ import annotations
 
@@ -33,7 +28,8 @@ def produce(stage: str, scale: str, *, seed: int = 0, device: str = "auto", prog
 
     Args:
         stage: one of `paper.STAGES`.
-        scale: "smoke" makes a stale or missing stage; "lite" and "paper" open what is there.
+        scale: "smoke" makes the stage unless exactly this one (`freshness`) is there; "lite" and "paper" open what is
+            there and never start hours of work by themselves.
         device: "auto", "cpu" or "cuda".
         progress: draw progress bars; None asks `$GRAPHNAS_PROGRESS` (the headless runner sets it to 0).
 

@@ -59,10 +59,10 @@ def exported(design: Design, path: Path, formats: Sequence[str]) -> pd.DataFrame
     rows = []
     for suffix in formats:
         try:
-            rows.append({"format": suffix, "file": design.save(path.with_suffix(f".{suffix}")).name, "why not": ""})
+            rows.append((suffix, design.save(path.with_suffix(f".{suffix}")).name, ""))
         except ExportError as error:
-            rows.append({"format": suffix, "file": "-", "why not": f"not run ({error})"})
-    return pd.DataFrame(rows)
+            rows.append((suffix, "-", f"not run ({error})"))
+    return pd.DataFrame(rows, columns=["format", "file", "why not"])
 
 
 def operation_costs(*, channels: int, side: int) -> pd.DataFrame:

@@ -40,12 +40,10 @@ class Stage:
         return store.ON_CPU if self.device.type == "cpu" else 1
 
     def checkpoint(self, loop: str, *settings: Any) -> store.Checkpoint:
-        """Where a long loop keeps its state.
+        """Where a long loop keeps its state; `loop` says in words what it makes.
 
-        Args:
-            loop: what the loop makes, in words.
-            settings: all else that decides its result and may be edited between a kill and the next run: dataclasses
-                and JSON-ready values. A loop of other settings starts over.
+        `settings` are all else that decides its result and may be edited between a kill and the next run: dataclasses
+        and JSON-ready values. A loop of other settings starts over.
         """
         return store.Checkpoint(self._kept(f"{self.name}-{self.identity}", loop, settings, "safetensors"))
 

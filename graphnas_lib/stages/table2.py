@@ -131,17 +131,13 @@ def methods(table: pd.DataFrame, facts: dict) -> pd.DataFrame:
     for (method, dataset), group in table.groupby(["method", "dataset"], sort=False):
         good = group.dropna(subset=["accuracy"])
         chosen = (good if len(good) else group).sort_values(["validation", "rank"], ascending=[False, True]).iloc[0]
-        lines.append(
-            {
-                **{"method": method, "dataset": dataset, "chosen": chosen["accuracy"]},
-                **{"mean": good["accuracy"].mean(), "std": good["accuracy"].std(), "n": len(good)},
-                **mean_interval(good["accuracy"].to_numpy()),
-                **{name: int(chosen[name]) for name in ("params", "macs", "flops", "evaluations")},
-                "search_seconds": chosen["search_seconds"],
-                "pretraining_seconds": round(facts["pretraining_seconds"].get(method, 0.0), 1),
-                "training_seconds": group["training_seconds"].sum(),
-            }
-        )
+        line = {"method": method, "dataset": dataset, "chosen": chosen["accuracy"]}
+        line |= {"mean": good["accuracy"].mean(), "std": good["accuracy"].std(), "n": len(good)}
+        line |= mean_interval(good["accuracy"].to_numpy())
+        line |= {name: int(chosen[name]) for name in ("params", "macs", "flops", "evaluations")}
+        line["search_seconds"] = chosen["search_seconds"]
+        line["pretraining_seconds"] = round(facts["pretraining_seconds"].get(method, 0.0), 1)
+        lines.append(line | {"training_seconds": group["training_seconds"].sum()})
     return pd.DataFrame(lines)
 
 
@@ -155,13 +151,11 @@ def summary(table: pd.DataFrame, facts: dict) -> dict[str, dict[str, dict]]:
             continue  # every training diverged
         note = f"{source['source']}; {source['n_train']} training images, {facts['epochs']} epochs; "
         note += f"mean of {line['n']} networks {line['mean']:.1f}"
-        spread = line["std"] if line["n"] > 1 else None
-        row[f"{column} Acc. (%)"] = {"value": line["chosen"], "spread": spread, "n": line["n"], "note": note}
-        cost = {"n": 1, "note": "hours of search on this machine"}
-        row[f"{column} Cost"] = {"value": line["search_seconds"] / 3600, **cost}
-        if line["pretraining_seconds"]:
-            hours = line["pretraining_seconds"] / 3600
-            row["Pretrain"] = {"value": hours, "n": 1, "note": "hours of all stages before, on this machine"}
+        row[f"{column} Acc. (%)"] = {"value": line["chosen"], "spread": line["std"], "n": line["n"], "note": note}
+        cost = {"value": line["search_seconds"] / 3600, "n": 1, "note": "hours of search on this machine"}
+        row[f"{column} Cost"] = cost
+        if seconds := line["pretraining_seconds"]:
+            row["Pretrain"] = {"value": seconds / 3600, "n": 1, "note": "hours of all stages before, on this machine"}
     return ours
 
 

@@ -44,12 +44,8 @@ def make(stage: Stage) -> tuple[dict, dict]:
 
 def imagenet(scale: str) -> ImageFolderDataset | None:
     """ImageNet-1k at paper scale when `imagenet/train` and `imagenet/val` are in the data folders."""
-    if scale != "paper":
-        return None
-    for folder in datasets.roots():
-        if (folder / "imagenet" / "train").is_dir():
-            return ImageFolderDataset(folder / "imagenet")
-    return None
+    folders = [root / "imagenet" for root in datasets.roots() if (root / "imagenet" / "train").is_dir()]
+    return ImageFolderDataset(folders[0]) if scale == "paper" and folders else None
 
 
 def measure(stage: Stage, chosen: Design, data: ImageFolderDataset, seed: int) -> dict:
