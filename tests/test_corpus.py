@@ -21,6 +21,7 @@ from graphnas_lib.plots import svg
 from graphnas_lib.proxies import corpus
 from graphnas_lib.space import Cell, CellCodes, sample_cells
 from graphnas_lib.stages import datacard
+from graphnas_lib.stages.cells import live_nodes
 from graphnas_lib.store import artifacts, single_threaded
 
 OPS = ("conv_3", "conv_1", "sep_conv_3", "mbconv2_1", "bconv0.5_1", "dil_conv_3", "mbconv2_3")
@@ -261,6 +262,6 @@ def test_data_card_states_what_the_table_holds():
     good = table.drop(index=[3, 7])["naswot"]
     assert f"| 50% | {good.median():.2f} | " in text
     live = [len(cell.live) for cell in cells]
-    assert datacard.node_shares(codes).to_dict() == {n: live.count(n) / 60 for n in sorted(set(live))}
+    assert live_nodes(codes).to_dict() == {n: live.count(n) for n in sorted(set(live))}
     pictures = {svg(datacard.plot_distributions(table, codes)) for _ in range(2)}
     assert len(pictures) == 1 and pictures.pop().count("live operation nodes") >= 1

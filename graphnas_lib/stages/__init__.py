@@ -32,8 +32,6 @@ from graphnas_lib.stages.shown import (
     exported,
     full,
     operation_costs,
-    quick_epochs,
-    quick_sizes,
     refusal,
     validation_table,
     written,

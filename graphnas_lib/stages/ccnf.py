@@ -31,15 +31,8 @@ def make(stage: Stage) -> tuple[dict, dict]:
     options = {"batch_size": scale.ccnf_batch, "seed": stage.seed, "device": stage.device, "progress": stage.progress}
     point = stage.checkpoint("fm", config)
     flow, log = ccnf.train(corpus, config=config, objective="fm", steps=scale.ccnf_steps, checkpoint=point, **options)
-    nll, nll_log = ccnf.train(
-        corpus,
-        objective="nll",
-        start=flow,
-        steps=scale.ccnf_nll_steps,
-        learning_rate=NLL_LEARNING_RATE,
-        checkpoint=stage.checkpoint("nll", config, NLL_LEARNING_RATE),
-        **options,
-    )
+    options |= {"learning_rate": NLL_LEARNING_RATE, "checkpoint": stage.checkpoint("nll", config, NLL_LEARNING_RATE)}
+    nll, nll_log = ccnf.train(corpus, objective="nll", start=flow, steps=scale.ccnf_nll_steps, **options)
     flows = {"fm": flow.cpu(), "nll": nll.cpu()}
     for trained in flows.values():  # beyond the labels nobody knows what q is worth
         trained.zc_low.copy_(data.zc.amin(dim=0))

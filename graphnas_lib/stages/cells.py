@@ -15,8 +15,7 @@ HELD_OUT = 0.1  # last tenth of the corpus: no model sees it in training
 
 def make(stage: Stage) -> tuple[dict, dict]:
     """Sample the corpus; also measure how raw draws fall out before pruning and de-duplication."""
-    cells = sample_cells(stage.scale.unlabelled, seed=stage.seed)
-    codes = CellCodes.of(cells, canonical=True)
+    codes = CellCodes.of(sample_cells(stage.scale.unlabelled, seed=stage.seed), canonical=True)
     generator = torch.Generator().manual_seed(stage.seed)
     draws = [random_cell(generator) for _ in range(stage.scale.law_draws)]
     valid = [cell for cell in draws if cell.is_valid]
@@ -51,5 +50,5 @@ def law(scale: str) -> pd.DataFrame:
 
 def live_nodes(codes: CellCodes) -> pd.Series:
     """How many cells have 1, 2, ... operation nodes on an input-output path."""
-    used = pd.Series((codes.operations != UNUSED).sum(dim=1), name="nodes")
+    used = pd.Series((codes.operations != UNUSED).sum(dim=1).numpy(), name="nodes")
     return used.value_counts().sort_index().rename("cells")

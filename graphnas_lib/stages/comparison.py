@@ -19,16 +19,9 @@ def make(stage: Stage) -> tuple[dict, dict]:
 
     A score that failed is an evaluation too: what a search recorded beyond its evaluations is left out.
     """
-    searches, scale = evolution.Searches(stage), stage.scale
-    flat = [
-        searches.run("Evo (flat)", budget, seed=stage.seed + i, iterations=scale.iterations)
-        for i, budget in enumerate(scale.budgets)
-    ]
-    files = {
-        "comparison.parquet": compared(searches, METHODS),
-        "comparison_flat.parquet": _shared(flat, scale.iterations),
-    }
-    return files, searches.facts()
+    searches = evolution.Searches(stage)
+    flat = _shared(searches.under_each_budget("Evo (flat)"), stage.scale.iterations)
+    return {"comparison.parquet": compared(searches, METHODS), "comparison_flat.parquet": flat}, searches.facts()
 
 
 def compared(searches: evolution.Searches, methods: Sequence[str]) -> pd.DataFrame:
@@ -37,12 +30,12 @@ def compared(searches: evolution.Searches, methods: Sequence[str]) -> pd.DataFra
     seeds = range(stage.seed + SEEDS_FROM, stage.seed + SEEDS_FROM + scale.comparison_seeds)
     size = scale.comparison_iterations
     runs = [searches.run(name, scale.compared_budget, seed=seed, iterations=size) for seed in seeds for name in methods]
-    return _shared(runs, size)
+    return _shared(pd.concat(runs), size)
 
 
-def _shared(tables: list[pd.DataFrame], iterations: int) -> pd.DataFrame:
-    table = pd.concat(tables, ignore_index=True).drop(columns="individual")
-    return table[table["evaluations"] <= iterations + 1].reset_index(drop=True)  # the start is one as well
+def _shared(table: pd.DataFrame, iterations: int) -> pd.DataFrame:
+    table = table[table["evaluations"] <= iterations + 1]  # the start is one as well
+    return table.drop(columns="individual").reset_index(drop=True)
 
 
 def load(scale: str) -> pd.DataFrame:
@@ -88,12 +81,7 @@ def _best_by_seed(compared: pd.DataFrame) -> pd.DataFrame:
 
 
 def lengths(history: pd.DataFrame, flat: pd.DataFrame) -> pd.DataFrame:
-    """Best score of HL-Evo and of flat evolution under each budget, after a third of the evaluations and after all.
-
-    Args:
-        history: evolution.parquet.
-        flat: comparison_flat.parquet.
-    """
+    """Best score of HL-Evo and of flat evolution under each budget, after a third of the evaluations and after all."""
     both = pd.concat([history.assign(method="HL-Evo"), flat], ignore_index=True)
     longest = both.groupby("budget")["evaluations"].max()
     columns = {}

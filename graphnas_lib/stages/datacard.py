@@ -7,13 +7,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import pandas as pd
+
 from graphnas_lib.clusters import ZC_NAMES
 from graphnas_lib.plots import PALETTE, ZC_AXES, figure, markdown
 from graphnas_lib.proxies import labelled_only
-from graphnas_lib.space import UNUSED, CellCodes
+from graphnas_lib.space import CellCodes
+from graphnas_lib.stages import cells
 
 if TYPE_CHECKING:
-    import pandas as pd
     from matplotlib.figure import Figure
 
 PICTURE = "labels_distributions.svg"
@@ -24,14 +26,15 @@ def card(table: pd.DataFrame, codes: CellCodes, law: Mapping[str, float], facts:
     """The card as Markdown; `PICTURE` is expected beside it.
 
     Args:
-        table: `corpus.label`'s result, failed cells included.
+        table: `proxies.label`'s result, failed cells included.
         codes: the whole corpus, the labelled cells first.
         law: shares of raw draws: "valid" and "strict"; "mean_live" nodes of a valid one.
         facts: "scale", "seed" (of the sampling and of the weights), "data", "batch", "resolution", "classes",
             "held_out".
     """
     good = labelled_only(table)[[*ZC_NAMES]]
-    sizes = node_shares(codes).to_frame("corpus").join(node_shares(codes[: len(table)]).rename("labelled"))
+    parts = {"corpus": codes, "labelled": codes[: len(table)]}
+    sizes = pd.DataFrame({name: cells.live_nodes(part) / len(part) for name, part in parts.items()})
     quantiles = good.quantile(QUANTILES).rename(index="{:.0%}".format)
     counts = {"cells": len(codes), "labelled": len(table), "failed": len(table) - len(good)}
     tables = {
@@ -41,14 +44,6 @@ def card(table: pd.DataFrame, codes: CellCodes, law: Mapping[str, float], facts:
     }
     page = tomllib.loads(Path(__file__).with_name("datacard.toml").read_text(encoding="utf-8"))["page"]
     return page.format(**{**law, **facts, **counts, **tables, "invalid": 1 - law["valid"], "picture": PICTURE})
-
-
-def node_shares(codes: CellCodes) -> pd.Series:
-    """Share of cells with 1, 2, ... live operation nodes."""
-    import pandas as pd
-
-    live = pd.Series((codes.operations != UNUSED).sum(dim=1).numpy())
-    return live.value_counts(normalize=True).sort_index()
 
 
 @figure
@@ -64,8 +59,7 @@ def plot_distributions(table: pd.DataFrame, codes: CellCodes) -> Figure:
         values = good[name][(good[name] > 0) | (not log)]
         sns.histplot(values, bins=40, log_scale=log, color=colour, alpha=1, edgecolor="none", ax=ax)
         ax.set(xlabel=label, ylabel="")
-    shares = node_shares(codes[: len(table)]) * len(table)
-    sns.barplot(shares, color=PALETTE[4], saturation=1, ax=axes[4])
+    sns.barplot(cells.live_nodes(codes[: len(table)]), color=PALETTE[4], saturation=1, ax=axes[4])
     axes[4].set(xlabel="live operation nodes", ylabel="")
     axes[0].set_ylabel("cells")
     return fig

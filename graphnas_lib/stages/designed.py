@@ -44,41 +44,24 @@ def answers(trained: Trained, searches: evolution.Searches, requests: Tensor) ->
     rows = []
     for i, (request, (hl,), (unmasked,)) in enumerate(zip(requests, masked, free, strict=True)):
         column = int(torch.isfinite(request).nonzero()[0])
-        near = trained.near(**{CONDITIONS[column]: request[column].item()})
-        costs = searches.costs(near.realise(hl, seed=i))
-        rows.append(
-            {
-                "quantity": CONDITIONS[column],
-                "requested": request[column].item(),
-                "realised": (costs.params, costs.flops)[column],
-                "legal_masked": hl is not None,
-                "legal_unmasked": unmasked is not None,
-                "cells": len(hl.triples),
-                "design": hl.to_json(),
-            }
-        )
+        name, requested = CONDITIONS[column], request[column].item()
+        costs = searches.costs(trained.near(**{name: requested}).realise(hl, seed=i))
+        row = {"quantity": name, "requested": requested, "realised": getattr(costs, name)}
+        row |= {"legal_masked": hl is not None, "legal_unmasked": unmasked is not None}
+        rows.append(row | {"cells": len(hl.triples), "design": hl.to_json()})
     return pd.DataFrame(rows)
 
 
 def best_designs(trained: Trained, searches: evolution.Searches, history: pd.DataFrame) -> pd.DataFrame:
     """Under each budget: the best T-CET of ten designs, of ten fresh ones, and of HL-Evo; all on the same images."""
     score, stage = searches.score, searches.stage
+    options = {"images": score.images, "labels": score.labels, "classes": score.classes, "trained": trained}
+    options |= {"input_shape": searches.input_shape, "device": stage.device.type}
     rows = []
     for i, (quantity, bound) in enumerate(stage.scale.budgets):
         name = evolution.budget_name(quantity, bound)
         for method, fresh in (("SG", False), ("SG, fresh", True)):
-            made = design(
-                **below(quantity, bound),
-                input_shape=searches.input_shape,
-                classes=score.classes,
-                n=stage.scale.best_of,
-                seed=stage.seed + i,
-                images=score.images,
-                labels=score.labels,
-                device=stage.device.type,
-                fresh=fresh,
-                trained=trained,
-            )
+            made = design(**below(quantity, bound), n=stage.scale.best_of, seed=stage.seed + i, fresh=fresh, **options)
             found = [score(one.architecture)["score"] for one in made]
             rows.append({"budget": name, "method": method, "evaluations": len(found), "score": max(found)})
         runs = history[history["budget"] == name]
@@ -92,11 +75,8 @@ FLAT_EQUAL = "Evo (flat), as many"
 def best_table(best: pd.DataFrame, flat: pd.DataFrame) -> pd.DataFrame:
     """Best T-CET under each budget by method, and the generator's as a share of the others'.
 
-    Flat evolution stands there twice: after as many evaluations as the generator's, and as a whole.
-
-    Args:
-        best: designed_best.csv.
-        flat: comparison_flat.parquet.
+    Flat evolution (comparison_flat.parquet) stands there twice: after as many evaluations as the generator's, and as a
+    whole.
     """
     as_many = flat[flat["evaluations"] <= best.loc[best["method"] == "SG", "evaluations"].max()]
     for name, part in ((FLAT_EQUAL, as_many), ("Evo (flat)", flat)):

@@ -7,7 +7,7 @@ from functools import partial
 import pandas as pd
 
 from graphnas_lib import datasets, evolution, store
-from graphnas_lib.evolution import SearchResult, history_table
+from graphnas_lib.evolution import history_table
 from graphnas_lib.network import count
 from graphnas_lib.stages.scores import ProxyScore
 from graphnas_lib.stages.stage import Stage
@@ -25,12 +25,7 @@ class Searches:
         self.costs = partial(count, input_shape=data.input_shape, classes=data.classes)
         self.input_shape = tuple(data.input_shape)
         self.score = ProxyScore(*batch, data.classes, extra=("naswot",), seed=stage.seed)
-        self.options = {
-            "score": self.score,
-            "costs": self.costs,
-            "workers": stage.workers,
-            "progress": stage.progress,
-        }
+        self.options = {"score": self.score, "costs": self.costs, "workers": stage.workers, "progress": stage.progress}
         self.data = data.source
 
     def run(self, method: str, budget: tuple[str, float], *, seed: int, iterations: int) -> pd.DataFrame:
@@ -39,20 +34,36 @@ class Searches:
         Args:
             method: "HL-Evo", "Evo (flat)" or "Random"; the first two also with ", repeats", the last ", as drawn".
             budget: quantity and upper bound.
-            seed: of the search and of its cells.
             iterations: T; the population is the scale's share of it.
         """
         scale, name = self.stage.scale, budget_name(*budget)
+        kind, _, form = method.partition(", ")
         options = {
             "feasible": evolution.budget(self.costs, **{budget[0]: budget[1]}, resolution=scale.tcet_resolution),
             "checkpoint": self.stage.checkpoint(f"{method} {name} {seed}", self.score.name, self.score.extra),
             "iterations": iterations,
             "seed": seed,
             **self.options,
+            **_FORMS[form],
         }
-        found = self._found(method, options, population=max(4, round(scale.population * iterations / scale.iterations)))
+        population = max(4, round(scale.population * iterations / scale.iterations))
+        families, supply = self.sampler.families.n_clusters, partial(self.sampler.generate_cell, seed=seed)
+        cells = {"generate_cell": supply, "n_families": families}
+        if kind == "HL-Evo":
+            start = evolution.hl_start(supply, families)
+            found = evolution.hl_evo(start, population=population, **options, **cells)
+        elif kind == "Evo (flat)":
+            found = evolution.flat_evo(evolution.flat_start(), population=population, **options)
+        else:
+            found = evolution.random_evo(**options, **cells)
         self.counts[f"{method}, {name}, seed {seed}"] = found.counts
         return history_table(found.history).assign(method=method, budget=name, seed=seed)
+
+    def under_each_budget(self, method: str) -> pd.DataFrame:
+        """The histories of one method under each of the scale's budgets, T evaluations long."""
+        scale, seed = self.stage.scale, self.stage.seed
+        runs = [self.run(method, b, seed=seed + i, iterations=scale.iterations) for i, b in enumerate(scale.budgets)]
+        return pd.concat(runs, ignore_index=True)
 
     def facts(self) -> dict:
         """What to keep beside the histories: the batch, and what the searches and the supply of cells counted."""
@@ -63,30 +74,14 @@ class Searches:
             **{"counts": self.counts, "fallbacks": sampler.fallbacks, "requests": sampler.requests},
         }
 
-    def _found(self, method: str, options: dict, *, population: int) -> SearchResult:
-        method, _, form = method.partition(", ")
-        options |= _FORMS[form]
-        if method == "Evo (flat)":
-            return evolution.flat_evo(evolution.flat_start(), population=population, **options)
-        families = self.sampler.families.n_clusters
-        options |= {"generate_cell": partial(self.sampler.generate_cell, seed=options["seed"]), "n_families": families}
-        if method == "Random":
-            return evolution.random_evo(**options)
-        start = evolution.hl_start(options["generate_cell"], families)
-        return evolution.hl_evo(start, population=population, **options)
-
 
 _FORMS = {"": {}, "repeats": {"repeats": True}, "as drawn": {"fill": False}}  # what follows a method's name -> options
 
 
 def make(stage: Stage) -> tuple[dict, dict]:
     """Maximise T-CET under each budget; every recorded network goes into the history that the generator learns."""
-    searches, scale = Searches(stage), stage.scale
-    tables = [
-        searches.run("HL-Evo", budget, seed=stage.seed + i, iterations=scale.iterations)
-        for i, budget in enumerate(scale.budgets)
-    ]
-    return {"evolution.parquet": pd.concat(tables, ignore_index=True)}, searches.facts()
+    searches = Searches(stage)
+    return {"evolution.parquet": searches.under_each_budget("HL-Evo")}, searches.facts()
 
 
 def load(scale: str) -> pd.DataFrame:

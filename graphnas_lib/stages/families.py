@@ -6,6 +6,7 @@ import pandas as pd
 
 from graphnas_lib.clusters import ZC_NAMES, Families, criterion_curve, stability
 from graphnas_lib.plots import farthest_families
+from graphnas_lib.proxies import zc_matrix
 from graphnas_lib.space import Cell
 from graphnas_lib.stages import cells, labels
 from graphnas_lib.stages.stage import Stage
@@ -14,18 +15,14 @@ from graphnas_lib.stages.stage import Stage
 def make(stage: Stage) -> tuple[dict, dict]:
     """Fit the families, the BIC and AIC curve, and how stable the fit is over seeds."""
     scale, table = stage.scale, labels.load(stage.scale.name)
-    zc, corpus = labels.vectors(table), cells.load(scale.name)
-    families = Families.fit(zc, n_clusters=scale.n_clusters, seed=stage.seed, cells=labels.cells_of(table, corpus))
+    zc, labelled = zc_matrix(table), labels.codes_of(table, cells.load(scale.name)).cells()
+    families = Families.fit(zc, n_clusters=scale.n_clusters, seed=stage.seed, cells=labelled)
     grid = [k for k in scale.cluster_grid if k <= len(zc) // 10]
     curve = criterion_curve(zc, grid, seed=stage.seed, n_init=2)
     full = criterion_curve(zc, [scale.n_clusters], seed=stage.seed, covariance="full", n_init=2)
     agreement = stability(zc, n_clusters=scale.n_clusters, seeds=range(stage.seed, stage.seed + 3), n_init=2)
-    facts = {
-        "n_clusters": scale.n_clusters,
-        "n": len(zc) - families.dropped,
-        "seed_agreement": round(agreement, 4),
-        "bic_full": float(full["bic"].iloc[0]),
-    }
+    facts = {"n_clusters": scale.n_clusters, "n": len(zc) - families.dropped, "seed_agreement": round(agreement, 4)}
+    facts["bic_full"] = float(full["bic"].iloc[0])
     return {**families.save(), "criterion.csv": curve}, facts
 
 
@@ -40,5 +37,5 @@ def table(families: Families) -> pd.DataFrame:
 def distant(scale: str, n: int = 4) -> list[int]:
     """The families that Fig. 2 colours: far apart in standardised z, chosen by rule."""
     families = Families.load(scale)
-    zc = labels.vectors(labels.load(scale))
+    zc = zc_matrix(labels.load(scale))
     return farthest_families(families.transform(zc), families.assign(zc), n)

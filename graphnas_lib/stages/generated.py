@@ -37,15 +37,9 @@ def make(stage: Stage) -> tuple[dict, dict]:
     family_cells, families, facts = of_families(stage, sampler, data.known)
     conditions, failed = conditional(stage, sampler, data.unseen, data.unseen_zc)
     around, failed_around = around_reference(stage, sampler)
-    files = {
-        "generated_latents.csv": latents,
-        "generated_conditions.csv": conditions,
-        "generated_reference.csv": around,
-        "generated_families.csv": families,
-        "generated_family_cells.csv": family_cells,
-        "generated_solvers.csv": solvers,
-    }
-    return files, facts | failed | failed_around
+    files = {"latents": latents, "conditions": conditions, "reference": around, "families": families}
+    files |= {"family_cells": family_cells, "solvers": solvers}
+    return {f"generated_{name}.csv": table for name, table in files.items()}, facts | failed | failed_around
 
 
 def conditional(
@@ -56,8 +50,6 @@ def conditional(
     A neighbourhood is the smallest that gives as many distinct cells as the flow (`synonyms.matched_neighbourhood`).
 
     Args:
-        stage: whose scale and seed decide.
-        sampler: of the scale.
         references: labelled cells that nothing was trained on.
         zc: their real z, standardised, (n, 4); those outside the flow's range are left out.
 
@@ -69,7 +61,7 @@ def conditional(
     inside = ((zc >= flow.zc_low) & (zc <= flow.zc_high)).all(dim=1).nonzero().flatten()[: scale.conditions]
     rows, drawn = [], []
     for i in inside.tolist():
-        asked = dict(zip([f"asked_{name}" for name in ZC_NAMES], zc[i].tolist(), strict=True))
+        asked = {f"asked_{name}": value for name, value in zip(ZC_NAMES, zc[i].tolist(), strict=True)}
         found, cells = _rivals(sampler, zc[i], references[i : i + 1].cells()[0], scale.condition_cells, stage.seed + i)
         rows += [{**row, "condition": i, **asked} for row in found]
         drawn += cells
@@ -105,14 +97,9 @@ def _rivals(
 def of_families(stage: Stage, sampler: CellSampler, known: set[str]) -> tuple[pd.DataFrame, pd.DataFrame, dict]:
     """Cells generated for each family: one row a scored cell, and one row a family.
 
-    Args:
-        stage, sampler: as in `conditional`.
-        known: keys of the training cells.
-
-    Returns:
-        Scored cells with family, key, "drawn" ("kept": as `generate_cells` gives them; "once": as the flow drew them),
-        z_* and "falls_in", the family of their real z. And families with the shares "valid" (of decodes), "distinct"
-        and "new" (of the kept), "inside" and "inside_once" (of the scored).
+    `known` are keys of the training cells. Scored cells have family, key, "drawn" ("kept": as `generate_cells` gives
+    them; "once": as the flow drew them), z_* and "falls_in", the family of their real z; families the shares "valid"
+    (of decodes), "distinct" and "new" (of the kept), "inside" and "inside_once" (of the scored).
     """
     scale, families = stage.scale, sampler.families
     rows, drawn, shares = [], [], []
@@ -120,15 +107,8 @@ def of_families(stage: Stage, sampler: CellSampler, known: set[str]) -> tuple[pd
         asked, seed = [family] * scale.family_decoded, 1_000 * stage.seed + family
         once, kept = sampler.sample(sampler.centres(asked), seed=seed), sampler.generate_cells(asked, seed=seed)
         unique = {cell.key() for cell in kept}
-        shares.append(
-            {
-                "family": family,
-                "decoded": once.n_attempts,
-                "valid": len(once.valid) / once.n_attempts,
-                "distinct": len(unique) / len(kept),
-                "new": len(unique - known) / len(unique),
-            }
-        )
+        share = {"family": family, "decoded": once.n_attempts, "valid": len(once.valid) / once.n_attempts}
+        shares.append(share | {"distinct": len(unique) / len(kept), "new": len(unique - known) / len(unique)})
         for name, cells in (("kept", kept[: scale.family_scored]), ("once", once.valid[: scale.family_scored])):
             rows += [{"family": family, "drawn": name, "key": cell.key()} for cell in cells]
             drawn += cells
@@ -204,19 +184,15 @@ def real_errors(real: pd.DataFrame) -> pd.DataFrame:
 def _with_ratio(table: pd.DataFrame) -> pd.DataFrame:
     """A table by draws, and below it the flow's values as shares of the neighbourhood's."""
     flow, near = "flow, checked", "neighbourhood"
-    pairs = [
-        pair for pair in (("flow", near), (flow, near), (flow, f"{near}, checked")) if set(pair) <= set(table.index)
-    ]
-    ratios = pd.DataFrame([table.loc[a] / table.loc[b] for a, b in pairs], index=[f"{a} / {b}" for a, b in pairs])
-    return pd.concat([table, ratios]).rename_axis("draws")
+    pairs = (("flow", near), (flow, near), (flow, f"{near}, checked"))
+    ratios = {f"{a} / {b}": table.loc[a] / table.loc[b] for a, b in pairs if {a, b} <= set(table.index)}
+    return pd.concat([table, pd.DataFrame(ratios).T]).rename_axis("draws")
 
 
 def reference_spread(around: pd.DataFrame, reference: dict) -> pd.DataFrame:
     """Around the NATS reference: standard deviation of both scores, and median sizes as a share of its own.
 
-    Args:
-        around: generated_reference.csv, raw z by name.
-        reference: its raw z by name.
+    Both are raw z by name: `around` of generated_reference.csv, `reference` of its cell.
     """
     groups = around.groupby("draws", sort=False)
     table = groups[["naswot", "snip_ssnr"]].std().add_prefix("std ")

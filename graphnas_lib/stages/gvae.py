@@ -52,7 +52,7 @@ class Data:
         self.families = Families.load(stage.scale.name)
         training, held_out = cells.split(corpus)
         self.held_out = held_out[: stage.scale.measured_cells]
-        codes, zc = labels.codes_of(table, corpus), self.families.transform(labels.vectors(table))
+        codes, zc = labels.codes_of(table, corpus), self.families.transform(zc_matrix(table))
         n = len(zc) - stage.scale.labels_held_out
         self.labelled, self.zc = codes[:n], zc[:n]
         self.unseen, self.unseen_zc = codes[n:], zc[n:]  # labelled, and neither as cells nor as labels trained on
@@ -74,20 +74,14 @@ class Run:
 
     def train(self, stage: Stage, data: Data) -> tuple[GVAE, TrainLog]:
         """Go on from this run's checkpoint, or start; the model lies on the CPU."""
+        options = {"config": self.config, "regularised": self.kind != "naive", "seed": self.seed, "steps": self.steps}
+        options |= {"batch_size": stage.scale.gvae_batch, "device": stage.device.type, "progress": stage.progress}
         model, log = gvae.train(
-            data.training,
-            data.labelled,
-            data.zc,
-            config=self.config,
-            steps=self.steps,
-            batch_size=stage.scale.gvae_batch,
-            seed=self.seed,
-            device=stage.device.type,
-            regularised=self.kind != "naive",
+            *(data.training, data.labelled, data.zc),
             checkpoint=stage.checkpoint(f"{self.kind} {self.change} {self.seed}", self),
-            progress=stage.progress,
             log_every=max(1, self.steps // 50),
             zc_hash=data.families.zc_transform.hash(),
+            **options,
         )
         return model.cpu(), log
 
@@ -95,7 +89,10 @@ class Run:
 def make(stage: Stage) -> tuple[dict, dict]:
     """Train both models on the same batches with each seed; measure recovery, validity, predictor, neighbourhoods."""
     data, (runs, short) = Data(stage), planned(stage)
-    models = _trained(stage, data, [*runs, *short])
+    inner = replace(stage, progress=stage.progress and stage.workers == 1)
+    jobs = {run: partial(run.train, inner, data) for run in (*runs, *short)}
+    options = {"workers": stage.workers, "progress": stage.progress, "desc": "G-VAE trainings", "unit": "training"}
+    models = dict(zip(jobs, store.collect(jobs, **options), strict=True))
     family = data.families.assign(data.unseen_zc, standardised=True)
     files, tables = {}, {name: [] for name in ("log", "measures", "neighbours", "maps")}
     for run in runs:
@@ -110,26 +107,12 @@ def make(stage: Stage) -> tuple[dict, dict]:
             x, y = embed(latent, run.seed).T
             tables["maps"].append(pd.DataFrame({**told, "x": x, "y": y, "family": family.numpy()}))
     cycle, facts = cycle_table(stage, models[runs[0]][0], data.families)
-    facts |= {
-        "n_training": len(data.training),
-        "n_labelled": len(data.labelled),
-        "n_labelled_held_out": len(data.unseen),
-        "n_held_out": len(data.held_out),
-        "steps": log.steps,
-        "seeds": stage.scale.gvae_seeds,
-    }
+    sets = {"training": data.training, "labelled": data.labelled, "labelled_held_out": data.unseen}
+    facts |= {f"n_{name}": len(codes) for name, codes in {**sets, "held_out": data.held_out}.items()}
+    facts |= {"steps": log.steps, "seeds": stage.scale.gvae_seeds}
     files |= {f"gvae_{name}.csv": pd.concat(parts, ignore_index=True) for name, parts in tables.items()}
     files["gvae_ablation.csv"] = ablation_table(stage, data, {run: models[run] for run in short})
     return files | {"gvae_cycle.csv": cycle}, facts
-
-
-def _trained(stage: Stage, data: Data, runs: list[Run]) -> dict[Run, tuple[GVAE, TrainLog]]:
-    """All trainings: in one-thread processes on the CPU, one after another on a GPU. Each keeps its own checkpoint."""
-    alone = stage.workers == 1
-    inner = replace(stage, progress=stage.progress and alone)
-    jobs = {f"{run.kind} {run.change} {run.seed}": partial(run.train, inner, data) for run in runs}
-    found = store.collect(jobs, workers=stage.workers, progress=stage.progress, desc="G-VAE trainings", unit="training")
-    return dict(zip(runs, found, strict=True))
 
 
 def planned(stage: Stage) -> tuple[list[Run], list[Run]]:
@@ -202,7 +185,7 @@ def ablation_table(stage: Stage, data: Data, models: dict[Run, tuple[GVAE, Train
     for run, (model, log) in models.items():
         found = measures(model, data, stage.seed)
         near = cluster_metrics(model.encode(data.unseen), data.unseen_zc, family, stage.seed).set_index("metric")
-        near = {metric: near.loc[metric, "value"] for metric in near.index if metric.startswith(("kNN", "Spearman"))}
+        near = near["value"].filter(regex="^(kNN|Spearman)").to_dict()
         kept = ["exact_mean", "exact_sampled", "scaled_valid", "scaled_unique", "normal_valid"]
         kept += [f"r2_{name}" for name in ZC_NAMES]
         row = {"change": run.change, "steps": run.steps, "kl": log.rows[-1]["kl"], **{key: found[key] for key in kept}}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import pandas as pd
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor
 from graphnas_lib import datasets, proxies, store
 from graphnas_lib.clusters import ZC_NAMES
 from graphnas_lib.datasets import Dataset, MissingDataError
-from graphnas_lib.paper import SCALES
+from graphnas_lib.paper import SCALES, STAGES
 from graphnas_lib.plots import svg
 from graphnas_lib.space import REFERENCE_CELL, Cell, CellCodes
 from graphnas_lib.stages import cells, datacard
@@ -35,24 +35,28 @@ def make(stage: Stage) -> tuple[dict, dict]:
     return files, facts
 
 
-def score(stage: Stage, chosen: Sequence[Cell], prefix: str) -> tuple[pd.DataFrame, dict]:
-    """ZC vectors of cells as the labels of this scale have them; a killed run goes on with the next cell.
+def score(
+    stage: Stage, chosen: Sequence, prefix: str, scorer: Callable[..., pd.DataFrame] = proxies.label, batches: int = 1
+) -> tuple[pd.DataFrame, dict]:
+    """Proxies of cells on the images that the labels of this scale are taken on; a killed run goes on with the next.
 
     Args:
         stage: whose scale, seed and device decide.
-        chosen: cells.
+        chosen: cells, or what else `scorer` takes.
         prefix: of the file's name among the checkpoints; it begins with the stage's.
+        scorer: `proxies.label`, or one of its form.
+        batches: how many of the labels' batches it takes.
 
     Returns:
-        `proxies.label`'s table, and the facts of its batch: data, batch, resolution, classes.
+        The scorer's table, and the facts of its batch: data, batch, resolution, classes.
 
     Raises:
         MissingDataError: the images are not those that the labels were taken on.
     """
     scale = stage.scale
     data = datasets.load("auto", resolution=scale.label_resolution)
-    images, targets = data.batch(scale.label_batch, device=stage.device)
-    if stage.name != "labels":
+    images, targets = data.batch(batches * scale.label_batch, device=stage.device)
+    if "labels" in STAGES[stage.name].needs:
         source = store.load_manifest("labels", scale.name)["config"]["data"]
         if source != data.source:
             raise MissingDataError(
@@ -60,41 +64,21 @@ def score(stage: Stage, chosen: Sequence[Cell], prefix: str) -> tuple[pd.DataFra
                 f"$GRAPHNAS_DATA at the former, or label anew: python -m graphnas_lib run labels --scale {scale.name}."
             )
     facts = {"data": data.source, "batch": scale.label_batch, "resolution": scale.label_resolution}
-    facts["classes"] = data.classes
-    table = proxies.label(
-        chosen,
-        images,
-        targets,
-        seed=stage.seed,
-        classes=data.classes,
-        out=stage.scores_file(prefix, facts | {"seed": stage.seed, "device": stage.device.type}),
-        workers=processes(stage.device),
-        progress=stage.progress,
-        dask=stage.dask,
-    )
-    return table, facts
+    facts |= {"classes": data.classes}
+    out = stage.scores_file(prefix, facts | {"seed": stage.seed, "device": stage.device.type})
+    options = {"workers": processes(stage.device), "progress": stage.progress, "dask": stage.dask}
+    return scorer(chosen, images, targets, seed=stage.seed, classes=data.classes, out=out, **options), facts
 
 
 def load(scale: str) -> pd.DataFrame:
     """Labelled rows alone; `position` is the row's place in the corpus."""
     table = store.load("labels", "labels.parquet", scale)
-    table["position"] = range(len(table))
-    return proxies.labelled_only(table)
-
-
-def vectors(table: pd.DataFrame) -> Tensor:
-    """Raw ZC vectors, float64 (n, 4)."""
-    return proxies.zc_matrix(table)
+    return proxies.labelled_only(table.assign(position=range(len(table))))
 
 
 def codes_of(table: pd.DataFrame, codes: CellCodes) -> CellCodes:
     """Codes of the labelled cells, row by row."""
     return codes[torch.tensor(table["position"].to_numpy())]
-
-
-def cells_of(table: pd.DataFrame, codes: CellCodes) -> list[Cell]:
-    """The labelled cells, row by row."""
-    return codes_of(table, codes).cells()
 
 
 def proxy_batch(scale: str) -> tuple[Dataset, tuple[Tensor, Tensor]]:

@@ -46,12 +46,7 @@ FINDINGS: dict[str, Callable[[Claim, str], Finding]] = {}  # id of a claim -> (c
 
 def answers(*ids: str) -> Callable:
     """Enters the function below it in `FINDINGS`."""
-
-    def entered(function: Callable[[Claim, str], Finding]) -> Callable[[Claim, str], Finding]:
-        FINDINGS.update(dict.fromkeys(ids, function))
-        return function
-
-    return entered
+    return lambda function: FINDINGS.update(dict.fromkeys(ids, function)) or function
 
 
 def claims(scale: str, notebook: str = "") -> pd.DataFrame:
@@ -60,17 +55,14 @@ def claims(scale: str, notebook: str = "") -> pd.DataFrame:
     Columns id, claim, where, paper, ours, n, scale, status, notebook, note.
     """
     lines = []
-    for claim in CLAIMS:
-        if notebook not in ("", claim.notebook):
-            continue
+    for claim in (claim for claim in CLAIMS if notebook in ("", claim.notebook)):
         try:
             finding = FINDINGS[claim.id](claim, scale)
         except MissingArtifactError as error:
             finding = Finding(why=str(error))
         line = {"id": claim.id, "claim": claim.text, "where": claim.where, "paper": ", ".join(claim.numbers) or "-"}
         line |= {"ours": sentence(claim, finding), "n": finding.n, "scale": "-" if finding.exact else scale}
-        line |= {"status": status(finding, scale), "notebook": claim.notebook, "note": claim.note}
-        lines.append(line)
+        lines.append(line | {"status": status(finding, scale), "notebook": claim.notebook, "note": claim.note})
     return pd.DataFrame(lines)
 
 
@@ -296,18 +288,14 @@ def _imagenet(claim: Claim, scale: str) -> Finding:
     if not facts["trained"]:
         return Finding(why=facts["why"])
     budget = claim.given["budget"]
-    accuracy, printed = (
-        table.loc[table["budget"] == budget, "accuracy"],
-        _printed(TABLE_3, f"{budget}: Ours")["Acc. (%)"],
-    )
+    accuracy, printed = table["accuracy"][table["budget"] == budget], _printed(TABLE_3, f"{budget}: Ours")["Acc. (%)"]
     numbers = {"budget": budget, "accuracy": accuracy.mean(), "spread": accuracy.std()}
     better, expected = (
         [row.name for row in TABLE_3 if row.group == budget and row["Acc. (%)"].value > limit]
         for limit in (accuracy.mean(), printed.value)
     )
-    holds = accuracy.mean() + accuracy.std() >= printed.value - printed.spread
-    if claim.id == "imagenet-rank":
-        holds = len(better) <= len(expected)
+    reached = accuracy.mean() + accuracy.std() >= printed.value - printed.spread
+    holds = len(better) <= len(expected) if claim.id == "imagenet-rank" else reached
     return Finding({**numbers, "better": ", ".join(better) or "none"}, n=f"{len(accuracy)} searches", holds=bool(holds))
 
 

@@ -8,20 +8,10 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 
 import torch
-from torch import nn
 
 from graphnas_lib import evolution, network, store, zennet
 from graphnas_lib.datasets import Dataset
 from graphnas_lib.design import Trained, below, design
-from graphnas_lib.evolution import (
-    Problem,
-    SearchError,
-    SearchResult,
-    best_so_far,
-    evolve,
-    network_problem,
-    random_search,
-)
 from graphnas_lib.macro import Architecture
 from graphnas_lib.stages import evolution as histories
 from graphnas_lib.stages.scores import ProxyScore, TrainedScore
@@ -61,13 +51,9 @@ class Methods:
         self.feasible = evolution.budget(self.costs, **dict([self.budget]), resolution=scale.tcet_resolution)
         self.score = ProxyScore(*self.batch, data.classes, seed=stage.seed)
         self.models, epochs = scale.reduced_training
-        self.accuracy = TrainedScore(
-            shown.split_validation(0.25, seed=stage.seed),
-            epochs=epochs,
-            batch_size=cut_batch(RECIPES[TrainedScore.recipe].batch_size, shown.size("train")),
-            seed=stage.seed,
-            device=stage.device.type,
-        )
+        size = cut_batch(RECIPES[TrainedScore.recipe].batch_size, shown.size("train"))
+        options = {"epochs": epochs, "batch_size": size, "seed": stage.seed, "device": stage.device.type}
+        self.accuracy = TrainedScore(shown.split_validation(0.25, seed=stage.seed), **options)
 
     def find(self) -> dict[str, Found]:
         """Every search, by the names of `paper.TABLE_2`; a killed run goes on inside the search that it was in."""
@@ -79,7 +65,7 @@ class Methods:
             "GraphNet: HL-Evo(T-CET)+CCNF": self.hl_evo,
             "GraphNet: SG+CCNF": self.sequence,
             "GraphNet: random in budget": self.random,
-            "GraphNet: Evo(parameters)": partial(self.flat, _Size(self.costs), "size", self.plain, workers=1),
+            "GraphNet: Evo(parameters)": partial(self.flat, self.size, "size", self.plain, workers=1),
             "GraphNet: SG+CCNF, reduced training (App. E.1)": self.mixed,
             "GraphNet: Evo(reduced training) (App. E.2)": partial(
                 self.flat, self.accuracy, "e2", self.models, population=TRAINED_POPULATION
@@ -88,6 +74,10 @@ class Methods:
         jobs = {name: lambda search=search: asdict(search()) for name, search in searches.items()}
         found = self.stage.collect(jobs, "searches", *_SETTINGS, workers=1)  # each of them is parallel in itself
         return {row.pop("id"): Found(**row) for row in found}
+
+    def size(self, architecture: Architecture) -> float:
+        """Parameters as a score: what every proxy has to beat."""
+        return float(self.costs(architecture).params)
 
     def _options(self, name: str, evaluations: int, **changes) -> dict:
         """Of any search: its start is one evaluation; the population is the paper's share of T, 512 of 20,000."""
@@ -110,21 +100,19 @@ class Methods:
         """The history of stage "evolution" under this budget; of its seconds the share of these evaluations."""
         every = histories.load(self.stage.scale.name)
         history = every[every["budget"] == histories.budget_name(*self.budget)]
-        share = len(history) / len(every)
-        seconds = store.load_manifest("evolution", self.stage.scale.name)["seconds"] * share
-        rows = history.to_dict("records")
-        return self._best(rows, lambda text: Architecture.from_json(text).to_json(), seconds)
+        seconds = store.load_manifest("evolution", self.stage.scale.name)["seconds"] * len(history) / len(every)
+        return self._best(history.to_dict("records"), lambda text: Architecture.from_json(text).to_json(), seconds)
 
     def random(self) -> Found:
         """As many random architectures as the generator draws, each as wide as the budget allows."""
         options = self._options("random", self.generated)
         del options["population"]
-        problem = network_problem(
+        problem = evolution.network_problem(
             mutate=lambda _, __, source: evolution.filled(evolution.random_architecture(source), self.feasible),
             score=self.score,
             feasible=self.feasible,
         )
-        return self._found(random_search(problem, **options))
+        return self._found(evolution.random_search(problem, **options))
 
     def zennet(self, proxy: str) -> Found:
         """ZenNAS's evolution with one of three proxies; unlike there, a network over budget uses up no evaluation."""
@@ -134,16 +122,16 @@ class Methods:
             costs = zennet.count(net, resolution=resolution, classes=data.classes, convention="paper")
             return getattr(costs, self.budget[0]) <= self.budget[1] and net.depth <= MAX_LAYERS
 
-        problem = Problem(
+        problem = evolution.Problem(
             start=zennet.initial("cifar"),
             mutate=lambda net, _, generator: zennet.mutate(net, generator, space="cifar"),
-            score=replace(self.score, name=proxy, make=_ZenMaker(data.classes)),
+            score=replace(self.score, name=proxy, make=partial(zennet.build, classes=data.classes, residual=False)),
             feasible=feasible,
             key=str,
             dump=str,
             parse=ZenNet.parse,
         )
-        return self._found(evolve(problem, **self._options(f"zennet_{proxy}", self.plain)), str)
+        return self._found(evolution.evolve(problem, **self._options(f"zennet_{proxy}", self.plain)), str)
 
     def sequence(self) -> Found:
         """The generator's designs, best of as many candidates as it has evaluations."""
@@ -154,17 +142,10 @@ class Methods:
         return Found(texts, scores, [max(scores)] * self.generated, self.generated, time.monotonic() - began)
 
     def _designs(self, **options):
-        return design(
-            **below(*self.budget),
-            input_shape=self.data.input_shape,
-            classes=self.data.classes,
-            images=self.batch[0],
-            labels=self.batch[1],
-            seed=self.stage.seed,
-            device=self.stage.device.type,
-            trained=self.trained,
-            **options,
-        )
+        images, labels = self.batch
+        options |= {"images": images, "labels": labels, "classes": self.data.classes, "trained": self.trained}
+        options |= {"seed": self.stage.seed, "device": self.stage.device.type}
+        return design(**below(*self.budget), input_shape=self.data.input_shape, **options)
 
     def mixed(self) -> Found:
         """App. E.1: evolution with the reduced-training proxy over the cells of five networks of one macro design.
@@ -174,15 +155,16 @@ class Methods:
         (base,) = self._designs(n=1)
         others = (realise(base.hl, self.trained.sampler, seed=self.stage.seed + i) for i in range(1, MIXED))
         mix = Mixture((base.architecture, *others))
-        problem = network_problem(start=base.architecture, mutate=mix, score=self.accuracy, feasible=self.feasible)
+        scored = {"score": self.accuracy, "feasible": self.feasible}
+        problem = evolution.network_problem(start=base.architecture, mutate=mix, **scored)
         try:
-            result = evolve(problem, **self._options("e1", self.models, population=TRAINED_POPULATION))
-        except SearchError:  # every mixture is above the budget: there is one network
+            result = evolution.evolve(problem, **self._options("e1", self.models, population=TRAINED_POPULATION))
+        except evolution.SearchError:  # every mixture is above the budget: there is one network
             score = self.accuracy(base.architecture)["score"]
             return Found([base.architecture.to_json()], [score], [score], 1, 0.0)
         return self._found(result)
 
-    def _found(self, result: SearchResult, dump: Callable = Architecture.to_json) -> Found:
+    def _found(self, result: evolution.SearchResult, dump: Callable = Architecture.to_json) -> Found:
         return self._best(result.history, dump, result.seconds)
 
     def _best(self, history: list[dict], dump: Callable, seconds: float) -> Found:
@@ -190,8 +172,7 @@ class Methods:
         seen: dict[str, dict] = {}
         for row in sorted(history, key=lambda row: -row["score"]):
             seen.setdefault(row["key"], row)
-        chosen = list(seen.values())[: self.top]
-        curve = best_so_far(history)
+        chosen, curve = list(seen.values())[: self.top], evolution.best_so_far(history)
         texts = [dump(row["individual"]) for row in chosen]
         return Found(texts, [row["score"] for row in chosen], curve, len(curve), seconds)
 
@@ -207,23 +188,3 @@ class Mixture:
         i, j = (torch.randint(n, (), generator=generator).item() for n in (len(triples), len(self.networks)))
         triples[i] = self.networks[j].triples[i]
         return replace(parent, triples=tuple(triples))
-
-
-@dataclass(frozen=True)
-class _Size:
-    """Parameters as a score: what every proxy has to beat."""
-
-    costs: Callable
-
-    def __call__(self, architecture: Architecture) -> float:
-        return float(self.costs(architecture).params)
-
-
-@dataclass(frozen=True)
-class _ZenMaker:
-    """ZenNet structure -> module as ZenNAS scores it: without residual links."""
-
-    classes: int
-
-    def __call__(self, net: ZenNet) -> nn.Module:
-        return zennet.build(net, classes=self.classes, residual=False)

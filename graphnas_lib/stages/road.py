@@ -1,9 +1,4 @@
-"""The road of the paper as stages: each reads the artifacts of those before it and writes its own.
-
-`produce` is what notebooks call. At smoke it makes the stage from scratch unless exactly this one is there already
-(same sizes, seed, data, library code and inputs); at lite and paper it opens what is there and never starts hours of
-work by itself. `run` always makes it, continuing from a checkpoint when there is one.
-"""
+"""How a stage is made, opened, and found to be stale."""
 
 from __future__ import annotations
 
@@ -18,39 +13,14 @@ from pathlib import Path
 
 import torch
 
-from graphnas_lib import store
+from graphnas_lib import stages, store
 from graphnas_lib.paper import STAGES, sizes
-from graphnas_lib.stages import (
-    ccnf,
-    cells,
-    comparison,
-    designed,
-    evolution,
-    families,
-    generated,
-    gvae,
-    labels,
-    sequence,
-    table1,
-    table2,
-    table3,
-    table4,
-    validation,
-    variants,
-)
 from graphnas_lib.stages.stage import Stage
 
-MODULES = {
-    module.__name__.rpartition(".")[2]: module
-    for module in (
-        *(cells, labels, families, gvae, ccnf, generated, table1, evolution, comparison, variants),
-        *(sequence, designed, table2, table3, table4, validation),
-    )
-}
+MODULES = {name: vars(stages)[name] for name in STAGES}  # the room's `__init__` has imported them all before this
 NOTED_SECONDS = 20.0  # of work whose time a kill may lose
-NOT_HASHED = (  # drawings decide no number, and what a stage may read of the others is in its key
-    *("graphnas_lib.plots", "graphnas_lib.paper.road", "graphnas_lib.paper.scales"),
-)
+# drawings decide no number, and what a stage may read of the others is in its key
+NOT_HASHED = ("graphnas_lib.plots", "graphnas_lib.paper.road", "graphnas_lib.paper.scales")
 
 
 def produce(stage: str, scale: str, *, seed: int = 0, device: str = "auto", progress: bool | None = None) -> dict:
@@ -58,8 +28,8 @@ def produce(stage: str, scale: str, *, seed: int = 0, device: str = "auto", prog
 
     Args:
         stage: one of `paper.STAGES`.
-        scale: "smoke" makes a stale or missing stage; "lite" and "paper" open what is there.
-        seed: of a run that has to be made.
+        scale: "smoke" makes the stage unless exactly this one (`freshness`) is there; "lite" and "paper" open what is
+            there and never start hours of work by themselves.
         device: "auto", "cpu" or "cuda".
         progress: draw progress bars; None asks `$GRAPHNAS_PROGRESS` (the headless runner sets it to 0).
 
@@ -108,11 +78,8 @@ def run(
     where = store.pick_device(device)
     key = freshness(stage, scale, seed, device)
     identity = key if scale == "smoke" else freshness(stage, scale, seed, device, code=False)
-    job = Stage(
-        **{"name": stage, "scale": sizes(stage, scale), "seed": seed, "device": where, "identity": identity},
-        progress=progress,
-        dask=dask,
-    )
+    given = {"scale": sizes(stage, scale), "seed": seed, "device": where, "identity": identity}
+    job = Stage(name=stage, progress=progress, dask=dask, **given)
     checkpoints = store.data_dir(scale) / "checkpoints"
     if fresh:
         _forget(checkpoints, stage)

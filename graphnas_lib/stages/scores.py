@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -25,10 +26,9 @@ class ProxyScore:
 
     Attributes:
         images, labels: the batch, normalised.
-        classes: outputs of the network.
         name: the proxy to maximise, one of `proxies.NAMES`.
         extra: further proxies to record.
-        make: individual -> module; None builds an `Architecture`.
+        make: (individual, seed=...) -> module; None builds an `Architecture`.
         seed: of the initial weights, the same for every individual.
     """
 
@@ -37,25 +37,18 @@ class ProxyScore:
     classes: int
     name: str = "tcet"
     extra: tuple[str, ...] = ()
-    make: Callable[[Any], nn.Module] | None = None
+    make: Callable[..., nn.Module] | None = None
     seed: int = 0
 
     def __call__(self, individual) -> dict[str, float]:
         """{"score": value, and the extra proxies}; ScoreError when a proxy fails."""
-        model = self.model(individual).to(self.images.device, memory_format=torch.channels_last)
+        make = self.make or partial(build, input_shape=tuple(self.images.shape[1:]), classes=self.classes)
+        model = make(individual, seed=self.seed).to(self.images.device, memory_format=torch.channels_last)
         try:
             found = proxies.score(model, self.images, self.labels, (self.name, *self.extra), seed=self.seed)
         except proxies.ProxyError as error:
             raise ScoreError(str(error)) from error
         return {"score": found[self.name], **{name: found[name] for name in self.extra}}
-
-    def model(self, individual) -> nn.Module:
-        """The network of an individual, initialised from `seed`."""
-        if self.make is None:
-            return build(individual, input_shape=tuple(self.images.shape[1:]), classes=self.classes, seed=self.seed)
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(self.seed)
-            return self.make(individual)
 
 
 @dataclass(frozen=True)

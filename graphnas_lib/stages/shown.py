@@ -12,7 +12,6 @@ from graphnas_lib import benchmarks, network, store
 from graphnas_lib.datasets import MissingDataError
 from graphnas_lib.design import Design
 from graphnas_lib.network import ExportError
-from graphnas_lib.paper import SCALES
 from graphnas_lib.plots import markdown
 from graphnas_lib.space import OPERATIONS
 from graphnas_lib.stages.road import produce
@@ -46,16 +45,6 @@ def written(scale: str, *, figures: Sequence[str] = (), tables: Sequence[str] = 
     return "\n".join(lines)
 
 
-def quick_sizes(scale: str) -> tuple[int | None, int | None]:
-    """Training and test images of the quickstart."""
-    return SCALES[scale].quick_images
-
-
-def quick_epochs(scale: str) -> int:
-    """Epochs of the quickstart."""
-    return SCALES[scale].quick_epochs
-
-
 def refusal(function: Callable, **arguments) -> str:
     """The one-line answer to a request that cannot be met."""
     try:
@@ -70,10 +59,10 @@ def exported(design: Design, path: Path, formats: Sequence[str]) -> pd.DataFrame
     rows = []
     for suffix in formats:
         try:
-            rows.append({"format": suffix, "file": design.save(path.with_suffix(f".{suffix}")).name, "why not": ""})
+            rows.append((suffix, design.save(path.with_suffix(f".{suffix}")).name, ""))
         except ExportError as error:
-            rows.append({"format": suffix, "file": "-", "why not": f"not run ({error})"})
-    return pd.DataFrame(rows)
+            rows.append((suffix, "-", f"not run ({error})"))
+    return pd.DataFrame(rows, columns=["format", "file", "why not"])
 
 
 def operation_costs(*, channels: int, side: int) -> pd.DataFrame:

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, is_dataclass
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import torch
 from tqdm.auto import tqdm
 
@@ -20,12 +21,8 @@ class Stage:
     """One run of a stage.
 
     Attributes:
-        name: of the stage.
         scale: the sizes that the stage declares in `paper/stages.toml`, and the scale's name.
-        seed: of the run.
-        device: where to compute.
         identity: hash of what the state of a loop must agree with to be gone on from; part of its file's name.
-        progress: draw progress bars.
         dask: address of a dask scheduler, whose workers replace processes of this machine.
     """
 
@@ -43,12 +40,10 @@ class Stage:
         return store.ON_CPU if self.device.type == "cpu" else 1
 
     def checkpoint(self, loop: str, *settings: Any) -> store.Checkpoint:
-        """Where a long loop keeps its state.
+        """Where a long loop keeps its state; `loop` says in words what it makes.
 
-        Args:
-            loop: what the loop makes, in words.
-            settings: all else that decides its result and may be edited between a kill and the next run: dataclasses
-                and JSON-ready values. A loop of other settings starts over.
+        `settings` are all else that decides its result and may be edited between a kill and the next run: dataclasses
+        and JSON-ready values. A loop of other settings starts over.
         """
         return store.Checkpoint(self._kept(f"{self.name}-{self.identity}", loop, settings, "safetensors"))
 
@@ -78,6 +73,11 @@ class Stage:
         if not path.exists() and any(folder.glob(f"{start}-????????.{suffix}")):
             tqdm.write(f"{self.name}: settings of {loop} were edited since its checkpoint; it starts over.")
         return path
+
+
+def measured(values: pd.Series) -> dict:
+    """A quantity that was measured on several networks, in the form that `plots.compare` takes."""
+    return {"value": values.mean(), "spread": values.std(), "n": len(values)}
 
 
 _FILE_NAME = str.maketrans({" ": "_", "<": "", "=": "", ",": "", "(": "", ")": "", ".": "_"})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from functools import partial
 
 import pandas as pd
@@ -15,7 +16,7 @@ from graphnas_lib.macro import stack_cell
 from graphnas_lib.network import build
 from graphnas_lib.plots import mean_difference
 from graphnas_lib.space import REFERENCE_CELL, Cell
-from graphnas_lib.stages.stage import Stage
+from graphnas_lib.stages.stage import Stage, measured
 from graphnas_lib.synonyms import CellSampler, Generated
 from graphnas_lib.training import RECIPES, train
 
@@ -23,6 +24,10 @@ RECIPE = "nats12"
 REFERENCE = "NATS-Bench ref."
 FLOW = ("CCNF", "CCNF, checked")  # as drawn, which is the paper's and decides; and ours (deviation D49)
 STRATEGIES = ("Random", "Neighbourhood", *FLOW)
+QUANTITIES = {  # the paper's column -> ours, and its unit
+    **{"NASWOT": ("naswot", 1), "SNIP": ("snip_ssnr", 1e4), "C-10 Mean": ("accuracy", 1)},
+    **{"Params. (M)": ("params", 1e6), "FLOPs (M)": ("flops", 1e6)},
+}
 
 
 def make(stage: Stage) -> tuple[dict, dict]:
@@ -30,23 +35,14 @@ def make(stage: Stage) -> tuple[dict, dict]:
     scale = stage.scale
     sampler = CellSampler.load(scale.name, device=stage.device)
     scoring = datasets.load("auto", resolution=scale.label_resolution)
-    batch = scoring.batch(scale.label_batch, device=stage.device)
+    images, targets = scoring.batch(scale.label_batch, device=stage.device)
+    vector = partial(proxies.zc_vector, images=images, labels=targets, classes=scoring.classes)
     data = datasets.load(
         "auto", resolution=scale.train_resolution, n_train=scale.train_images, n_test=scale.test_images
     )
-    z = proxies.zc_vector(REFERENCE_CELL, *batch, seed=stage.seed, classes=scoring.classes)
-    condition = sampler.families.transform(z)
+    condition = sampler.families.transform(vector(REFERENCE_CELL, seed=stage.seed))
     strategies, facts = sampled(sampler, condition, stage)
-    job = partial(
-        measure,
-        batch=batch,
-        data=data,
-        classes=scoring.classes,
-        width=scale.train_width,
-        repeats=scale.train_repeats,
-        epochs=scale.train_epochs,
-        device=stage.device.type,
-    )
+    job = partial(measure, stage, data, vector)
     jobs = {
         f"{REFERENCE} {i}": partial(job, REFERENCE, REFERENCE_CELL, stage.seed + i)
         for i in range(scale.reference_seeds)
@@ -82,30 +78,16 @@ def sampled(sampler: CellSampler, condition: Tensor, stage: Stage) -> tuple[dict
     return found, {"sigma": sigma, "decodes_checked": checked.n_attempts}
 
 
-def measure(
-    strategy: str,
-    x: Cell,
-    seed: int,
-    *,
-    batch,
-    data: Dataset,
-    classes: int,
-    width: int,
-    repeats: int,
-    epochs: int,
-    device: str,
-) -> dict:
+def measure(stage: Stage, data: Dataset, vector: Callable[..., Tensor], strategy: str, x: Cell, seed: int) -> dict:
     """One row: the cell's ZC vector on alpha_x, and its accuracy after training the reduced alpha_x."""
-    z = proxies.zc_vector(x, *batch, seed=seed, classes=classes)
-    architecture = stack_cell(x, width=width, repeats=repeats)
+    scale = stage.scale
+    architecture = stack_cell(x, width=scale.train_width, repeats=scale.train_repeats)
     model = build(architecture, input_shape=data.input_shape, classes=data.classes, seed=seed)
-    result = train(
-        model, data, RECIPE, seed=seed, device=device, epochs=epochs, batch_size=min(256, data.size("train") // 8)
-    )
-    zc = dict(zip(ZC_NAMES, z.tolist(), strict=True))
+    size = {"epochs": scale.train_epochs, "batch_size": min(256, data.size("train") // 8)}
+    result = train(model, data, RECIPE, seed=seed, device=stage.device.type, **size)
     return {
         "strategy": strategy,
-        **zc,
+        **dict(zip(ZC_NAMES, vector(x, seed=seed).tolist(), strict=True)),
         "accuracy": result.accuracy,
         "diverged": result.diverged,
         "seconds": round(result.seconds, 2),
@@ -121,19 +103,10 @@ def load(scale: str) -> tuple[pd.DataFrame, dict]:
 
 
 def summary(table: pd.DataFrame, facts: dict) -> dict[str, dict[str, dict]]:
-    """Our Table 1 in the form that `results.compare` takes."""
+    """Our Table 1 in the form that `plots.compare` takes."""
     ours = {}
     for strategy, group in table.groupby("strategy", sort=False):
-        row = {}
-        for column, name, unit in (
-            ("NASWOT", "naswot", 1),
-            ("SNIP", "snip_ssnr", 1e4),
-            ("Params. (M)", "params", 1e6),
-            ("FLOPs (M)", "flops", 1e6),
-            ("C-10 Mean", "accuracy", 1),
-        ):
-            values = group[name] / unit
-            row[column] = {"value": values.mean(), "spread": values.std() if len(values) > 1 else None, "n": len(group)}
+        row = {column: measured(group[name] / unit) for column, (name, unit) in QUANTITIES.items()}
         if strategy in facts["success"]:
             good, tried = facts["success"][strategy]
             row["Gen. success"] = {"value": f"{good}/{tried}", "n": tried}

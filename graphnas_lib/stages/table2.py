@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -41,16 +41,13 @@ def make(stage: Stage) -> tuple[dict, dict]:
     every, facts = _data(stage)
     found = Methods(stage, scoring, every[0]).find()
     jobs, sets = {}, {}
-    options = {"epochs": scale.table2_epochs, "recipe": scale.table2_recipe, "seed": stage.seed}
     for data in every:
         sets[data.name] = {"source": data.source, "n_train": data.size("train"), "n_test": data.size("test")}
         for name, result in found.items():
             for rank, text in enumerate(result.individuals):
                 key = {"method": name, "rank": rank, "score": result.scores[rank], "evaluations": result.evaluations}
                 key["search_seconds"] = round(result.seconds, 2)
-                jobs[f"{name} {rank} | {data.name}"] = partial(
-                    measure, key, text, data, device=stage.device.type, **options
-                )
+                jobs[f"{name} {rank} | {data.name}"] = partial(measure, stage, key, text, data)
     texts = [result.individuals for result in found.values()]
     table = pd.DataFrame(stage.collect(jobs, "trainings", RECIPES[scale.table2_recipe], HELD_OUT, texts))
     curves = pd.concat([improvements(result.curve).assign(method=name) for name, result in found.items()])
@@ -86,45 +83,32 @@ def _data(stage: Stage) -> tuple[list[Dataset], dict]:
 # ---- training
 
 
-def measure(key: dict, text: str, data: Dataset, *, epochs: int, recipe: str, seed: int, device: str) -> dict:
+def measure(stage: Stage, key: dict, text: str, data: Dataset) -> dict:
     """One row: a network trained once; its accuracy on held-out training images, and on the test images."""
-    held = data.split_validation(HELD_OUT, seed=seed)
-    size = cut_batch(RECIPES[recipe].batch_size, data.size("train"))
-    model = rebuild(text, held, seed)
-    result = train(model, held, recipe, seed=seed, device=device, epochs=epochs, batch_size=size)
-    accuracy, costs = None, costs_of(text, data)
+    held, recipe = data.split_validation(HELD_OUT, seed=stage.seed), stage.scale.table2_recipe
+    options = {"seed": stage.seed, "device": stage.device.type, "epochs": stage.scale.table2_epochs}
+    model, costs = rebuild(text, data, stage.seed)
+    result = train(model, held, recipe, batch_size=cut_batch(RECIPES[recipe].batch_size, data.size("train")), **options)
+    accuracy = None
     if not result.diverged:
         norm = {"mean": data.mean, "std": data.std}
-        accuracy = evaluate(model, data.test_images, data.test_labels, device=device, **norm)
+        accuracy = evaluate(model, data.test_images, data.test_labels, device=stage.device.type, **norm)
     return {
         **key,
-        "dataset": data.name,
-        "accuracy": accuracy,
-        "validation": result.accuracy,
-        "params": costs.params,
-        "macs": costs.macs,
-        "flops": costs.flops,
-        "training_seconds": round(result.seconds, 2),
-        "seed": seed,
-        "network": text,
+        **{"dataset": data.name, "accuracy": accuracy, "validation": result.accuracy},
+        **{"params": costs.params, "macs": costs.macs, "flops": costs.flops},
+        **{"training_seconds": round(result.seconds, 2), "seed": stage.seed, "network": text},
     }
 
 
-def rebuild(text: str, data: Dataset, seed: int) -> nn.Module:
-    """The trainable network of a stored individual, with residual links."""
+def rebuild(text: str, data: Dataset, seed: int) -> tuple[nn.Module, network.Costs]:
+    """The trainable network of a stored individual of either space, with residual links, and its costs in our units."""
     if text.startswith("Super"):
-        return zennet.build(ZenNet.parse(text), classes=data.classes, seed=seed)
-    architecture = Architecture.from_json(text)
-    return network.build(architecture, input_shape=data.input_shape, classes=data.classes, seed=seed)
-
-
-def costs_of(text: str, data: Dataset) -> network.Costs:
-    """Costs in this package's units, for either space."""
-    if text.startswith("Super"):
-        return zennet.count(
-            ZenNet.parse(text), resolution=data.input_shape[1], classes=data.classes, convention="paper"
-        )
-    return network.count(Architecture.from_json(text), input_shape=data.input_shape, classes=data.classes)
+        net, resolution = ZenNet.parse(text), data.input_shape[1]
+        costs = zennet.count(net, resolution=resolution, classes=data.classes, convention="paper")
+        return zennet.build(net, classes=data.classes, seed=seed), costs
+    architecture, shape = Architecture.from_json(text), {"input_shape": data.input_shape, "classes": data.classes}
+    return network.build(architecture, **shape, seed=seed), network.count(architecture, **shape)
 
 
 # ---- reading
@@ -147,23 +131,19 @@ def methods(table: pd.DataFrame, facts: dict) -> pd.DataFrame:
     for (method, dataset), group in table.groupby(["method", "dataset"], sort=False):
         good = group.dropna(subset=["accuracy"])
         chosen = (good if len(good) else group).sort_values(["validation", "rank"], ascending=[False, True]).iloc[0]
-        lines.append(
-            {
-                **{"method": method, "dataset": dataset, "chosen": chosen["accuracy"]},
-                **{"mean": good["accuracy"].mean(), "std": good["accuracy"].std(), "n": len(good)},
-                **mean_interval(good["accuracy"].to_numpy()),
-                **{name: int(chosen[name]) for name in ("params", "macs", "flops", "evaluations")},
-                "search_seconds": chosen["search_seconds"],
-                "pretraining_seconds": round(facts["pretraining_seconds"].get(method, 0.0), 1),
-                "training_seconds": group["training_seconds"].sum(),
-            }
-        )
+        line = {"method": method, "dataset": dataset, "chosen": chosen["accuracy"]}
+        line |= {"mean": good["accuracy"].mean(), "std": good["accuracy"].std(), "n": len(good)}
+        line |= mean_interval(good["accuracy"].to_numpy())
+        line |= {name: int(chosen[name]) for name in ("params", "macs", "flops", "evaluations")}
+        line["search_seconds"] = chosen["search_seconds"]
+        line["pretraining_seconds"] = round(facts["pretraining_seconds"].get(method, 0.0), 1)
+        lines.append(line | {"training_seconds": group["training_seconds"].sum()})
     return pd.DataFrame(lines)
 
 
 def summary(table: pd.DataFrame, facts: dict) -> dict[str, dict[str, dict]]:
-    """Our Table 2 for `results.compare`: the chosen network's test accuracy, spread and n of all that were trained."""
-    ours: dict[str, dict[str, dict]] = {}
+    """Our Table 2 for `plots.compare`: the chosen network's test accuracy, spread and n of all that were trained."""
+    ours = {}
     for line in methods(table, facts).to_dict("records"):
         source, column = facts["datasets"][line["dataset"]], COLUMNS[line["dataset"]]
         row = ours.setdefault(line["method"], {"Evals.": {"value": int(line["evaluations"]), "n": 1}})
@@ -171,24 +151,22 @@ def summary(table: pd.DataFrame, facts: dict) -> dict[str, dict[str, dict]]:
             continue  # every training diverged
         note = f"{source['source']}; {source['n_train']} training images, {facts['epochs']} epochs; "
         note += f"mean of {line['n']} networks {line['mean']:.1f}"
-        spread = line["std"] if line["n"] > 1 else None
-        row[f"{column} Acc. (%)"] = {"value": line["chosen"], "spread": spread, "n": line["n"], "note": note}
-        cost = {"n": 1, "note": "hours of search on this machine"}
-        row[f"{column} Cost"] = {"value": line["search_seconds"] / 3600, **cost}
-        if line["pretraining_seconds"]:
-            hours = line["pretraining_seconds"] / 3600
-            row["Pretrain"] = {"value": hours, "n": 1, "note": "hours of all stages before, on this machine"}
+        row[f"{column} Acc. (%)"] = {"value": line["chosen"], "spread": line["std"], "n": line["n"], "note": note}
+        cost = {"value": line["search_seconds"] / 3600, "n": 1, "note": "hours of search on this machine"}
+        row[f"{column} Cost"] = cost
+        if seconds := line["pretraining_seconds"]:
+            row["Pretrain"] = {"value": seconds / 3600, "n": 1, "note": "hours of all stages before, on this machine"}
     return ours
 
 
 @dataclass(frozen=True)
 class Question:
-    """A claim about the accuracies of two methods, decided by the interval of their difference a - b."""
+    """A claim that method a is above method b, decided by the interval of their difference in accuracy."""
 
     text: str
     a: str
     b: str
-    expected: Callable[[float, float, float], bool | None]  # low, high, margin -> True, False, or None for open
+    ties: bool = False  # whether a gap that counts as equal confirms it too
 
     def verdict(self, a: np.ndarray, b: np.ndarray, gap: dict, dataset: str) -> str:
         """What test accuracies (%) of the two methods say, given the interval of their difference."""
@@ -196,29 +174,19 @@ class Question:
             return "open"
         if max(a.mean(), b.mean()) < 2 * CHANCE[dataset]:
             return "open (near chance)"
-        holds = self.expected(gap["low"], gap["high"], min(MAX_EQUAL_POINTS, MAX_EQUAL_SHARE * b.mean()))
-        return {True: "confirmed", False: "contradicted", None: "open"}[holds]
-
-
-def above(low: float, high: float, margin: float) -> bool | None:
-    """a > b: the interval lies above 0; contradicted where it lies below."""
-    return True if low > 0 else False if high < 0 else None
-
-
-def not_below(low: float, high: float, margin: float) -> bool | None:
-    """a >= b within the margin; contradicted where all of the interval lies below 0."""
-    return True if low > -margin else False if high < 0 else None
+        margin = min(MAX_EQUAL_POINTS, MAX_EQUAL_SHARE * b.mean()) if self.ties else 0.0
+        return "confirmed" if gap["low"] > -margin else "contradicted" if gap["high"] < 0 else "open"
 
 
 QUESTIONS = {
-    "superior": Question("the generator in GraphNet beats evolution with T-CET in ZenNet", SG, ZEN, above),
-    "space-is-not-enough": Question("the larger space hurts plain evolution with T-CET", ZEN, FLAT, above),
-    "hl-evo": Question("HL-Evo beats plain evolution in GraphNet with fewer evaluations", HL, FLAT, above),
-    "hl-evo-zennet": Question("HL-Evo beats plain evolution in ZenNet with fewer evaluations", HL, ZEN, above),
-    "sequence-generator": Question("the generator matches HL-Evo", SG, HL, not_below),
-    "reduced-training-selection": Question("T-CET selects better than reduced training (E.1)", SG, E1, above),
-    "flat-evolution": Question("reduced training fails on the flat space (E.2)", SG, E2, above),
-    "parameters": Question("selecting by parameters alone explains the gain of HL-Evo", SIZE, HL, not_below),
+    "superior": Question("the generator in GraphNet beats evolution with T-CET in ZenNet", SG, ZEN),
+    "space-is-not-enough": Question("the larger space hurts plain evolution with T-CET", ZEN, FLAT),
+    "hl-evo": Question("HL-Evo beats plain evolution in GraphNet with fewer evaluations", HL, FLAT),
+    "hl-evo-zennet": Question("HL-Evo beats plain evolution in ZenNet with fewer evaluations", HL, ZEN),
+    "sequence-generator": Question("the generator matches HL-Evo", SG, HL, ties=True),
+    "reduced-training-selection": Question("T-CET selects better than reduced training (E.1)", SG, E1),
+    "flat-evolution": Question("reduced training fails on the flat space (E.2)", SG, E2),
+    "parameters": Question("selecting by parameters alone explains the gain of HL-Evo", SIZE, HL, ties=True),
 }
 
 
@@ -241,11 +209,8 @@ def verdicts(table: pd.DataFrame) -> pd.DataFrame:
 def search_curves(curves: pd.DataFrame, methods: Sequence[str]) -> dict[str, list[float]]:
     """Best-so-far of some methods of Table 2; those without evaluations are left out."""
     found = {name: steps.set_index("evaluation")["best"] for name, steps in curves.groupby("method", sort=False)}
-    return {
-        name: list(found[name].reindex(range(1, found[name].index.max() + 1)).ffill())
-        for name in methods
-        if name in found
-    }
+    whole = {name: best.reindex(range(1, best.index.max() + 1)).ffill().tolist() for name, best in found.items()}
+    return {name: whole[name] for name in methods if name in whole}
 
 
 def search_shares(curves: pd.DataFrame) -> dict[str, list[float]]:

@@ -9,8 +9,7 @@ import pandas as pd
 from graphnas_lib import datasets, store
 from graphnas_lib.datasets import ImageFolderDataset
 from graphnas_lib.design import Design, Trained, design
-from graphnas_lib.network import build
-from graphnas_lib.stages.stage import Stage
+from graphnas_lib.stages.stage import Stage, measured
 from graphnas_lib.training import RECIPES, TEACHER, load_teacher, train
 
 SEARCHES = 3  # paper: mean and deviation of three searches, one training each
@@ -21,32 +20,21 @@ RECIPE = "zennas_imagenet"
 def make(stage: Stage) -> tuple[dict, dict]:
     """Search at every scale; train (ZenNAS's recipe) only at paper scale with the files there."""
     scale = stage.scale
-    trained = Trained.load(scale.name)
     shape = (3, scale.table3_resolution, scale.table3_resolution)
-    classes = scale.table3_classes
+    options = {"input_shape": shape, "classes": scale.table3_classes}
+    options |= {"device": stage.device.type, "trained": Trained.load(scale.name)}
     found, data, jobs = [], imagenet(scale.name), {}
     for name, flops in zip(BUDGETS, scale.table3_budgets, strict=True):
         for search in range(SEARCHES):
-            best = design(
-                flops=flops,
-                input_shape=shape,
-                classes=classes,
-                n=3,
-                seed=stage.seed + search,
-                device=stage.device.type,
-                trained=trained,
-            )[0]
+            best = design(flops=flops, n=3, seed=stage.seed + search, **options)[0]
             row = {"budget": name, "requested": flops, "search": search, "design": best.to_json()}
-            found.append({**row, "params": best.params, "flops": best.flops, "macs": best.macs, "tcet": best.tcet})
+            found.append(row | {name: getattr(best, name) for name in ("params", "flops", "macs", "tcet")})
             if data is not None:
-                jobs[f"{name} {search}"] = partial(
-                    measure, best.to_json(), data, stage.seed + search, stage.device.type
-                )
+                jobs[f"{name} {search}"] = partial(measure, stage, best, data, stage.seed + search)
     table = pd.DataFrame(found)
-    facts = {"input_shape": list(shape), "classes": classes, "batch": best.batch, "trained": bool(jobs)}
-    facts["why"] = "needs ImageNet-1k (480 epochs)"
-    if scale.name != "paper":
-        facts["why"] = f"ImageNet-1k is not trained on at {scale.name} scale"
+    facts = {"input_shape": list(shape), "classes": scale.table3_classes, "batch": best.batch, "trained": bool(jobs)}
+    paper = scale.name == "paper"
+    facts["why"] = "needs ImageNet-1k (480 epochs)" if paper else f"ImageNet-1k is not trained on at {scale.name} scale"
     if jobs:
         rows = stage.collect(jobs, "trainings", RECIPES[RECIPE], table["design"].tolist())
         table["accuracy"] = [row["accuracy"] for row in rows]
@@ -56,23 +44,17 @@ def make(stage: Stage) -> tuple[dict, dict]:
 
 def imagenet(scale: str) -> ImageFolderDataset | None:
     """ImageNet-1k at paper scale when `imagenet/train` and `imagenet/val` are in the data folders."""
-    if scale != "paper":
-        return None
-    for folder in datasets.roots():
-        if (folder / "imagenet" / "train").is_dir():
-            return ImageFolderDataset(folder / "imagenet")
-    return None
+    folders = [root / "imagenet" for root in datasets.roots() if (root / "imagenet" / "train").is_dir()]
+    return ImageFolderDataset(folders[0]) if scale == "paper" and folders else None
 
 
-def measure(text: str, data: ImageFolderDataset, seed: int, device: str) -> dict:
+def measure(stage: Stage, chosen: Design, data: ImageFolderDataset, seed: int) -> dict:
     """One row: a design trained on ImageNet-1k, with ZenNAS's teacher where that can be had."""
-    chosen = Design.from_json(text)
-    model = build(chosen.architecture, input_shape=chosen.input_shape, classes=chosen.classes, seed=seed)
     try:
         teacher, name = load_teacher(), TEACHER
     except (ImportError, OSError, RuntimeError) as error:  # no package, no network, no such weights
         teacher, name = None, f"none ({error})"
-    result = train(model, data, RECIPE, seed=seed, device=device, teacher=teacher)
+    result = train(chosen.build(seed=seed), data, RECIPE, seed=seed, device=stage.device.type, teacher=teacher)
     return {"accuracy": result.accuracy, "seconds": result.seconds, "teacher": name}
 
 
@@ -86,17 +68,7 @@ def summary(table: pd.DataFrame, facts: dict) -> dict[str, dict[str, dict]]:
     ours = {}
     for budget, group in table.groupby("budget", sort=False):
         note = f"at {facts['input_shape'][1]} px, request {group['requested'].iloc[0] / 1e6:g}M FLOPs (2 x MACs)"
-        row = {
-            "Params. (M)": {
-                "value": group["params"].mean() / 1e6,
-                "spread": group["params"].std() / 1e6,
-                "n": len(group),
-            },
-            "FLOPs (M)": {"value": group["flops"].mean() / 1e6, "spread": group["flops"].std() / 1e6, "n": len(group)},
-            "Acc. (%)": {"value": None, "note": facts["why"]},
-        }
-        if facts["trained"]:
-            accuracy = group["accuracy"]
-            row["Acc. (%)"] = {"value": accuracy.mean(), "spread": accuracy.std(), "n": len(group)}
-        ours[f"{budget}: Ours"] = {name: {**value, "note": value.get("note", note)} for name, value in row.items()}
+        row = {"Params. (M)": measured(group["params"] / 1e6), "FLOPs (M)": measured(group["flops"] / 1e6)}
+        row["Acc. (%)"] = measured(group["accuracy"]) if facts["trained"] else {"value": None, "note": facts["why"]}
+        ours[f"{budget}: Ours"] = {name: {"note": note, **value} for name, value in row.items()}
     return ours

@@ -15,14 +15,8 @@ from graphnas_lib.stages.stage import Stage
 from graphnas_lib.training import cut_batch, train_task
 
 COLUMNS = {  # task -> the paper's column
-    "spherical": "Spherical",
-    "darcy": "Darcy Flow",
-    "psicov": "PSICOV",
-    "cosmic": "Cosmic",
-    "ninapro": "NinaPro",
-    "ecg": "ECG",
-    "satellite": "Satellite",
-    "deepsea": "DeepSEA",
+    **{"spherical": "Spherical", "darcy": "Darcy Flow", "psicov": "PSICOV", "cosmic": "Cosmic"},
+    **{"ninapro": "NinaPro", "ecg": "ECG", "satellite": "Satellite", "deepsea": "DeepSEA"},
 }
 MISSING = "its files are not there"
 
@@ -32,52 +26,34 @@ def make(stage: Stage) -> tuple[dict, dict]:
     scale = stage.scale
     available = datasets.available()
     trained = Trained.load(scale.name) if available else None
-    job = partial(
-        measure,
-        limit=scale.table4_samples,
-        epochs=scale.table4_epochs,
-        seed=stage.seed,
-        device=stage.device.type,
-        trained=trained,
-    )
-    budgets = {name: TASKS[name].wrn_params * scale.table4_params_share for name in available}
-    jobs = {name: partial(job, name, params) for name, params in budgets.items()}
+    jobs = {name: partial(measure, stage, trained, name) for name in available}
     done = {row["task"]: row for row in stage.collect(jobs, "tasks", {n: TASKS[n] for n in available}, workers=1)}
     table = [done.get(name) or {"task": name, "value": math.nan, "note": MISSING} for name in TASKS]
     facts = {"available": list(available), "limit": scale.table4_samples, "epochs": scale.table4_epochs}
     return {"table4_rows.csv": pd.DataFrame(table)}, facts
 
 
-def measure(
-    name: str, params: float, *, limit: int | None, epochs: int, seed: int, device: str, trained: Trained
-) -> dict:
+def measure(stage: Stage, trained: Trained, name: str) -> dict:
     """One row: the design chosen on real samples of the task, and its metric after training."""
-    task = datasets.load_task(name, limit=limit, seed=seed)
+    scale, options = stage.scale, {"seed": stage.seed, "device": stage.device.type}
+    task = datasets.load_task(name, limit=scale.table4_samples, seed=stage.seed)
     inputs, targets, _ = task.train.fetch(torch.arange(min(16, len(task.train))))
     given = {} if task.facts.kind != "points" else {"images": inputs, "labels": targets}
     try:
         chosen: Design = design(
-            params=params, input_shape=task.input_shape, classes=task.facts.classes, dense=task.dense, n=3,
-            candidates=3, seed=seed, device=device, trained=trained, **given,
+            params=task.facts.wrn_params * scale.table4_params_share, input_shape=task.input_shape, dense=task.dense,
+            classes=task.facts.classes, n=3, candidates=3, trained=trained, **options, **given,
         )[0]  # fmt: skip
     except BudgetUnreachable as error:
         return {"task": name, "value": None, "note": str(error)}
-    batch_size = cut_batch(task.facts.batch_size, len(task.train))
-    result = train_task(chosen.build(seed=seed), task, seed=seed, device=device, epochs=epochs, batch_size=batch_size)
+    size = {"epochs": scale.table4_epochs, "batch_size": cut_batch(task.facts.batch_size, len(task.train))}
+    result = train_task(chosen.build(seed=stage.seed), task, **size, **options)
     return {
         "task": name,
-        "value": result.value,
-        "metric": result.metric,
-        "chance": result.chance,
-        "at_chance": result.at_chance,
-        "validation": result.validation,
-        "params": chosen.params,
-        "flops": chosen.flops,
-        "n_train": result.n_train,
-        "n_test": result.n_test,
-        "epochs": result.epochs,
-        "seconds": round(result.seconds, 2),
-        "source": result.source,
+        **{key: getattr(result, key) for key in ("value", "metric", "chance", "at_chance", "validation")},
+        **{key: getattr(chosen, key) for key in ("params", "flops")},
+        **{key: getattr(result, key) for key in ("n_train", "n_test", "epochs")},
+        **{"seconds": round(result.seconds, 2), "source": result.source},
         "note": "training diverged" if result.diverged else "no better than a constant answer" * result.at_chance,
         "design": chosen.to_json(),
     }
@@ -97,21 +73,16 @@ def summary(table: pd.DataFrame, facts: dict) -> dict[str, dict[str, dict]]:
     """Our row of Table 4."""
     row = {}
     for line in table.to_dict("records"):
-        note = line["note"] if isinstance(line["note"], str) else ""
-        if isinstance(line.get("n_train"), float) and line["n_train"] == line["n_train"]:
-            note = "; ".join(
-                part for part in (note, f"{line['n_train']:.0f} training samples, {facts['epochs']} epochs") if part
-            )
-        row[COLUMNS[line["task"]]] = {"value": line["value"], "n": 1, "note": note}
+        notes = [line["note"]] if pd.notna(line["note"]) and line["note"] else []
+        if pd.notna(line.get("n_train")):
+            notes.append(f"{line['n_train']:.0f} training samples, {facts['epochs']} epochs")
+        row[COLUMNS[line["task"]]] = {"value": line["value"], "n": 1, "note": "; ".join(notes)}
     return {"Ours": row}
 
 
 def tasks() -> pd.DataFrame:
     """The eight tasks of Table 4, and which have their files here."""
     here = datasets.available()
-    return pd.DataFrame(
-        [
-            {"task": name, "metric": task.metric, "kind": task.kind, "outputs": task.classes, "here": name in here}
-            for name, task in TASKS.items()
-        ]
-    )
+    table = pd.DataFrame([{"metric": t.metric, "kind": t.kind, "outputs": t.classes} for t in TASKS.values()])
+    table.insert(0, "task", list(TASKS))
+    return table.assign(here=table["task"].isin(here))

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pandas as pd
 
-from graphnas_lib import benchmarks, datasets
+from graphnas_lib import benchmarks
 from graphnas_lib.paper import NATS_TAU
+from graphnas_lib.stages import labels
 from graphnas_lib.stages.stage import Stage
-from graphnas_lib.store import processes
 
 
 def make(stage: Stage) -> tuple[dict, dict]:
@@ -16,23 +16,10 @@ def make(stage: Stage) -> tuple[dict, dict]:
     Raises:
         MissingDataError: the benchmark's accuracies are not at hand.
     """
-    scale = stage.scale
     accuracies = benchmarks.accuracies("cifar10")  # first of all: without it nothing is worth scoring
-    data = datasets.load("auto", resolution=scale.label_resolution)
-    images, targets = data.batch(2 * scale.label_batch, device=stage.device)
-    facts = {"data": data.source, "batch": scale.label_batch, "resolution": scale.label_resolution}
-    scores = benchmarks.score_all(
-        benchmarks.sample(scale.validation_networks, seed=stage.seed),
-        images,
-        targets,
-        seed=stage.seed,
-        out=stage.scores_file("validation-scores", facts | {"seed": stage.seed, "device": stage.device.type}),
-        classes=data.classes,
-        workers=processes(stage.device),
-        progress=stage.progress,
-        dask=stage.dask,
-    )
-    facts |= {"networks": scale.validation_networks, "resamples": benchmarks.RESAMPLES}
+    networks = benchmarks.sample(stage.scale.validation_networks, seed=stage.seed)
+    scores, facts = labels.score(stage, networks, "validation-scores", benchmarks.score_all, batches=2)
+    facts |= {"networks": len(networks), "resamples": benchmarks.RESAMPLES}
     facts["failed"] = int((~scores["error"].isin(["", benchmarks.DISCONNECTED])).sum())
     files = {
         "validation_scores.parquet": scores,
