@@ -42,40 +42,31 @@ TAU_COLUMNS = ("skeleton", "proxy", "tau", "low", "high", "n", "disconnected", "
 # ---- scores
 
 
-def score_architecture(text: str, skeleton: str, images: Tensor, labels: Tensor, *, seed: int, classes: int) -> dict:
-    """`SCORES` of one connected architecture on one of `nats.SKELETONS`, at initialisation; ProxyError where one fails.
+def row(text: str, skeleton: str, images: Tensor, labels: Tensor, *, seed: int, classes: int, device=None) -> dict:
+    """One row: arch, skeleton, `SCORES` at initialisation, error; NaN where disconnected or failed, which error says.
+
+    It is computed on `device`, the images' own by default, and the same wherever it is made: one thread. "naswot_relu"
+    is NASWOT as published (ReLU units, train mode), but at B images; "tcet" has the paper's log1p and "tcet_none" the
+    T-CET paper's formula, both with the saliency in eval mode (D18); "tcet_train" is that formula with it in train
+    mode. flops are 2 x MACs (`proxies`).
 
     Args:
         images: (2 B, C, H, W), normalised. The first B serve every proxy; ZiCo takes both halves as its two batches.
         seed: of the initial weights and of Zen-score's draws.
-
-    Returns:
-        Each score by name. "naswot_relu" is NASWOT as published (ReLU units, train mode), but at B images; "tcet" has
-        the paper's log1p and "tcet_none" the T-CET paper's formula, both with the saliency in eval mode (D18);
-        "tcet_train" is that formula with it in train mode. flops are 2 x MACs (`proxies`).
     """
-    model = nats.skeleton(text, skeleton, classes=classes, seed=seed)
-    model.to(images.device, memory_format=torch.channels_last)
-    half = len(images) // 2
-    found = {"naswot_relu": proxies.naswot(model, images[:half], variant="relu", mode="train")}
-    others, second = [name for name in SCORES if name not in found], (images[half:], labels[half:])
-    found |= proxies.score(model, images[:half], labels[:half], others, seed=seed, second=second)
-    return {name: found[name] for name in SCORES}
-
-
-def row(text: str, skeleton: str, images: Tensor, labels: Tensor, *, device=None, **options) -> dict:
-    """One row: arch, skeleton, the scores, error "" ; scores are NaN where disconnected or failed, which error says.
-
-    It is computed on `device`, the images' own by default, and the same wherever it is made: one thread.
-    """
-    values, error, place = dict.fromkeys(SCORES, float("nan")), DISCONNECTED, device or images.device
+    values, error, half = dict.fromkeys(SCORES, float("nan")), DISCONNECTED, len(images) // 2
     if nats.is_connected(text):
+        images, labels = images.to(device or images.device), labels.to(device or images.device)
+        others, second = [name for name in SCORES if name != "naswot_relu"], (images[half:], labels[half:])
         try:
             with single_threaded():
-                values = score_architecture(text, skeleton, images.to(place), labels.to(place), **options)
+                model = nats.skeleton(text, skeleton, classes=classes, seed=seed)
+                model.to(images.device, memory_format=torch.channels_last)
+                values["naswot_relu"] = proxies.naswot(model, images[:half], variant="relu", mode="train")
+                values |= proxies.score(model, images[:half], labels[:half], others, seed=seed, second=second)
             error = ""
         except ProxyError as reason:
-            error = str(reason)
+            values, error = dict.fromkeys(SCORES, float("nan")), str(reason)
     return {"arch": text, "skeleton": skeleton, **values, "error": error}
 
 
@@ -95,7 +86,7 @@ def score_all(
 
     Args:
         architectures: strings of NATS-Bench-TSS; those that `out` has are not scored again.
-        images: (2 B, C, H, W), normalised; see `score_architecture`. Workers compute on their device.
+        images: (2 B, C, H, W), normalised; see `row`. Workers compute on their device.
         seed: of every network's initial weights.
         out: file of finished rows, one JSON line each.
         workers: processes of one thread each; 1 runs in this one.

@@ -106,69 +106,46 @@ def load_npy(path: Path) -> np.ndarray:
 # ---- CIFAR and ImageNet16 archives
 
 
-def cifar10(folder: Path, layout: str) -> tuple[Arrays, Arrays]:
-    """CIFAR-10, train and test: images uint8 (N, 3, 32, 32) and labels; layout "python" or "binary"."""
-    if layout == "binary":
-        return tuple(_records(folder, files, 1, 0) for files in ("data_batch_*.bin", "test_batch.bin"))
-    return tuple(_pickled(folder, files, "labels", 32) for files in ("data_batch_*[0-9]", "test_batch"))
-
-
-def cifar100(folder: Path, layout: str) -> tuple[Arrays, Arrays]:
-    """CIFAR-100 with its fine labels; see `cifar10`."""
-    if layout == "binary":  # a record is coarse label, fine label, 3072 bytes
-        return tuple(_records(folder, file, 2, 1) for file in ("train.bin", "test.bin"))
-    return tuple(_pickled(folder, file, "fine_labels", 32) for file in ("train", "test"))
-
-
-def imagenet16_120(folder: Path, layout: str = "python") -> tuple[Arrays, Arrays]:
-    """ImageNet16-120: images uint8 (N, 3, 16, 16), the first 120 of the 1,000 classes."""
-    splits = (_pickled(folder, files, "labels", 16) for files in ("train_data_batch_*", "val_data"))
-    return tuple((x[y <= 120], y[y <= 120] - 1) for x, y in splits)  # labels on file are 1..1000
-
-
-def _records(folder: Path, files: str, heads: int, head: int) -> Arrays:
-    """Binary CIFAR: records of `heads` label bytes and 3,072 pixel bytes; the label is byte number `head`."""
-    parts = []
-    for path in _present(folder, files):
-        data = np.fromfile(path, dtype=np.uint8)
-        if len(data) == 0 or len(data) % (heads + 3072):
-            raise CorruptArtifactError(
-                f"{path.name} must hold whole records of {heads + 3072} bytes; it has {len(data)} bytes. "
-                "Fetch it again."
+def read_images(folder: Path, layout: dict[str, Any], side: int) -> list[Arrays]:
+    """Train and test split of an archive in a layout of `facts.toml`: images uint8 (N, 3, side, side) and labels."""
+    splits, pixels = [], 3 * side**2
+    for pattern in layout["files"]:
+        files = sorted(path for path in folder.glob(pattern) if path.is_file())
+        if not files:
+            missing = "all training files" if "*" in pattern else pattern
+            raise MissingDataError(
+                f"{folder.name} must hold the official files; {missing} are not there. Unpack the archive again."
             )
-        parts.append(data.reshape(-1, heads + 3072))
-    data = np.concatenate(parts)
-    return np.ascontiguousarray(data[:, heads:]).reshape(-1, 3, 32, 32), data[:, head].astype(np.int64)
+        if "labels" in layout:
+            parts = [_pickled(path, layout["labels"], pixels) for path in files]
+        else:
+            parts = [_records(path, layout["label_bytes"], pixels) for path in files]
+        data, labels = (np.concatenate(column) for column in zip(*parts))
+        splits.append((data.reshape(-1, 3, side, side), labels))
+    return splits
 
 
-def _pickled(folder: Path, files: str, key: str, side: int) -> Arrays:
-    """Pickled CIFAR or ImageNet16: dicts with `data` (N, 3 side^2) uint8, channels first, and labels under `key`."""
-    parts = []
-    for path in _present(folder, files):
-        part = unpickle_restricted(path)
-        parts.append(part)
-        shape = np.shape(part.get("data")) if isinstance(part, dict) else None
-        if shape is None or len(shape) != 2 or shape[1] != 3 * side * side or len(part.get(key, ())) != shape[0]:
-            raise CorruptArtifactError(
-                f"{path.name} must be a dict with 'data' (N, {3 * side * side}) and '{key}' (N,); "
-                f"its data has shape {shape}. Fetch it again."
-            )
-    data = np.concatenate([part["data"] for part in parts]).astype(np.uint8, copy=False)
-    return data.reshape(-1, 3, side, side), np.concatenate([np.asarray(part[key], np.int64) for part in parts])
-
-
-def _present(folder: Path, files: str) -> list[Path]:
-    """The files of that pattern, in order."""
-    found = sorted(path for path in folder.glob(files) if path.is_file())
-    if not found:
-        missing = "all training files" if "*" in files else files
-        raise MissingDataError(
-            f"{folder.name} must hold the official files; {missing} are not there. Unpack the archive again."
+def _records(path: Path, label_bytes: int, pixels: int) -> Arrays:
+    """Binary CIFAR: records of label bytes, of which the last one counts, and pixel bytes, channels first."""
+    data, size = np.fromfile(path, dtype=np.uint8), label_bytes + pixels
+    if len(data) == 0 or len(data) % size:
+        raise CorruptArtifactError(
+            f"{path.name} must hold whole records of {size} bytes; it has {len(data)} bytes. Fetch it again."
         )
-    return found
+    records = data.reshape(-1, size)
+    return records[:, label_bytes:], records[:, label_bytes - 1].astype(np.int64)
 
 
-READERS = {"cifar10": cifar10, "cifar100": cifar100, "imagenet16-120": imagenet16_120}
+def _pickled(path: Path, key: str, pixels: int) -> Arrays:
+    """Pickled CIFAR or ImageNet16: a dict with `data` (N, pixels) uint8, channels first, and labels under `key`."""
+    part = unpickle_restricted(path)
+    shape = np.shape(part.get("data")) if isinstance(part, dict) else None
+    if shape is None or len(shape) != 2 or shape[1] != pixels or len(part.get(key, ())) != shape[0]:
+        raise CorruptArtifactError(
+            f"{path.name} must be a dict with 'data' (N, {pixels}) and '{key}' (N,); its data has shape {shape}. "
+            "Fetch it again."
+        )
+    return np.asarray(part["data"]).astype(np.uint8, copy=False), np.asarray(part[key], np.int64)
 
 
 def download(url: str, sha256: str, folder: Path) -> None:

@@ -157,9 +157,9 @@ def roots(given: Path | str | None = None) -> list[Path]:
 # ---- official archives
 
 
-def _folder(facts: dict, given: Path | str | None) -> tuple[Path, str] | None:
+def _folder(facts: dict, given: Path | str | None) -> tuple[Path, dict] | None:
     """First folder that holds the data set, and its layout."""
-    places = ((place / folder, layout) for place in roots(given) for layout, folder in facts["folders"].items())
+    places = ((place / layout["folder"], layout) for place in roots(given) for layout in facts["layouts"])
     return next((found for found in places if found[0].is_dir()), None)
 
 
@@ -171,7 +171,7 @@ def official(name: str, given: Path | str | None = None, *, download: bool = Fal
         archives.download(facts["url"], facts["sha256"], roots(given)[0])
         found = _folder(facts, given)
     if found is None:
-        wanted = " or ".join(f"'{folder}'" for folder in facts["folders"].values())
+        wanted = " or ".join(f"'{layout['folder']}'" for layout in facts["layouts"])
         places = "the given root" if given is not None else "$GRAPHNAS_DATA and data/"
         remedy = "pass download=True" if "url" in facts else "see the NATS-Bench documentation for the files"
         raise MissingDataError(
@@ -179,7 +179,9 @@ def official(name: str, given: Path | str | None = None, *, download: bool = Fal
             "which scikit-learn bundles."
         )
     folder, layout = found
-    splits = archives.READERS[name](folder, layout)
+    splits = archives.read_images(folder, layout, facts["side"])
+    if first := facts.get("first_label", 0):  # and more classes on file
+        splits = [(x[y < first + classes], y[y < first + classes] - first) for x, y in splits]
     for _, labels in splits:
         if len(labels) == 0 or labels.min() < 0 or labels.max() >= classes:
             raise CorruptArtifactError(

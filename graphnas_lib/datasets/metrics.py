@@ -32,12 +32,9 @@ def contact_mae(outputs: Tensor, targets: Tensor, mask: Tensor) -> float:
     """
     position = torch.arange(outputs.shape[-1])
     far = position[None, :] - position[:, None] >= MIN_SEPARATION_RESIDUES  # (L, L), upper triangle
-    errors = []
-    for output, target, inside in zip(outputs, targets, mask):
-        chosen = inside & far & (target <= MAX_CONTACT_ANGSTROM)
-        if chosen.any():
-            symmetric = ((output + output.T) / 2).clamp_min(0.01)
-            errors.append((symmetric - target)[chosen].abs().double().mean().item())
+    chosen = mask & far & (targets <= MAX_CONTACT_ANGSTROM)
+    gaps = (((outputs + outputs.mT) / 2).clamp_min(0.01) - targets).abs()
+    errors = [gap[pairs].double().mean().item() for gap, pairs in zip(gaps, chosen) if pairs.any()]
     if not errors:
         raise ValueError(
             f"MAE_8 needs pairs at {MAX_CONTACT_ANGSTROM} Angstrom or less, {MIN_SEPARATION_RESIDUES} or more residues "

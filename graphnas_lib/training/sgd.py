@@ -25,7 +25,6 @@ from graphnas_lib.store import Checkpoint
 from graphnas_lib.training.recipes import Recipe, learning_rate, steps_per_epoch
 
 STEPS_BETWEEN_CHECKS = 64  # of the loss; each look waits for the device
-SAVED = ("step", "rows", "seconds", "extra", "total")  # of `LoopState`, in a checkpoint
 
 Loss = Callable[[Tensor], Tensor]  # of the outputs of a batch
 Draw = Callable[[Tensor, int], tuple[Tensor, Loss]]  # sample positions and the step's own seed -> inputs, loss
@@ -46,9 +45,8 @@ class LoopState:
 
     def save(self, checkpoint: Checkpoint, model: nn.Module, optimizer: torch.optim.SGD) -> None:
         """Write all that the next step depends on."""
-        kept = {name: getattr(self, name) for name in SAVED}
         momentum = [optimizer.state[p].get("momentum_buffer") for p in _parameters(optimizer)]
-        checkpoint.save({**kept, "model": model.state_dict(), "momentum": momentum})
+        checkpoint.save({**vars(self), "model": model.state_dict(), "momentum": momentum})
 
     @classmethod
     def restore(cls, checkpoint: Checkpoint, model: nn.Module, optimizer: torch.optim.SGD) -> LoopState:
@@ -57,12 +55,11 @@ class LoopState:
         device = parameters[0].device
         if stored is None:
             return cls(total=torch.zeros((), device=device))
-        model.load_state_dict(stored["model"])
-        for parameter, momentum in zip(parameters, stored["momentum"]):
+        model.load_state_dict(stored.pop("model"))
+        for parameter, momentum in zip(parameters, stored.pop("momentum")):
             if momentum is not None:
                 optimizer.state[parameter]["momentum_buffer"] = torch.empty_like(parameter).copy_(momentum)
-        kept = {name: stored[name] for name in SAVED}
-        return cls(**kept | {"total": stored["total"].to(device)})
+        return cls(**stored | {"total": stored["total"].to(device)})
 
 
 ONE_PROCESS = SimpleNamespace(  # in place of an `accelerate.Accelerator`

@@ -1,9 +1,4 @@
-"""The ZenNet design space as networks, costs and mutations: the space of Table 2's baselines.
-
-Budgets of ZenNAS, ZiCo and T-CET are in MACs of the ZenNAS counter, which counts one parameter a batch-norm channel
-and under-counts a shortcut; `count(..., convention="zennas")` follows it and re-counts the published structures
-exactly, `convention="paper"` counts exactly and in this package's units.
-"""
+"""The ZenNet design space as networks, costs and mutations: the space of Table 2's baselines."""
 
 from __future__ import annotations
 
@@ -46,8 +41,9 @@ def count(
     """Costs of a structure for one square image of side `resolution`.
 
     Args:
-        convention: "zennas": the counter of its budgets (one parameter a BN channel and one for the classifier's
-            bias; MACs of BN once; shortcuts at output side / stride). "paper": exact, as `network.count`.
+        convention: "zennas": the counter behind the budgets of ZenNAS, ZiCo and T-CET (one parameter a BN channel and
+            one for the classifier's bias; MACs of BN once; shortcuts at output side / stride), which re-counts the
+            published structures exactly. "paper": exact, in this package's units, as `network.count`.
         se: count squeeze-excite as well, under "zennas" alone: ZenNAS trains its ImageNet networks with it, but checks
             budgets without, and no network is built with it here.
 
