@@ -114,13 +114,11 @@ class NatsNetwork(nn.Module):
         super().__init__()
         operations, width = nats_operations(text), STAGES[0]
         self.stem = nn.Sequential(nn.Conv2d(3, width, 3, padding=1, bias=False), nn.BatchNorm2d(width))
-        blocks: list[nn.Module] = []
+        self.blocks = nn.Sequential()
         for channels in STAGES:
-            if channels != width:
-                blocks.append(Reduction(width, channels))
-            blocks += [NatsCell(operations, channels) for _ in range(REPEATS)]
+            self.blocks.extend([Reduction(width, channels)] if channels != width else [])
+            self.blocks.extend(NatsCell(operations, channels) for _ in range(REPEATS))
             width = channels
-        self.blocks = nn.Sequential(*blocks)
         self.head = nn.Sequential(nn.BatchNorm2d(width), nn.ReLU())
         self.pool = nn.AdaptiveAvgPool2d(1)
         self.classifier = nn.Linear(width, classes)
@@ -137,8 +135,7 @@ class NatsNetwork(nn.Module):
 def skeleton(text: str, name: str, *, classes: int = 10, seed: int = 0) -> nn.Module:
     """An architecture on one of `SKELETONS`, initialised reproducibly; the global generator stays as it is.
 
-    Raises:
-        InvalidCellError: `text` is no architecture, or a disconnected one that "alpha_x" (Eq. 1-2) cannot hold.
+    InvalidCellError: `text` is no architecture, or a disconnected one that "alpha_x" (Eq. 1-2) cannot hold.
     """
     if name not in SKELETONS:
         raise ValueError(f"skeleton must be one of {SKELETONS}; got {name!r}.")

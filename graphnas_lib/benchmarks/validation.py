@@ -12,6 +12,7 @@ import hashlib
 import warnings
 from collections.abc import Sequence
 from functools import partial
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -33,44 +34,39 @@ SCORES = (
 DISCONNECTED = "disconnected"
 RESAMPLES = 1_000
 MAX_TAU_GAP = 0.05  # "within" a published tau
+# what each paper prints for a proxy; NaN where it prints nothing
+PUBLISHED = {name: {paper: taus.get(name, np.nan) for paper, taus in NATS_TAU.items()} for name in SCORES}
 TAU_COLUMNS = ("skeleton", "proxy", "tau", "low", "high", "n", "disconnected", "failed", *NATS_TAU, "within")
 
 
 # ---- scores
 
 
-def score_architecture(text: str, skeleton: str, images: Tensor, labels: Tensor, *, seed: int, classes: int) -> dict:
-    """`SCORES` of one connected architecture on one of `nats.SKELETONS`, at initialisation; ProxyError where one fails.
+def row(text: str, skeleton: str, images: Tensor, labels: Tensor, *, seed: int, classes: int, device=None) -> dict:
+    """One row: arch, skeleton, `SCORES` at initialisation, error; NaN where disconnected or failed, which error says.
+
+    It is computed on `device`, the images' own by default, and the same wherever it is made: one thread. "naswot_relu"
+    is NASWOT as published (ReLU units, train mode), but at B images; "tcet" has the paper's log1p and "tcet_none" the
+    T-CET paper's formula, both with the saliency in eval mode (D18); "tcet_train" is that formula with it in train
+    mode. flops are 2 x MACs (`proxies`).
 
     Args:
         images: (2 B, C, H, W), normalised. The first B serve every proxy; ZiCo takes both halves as its two batches.
-        labels: (2 B,) class indices.
         seed: of the initial weights and of Zen-score's draws.
-        classes: outputs of the classifier.
-
-    Returns:
-        Each score by name. "naswot_relu" is NASWOT as published (ReLU units, train mode), but at B images; "tcet" has
-        the paper's log1p and "tcet_none" the T-CET paper's formula, both with the saliency in eval mode (D18);
-        "tcet_train" is that formula with it in train mode. flops are 2 x MACs (`proxies`).
     """
-    model = nats.skeleton(text, skeleton, classes=classes, seed=seed)
-    model.to(images.device, memory_format=torch.channels_last)
-    half = len(images) // 2
-    first = images[:half], labels[:half]
-    found = {"naswot_relu": proxies.naswot(model, first[0], variant="relu", mode="train")}
-    others, second = [name for name in SCORES if name not in found], (images[half:], labels[half:])
-    found |= proxies.score(model, *first, others, seed=seed, second=second)
-    return {name: found[name] for name in SCORES}
-
-
-def row(text: str, skeleton: str, images: Tensor, labels: Tensor, **options) -> dict:
-    """One row: arch, skeleton, the scores, error "" ; scores are NaN where disconnected or failed, which error says."""
-    values, error = dict.fromkeys(SCORES, float("nan")), DISCONNECTED
+    values, error, half = dict.fromkeys(SCORES, float("nan")), DISCONNECTED, len(images) // 2
     if nats.is_connected(text):
+        images, labels = images.to(device or images.device), labels.to(device or images.device)
+        others, second = [name for name in SCORES if name != "naswot_relu"], (images[half:], labels[half:])
         try:
-            values, error = score_architecture(text, skeleton, images, labels, **options), ""
+            with single_threaded():
+                model = nats.skeleton(text, skeleton, classes=classes, seed=seed)
+                model.to(images.device, memory_format=torch.channels_last)
+                values["naswot_relu"] = proxies.naswot(model, images[:half], variant="relu", mode="train")
+                values |= proxies.score(model, images[:half], labels[:half], others, seed=seed, second=second)
+            error = ""
         except ProxyError as reason:
-            error = str(reason)
+            values, error = dict.fromkeys(SCORES, float("nan")), str(reason)
     return {"arch": text, "skeleton": skeleton, **values, "error": error}
 
 
@@ -90,13 +86,10 @@ def score_all(
 
     Args:
         architectures: strings of NATS-Bench-TSS; those that `out` has are not scored again.
-        images: (2 B, C, H, W), normalised; see `score_architecture`. Workers compute on their device.
-        labels: (2 B,).
+        images: (2 B, C, H, W), normalised; see `row`. Workers compute on their device.
         seed: of every network's initial weights.
         out: file of finished rows, one JSON line each.
-        classes: outputs of the classifier.
         workers: processes of one thread each; 1 runs in this one.
-        progress: draw a bar with the time left, in networks.
         dask: address of a dask scheduler, whose workers replace `workers`.
 
     Returns:
@@ -112,24 +105,11 @@ def score_all(
     batch = images.cpu(), labels.cpu()  # a CUDA tensor cannot go to another process
     digest = hashlib.sha256(b"".join(part.contiguous().numpy().tobytes() for part in batch)).hexdigest()[:16]
     settings = {"scores": SCORES, "batch": f"{tuple(images.shape)} {digest}", "device": images.device.type}
-    job = partial(_row, images=batch[0], labels=batch[1], device=images.device, options=options)
+    job = partial(row, images=batch[0], labels=batch[1], device=images.device, **options)
     jobs = {f"{name} {text}": partial(job, text, name) for text in architectures for name in nats.SKELETONS}
-    rows = store.collect(
-        jobs,
-        store.Journal(out, options | settings),
-        workers=workers,
-        progress=progress,
-        dask=dask,
-        desc="scores",
-        unit="net",
-    )
+    how = {"workers": workers, "progress": progress, "dask": dask, "desc": "scores", "unit": "net"}
+    rows = store.collect(jobs, store.Journal(out, options | settings), **how)
     return pd.DataFrame(rows, columns=["arch", "skeleton", *SCORES, "error"])
-
-
-def _row(text: str, skeleton: str, *, images: Tensor, labels: Tensor, device: torch.device, options: dict) -> dict:
-    """A row is the same wherever it is made: one thread."""
-    with single_threaded():
-        return row(text, skeleton, images.to(device), labels.to(device), **options)
 
 
 # ---- statistics
@@ -147,19 +127,18 @@ def kendall_tau(x, y, *, resamples: int = RESAMPLES, seed: int = 0) -> tuple[flo
     x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
     if x.shape != y.shape or x.ndim != 1 or len(x) < 2 or np.isnan(x).any() or np.isnan(y).any():
         raise ValueError(f"Kendall's tau needs two series of one length >= 2 without NaN; got {x.shape} and {y.shape}.")
+
+    def tau(x: np.ndarray, y: np.ndarray, axis: int = -1) -> np.ndarray:
+        return kendalltau(x, y, axis=axis).statistic
+
     drawn = np.empty(0)
     if resamples:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DegenerateDataWarning)  # of scipy's own interval, which is not used
-            options = {"paired": True, "n_resamples": resamples, "rng": np.random.default_rng(seed)}
-            drawn = bootstrap((x, y), _tau, method="percentile", **options).bootstrap_distribution
+        options = {"paired": True, "n_resamples": resamples, "rng": np.random.default_rng(seed)}
+        with warnings.catch_warnings(action="ignore", category=DegenerateDataWarning):  # of scipy's own interval
+            drawn = bootstrap((x, y), tau, method="percentile", **options).bootstrap_distribution
     drawn = drawn[np.isfinite(drawn)]
     low, high = np.quantile(drawn, [0.025, 0.975]) if len(drawn) else (np.nan, np.nan)
-    return float(_tau(x, y)), float(low), float(high)
-
-
-def _tau(x: np.ndarray, y: np.ndarray, axis: int = -1) -> np.ndarray:
-    return kendalltau(x, y, axis=axis).statistic
+    return float(tau(x, y)), float(low), float(high)
 
 
 def tau_table(
@@ -174,21 +153,16 @@ def tau_table(
     """
     known, lines = scores[scores["arch"].isin(accuracies.index)], []
     options = {"resamples": RESAMPLES if resamples is None else resamples, "seed": seed}
-    for (skeleton, group), name in [(item, name) for item in known.groupby("skeleton", sort=False) for name in SCORES]:
+    for (skeleton, group), name in product(known.groupby("skeleton", sort=False), SCORES):
         lowest = group["error"] == DISCONNECTED
         used = group[lowest | (group["error"] == "")]
         values = used[name].where(used["error"] == "", -np.inf)
         tau, low, high = kendall_tau(values, accuracies[used["arch"]], **options)
-        printed = _published(name)
+        printed = PUBLISHED[name]
         counts = {"n": len(used), "disconnected": int(lowest.sum()), "failed": len(group) - len(used)}
         line = {"skeleton": skeleton, "proxy": name, "tau": tau, "low": low, "high": high, **counts, **printed}
         lines.append(line | {"within": within(tau, low, high, [v for v in printed.values() if not np.isnan(v)])})
     return pd.DataFrame(lines, columns=list(TAU_COLUMNS))
-
-
-def _published(proxy: str) -> dict[str, float]:
-    """What each paper prints for a proxy; NaN where it prints nothing."""
-    return {source: taus.get(proxy, np.nan) for source, taus in NATS_TAU.items()}
 
 
 def within(tau: float, low: float, high: float, printed: Sequence[float]) -> str:
@@ -201,9 +175,6 @@ def within(tau: float, low: float, high: float, printed: Sequence[float]) -> str
 
 def not_run(why: str) -> pd.DataFrame:
     """`tau_table` without results: the published values, and `not run (why)` in place of each tau."""
-    lines = [
-        {"skeleton": skeleton, "proxy": name, "tau": f"not run ({why})", **_published(name), "within": "-"}
-        for skeleton in nats.SKELETONS
-        for name in SCORES
-    ]
+    keys, told = product(nats.SKELETONS, SCORES), {"tau": f"not run ({why})", "within": "-"}
+    lines = [{"skeleton": skeleton, "proxy": name, **PUBLISHED[name], **told} for skeleton, name in keys]
     return pd.DataFrame(lines, columns=list(TAU_COLUMNS))

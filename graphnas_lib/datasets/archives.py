@@ -9,7 +9,9 @@ from __future__ import annotations
 import hashlib
 import os
 import pickle
+import shutil
 import tarfile
+import tempfile
 import tomllib
 import urllib.request
 from io import BytesIO
@@ -39,16 +41,13 @@ def _latin1(text: str, encoding: str = "latin1") -> bytes:
     return text.encode("latin1")
 
 
-_RECONSTRUCT = np.zeros(1).__reduce__()[0]
-_FROMBUFFER = np.zeros(1).__reduce_ex__(5)[0]
-_SCALAR = np.float64(0).__reduce__()[0]
 _ADMITTED = {
     ("numpy", "ndarray"): np.ndarray,
     ("numpy", "dtype"): np.dtype,
     ("_codecs", "encode"): _latin1,
-    **{(f"numpy.{core}.multiarray", "_reconstruct"): _RECONSTRUCT for core in ("core", "_core")},
-    **{(f"numpy.{core}.multiarray", "scalar"): _SCALAR for core in ("core", "_core")},
-    **{(f"numpy.{core}.numeric", "_frombuffer"): _FROMBUFFER for core in ("core", "_core")},
+    **{(f"numpy.{core}.multiarray", "_reconstruct"): np.zeros(1).__reduce__()[0] for core in ("core", "_core")},
+    **{(f"numpy.{core}.multiarray", "scalar"): np.float64(0).__reduce__()[0] for core in ("core", "_core")},
+    **{(f"numpy.{core}.numeric", "_frombuffer"): np.zeros(1).__reduce_ex__(5)[0] for core in ("core", "_core")},
 }
 
 # what a truncated or altered pickle can raise while it is read
@@ -91,85 +90,62 @@ def unpickle_restricted(source: bytes | Path | BinaryIO, *, name: str = "") -> A
 
 def load_npy(path: Path) -> np.ndarray:
     """An .npy file; object arrays (pickles inside) go through `unpickle_restricted`."""
+    headers = {1: np.lib.format.read_array_header_1_0, 2: np.lib.format.read_array_header_2_0}
     with open(path, "rb") as file:
         try:
-            version = np.lib.format.read_magic(file)
-            read_header = {1: np.lib.format.read_array_header_1_0, 2: np.lib.format.read_array_header_2_0}[version[0]]
-            shape, _, dtype = read_header(file)
+            shape, _, dtype = headers[np.lib.format.read_magic(file)[0]](file)
+            if not dtype.hasobject:
+                return np.load(path, allow_pickle=False)
         except (ValueError, KeyError) as error:
-            raise CorruptArtifactError(f"{path.name} must be an .npy file; it is not ({error}).") from error
-        if dtype.hasobject:
-            return np.asarray(unpickle_restricted(file, name=path.name), dtype=object).reshape(shape)
-    try:
-        return np.load(path, allow_pickle=False)
-    except ValueError as error:
-        raise CorruptArtifactError(f"{path.name} is truncated or altered ({error}). Fetch it again.") from error
+            raise CorruptArtifactError(
+                f"{path.name} must be an .npy file, whole and unaltered; it is not ({error}). Fetch it again."
+            ) from error
+        return np.asarray(unpickle_restricted(file, name=path.name), dtype=object).reshape(shape)
 
 
 # ---- CIFAR and ImageNet16 archives
 
 
-def cifar10(folder: Path, layout: str) -> tuple[Arrays, Arrays]:
-    """CIFAR-10, train and test: images uint8 (N, 3, 32, 32) and labels; layout "python" or "binary"."""
-    if layout == "binary":
-        train = sorted(folder.glob("data_batch_*.bin"))
-        return _records(train, folder, 1, 0), _records([folder / "test_batch.bin"], folder, 1, 0)
-    train = sorted(path for path in folder.glob("data_batch_*") if not path.suffix)
-    return _pickled(train, folder, "labels", 32), _pickled([folder / "test_batch"], folder, "labels", 32)
-
-
-def cifar100(folder: Path, layout: str) -> tuple[Arrays, Arrays]:
-    """CIFAR-100 with its fine labels; see `cifar10`."""
-    if layout == "binary":  # a record is coarse label, fine label, 3072 bytes
-        return _records([folder / "train.bin"], folder, 2, 1), _records([folder / "test.bin"], folder, 2, 1)
-    return tuple(_pickled([folder / name], folder, "fine_labels", 32) for name in ("train", "test"))
-
-
-def imagenet16_120(folder: Path, layout: str = "python") -> tuple[Arrays, Arrays]:
-    """ImageNet16-120: images uint8 (N, 3, 16, 16), the first 120 of the 1,000 classes."""
-    train = sorted(folder.glob("train_data_batch_*"))
-    splits = _pickled(train, folder, "labels", 16), _pickled([folder / "val_data"], folder, "labels", 16)
-    return tuple((x[y <= 120], y[y <= 120] - 1) for x, y in splits)  # labels on file are 1..1000
-
-
-def _records(files: list[Path], folder: Path, heads: int, head: int) -> Arrays:
-    """Binary CIFAR: records of `heads` label bytes and 3,072 pixel bytes; the label is byte number `head`."""
-    _present(files, folder)
-    parts = []
-    for path in files:
-        data = np.fromfile(path, dtype=np.uint8)
-        if len(data) == 0 or len(data) % (heads + 3072):
-            raise CorruptArtifactError(
-                f"{path.name} must hold whole records of {heads + 3072} bytes; it has {len(data)} bytes. "
-                "Fetch it again."
+def read_images(folder: Path, layout: dict[str, Any], side: int) -> list[Arrays]:
+    """Train and test split of an archive in a layout of `facts.toml`: images uint8 (N, 3, side, side) and labels."""
+    splits, pixels = [], 3 * side**2
+    for pattern in layout["files"]:
+        files = sorted(path for path in folder.glob(pattern) if path.is_file())
+        if not files:
+            missing = "all training files" if "*" in pattern else pattern
+            raise MissingDataError(
+                f"{folder.name} must hold the official files; {missing} are not there. Unpack the archive again."
             )
-        parts.append(data.reshape(-1, heads + 3072))
-    data = np.concatenate(parts)
-    return np.ascontiguousarray(data[:, heads:]).reshape(-1, 3, 32, 32), data[:, head].astype(np.int64)
+        if "labels" in layout:
+            parts = [_pickled(path, layout["labels"], pixels) for path in files]
+        else:
+            parts = [_records(path, layout["label_bytes"], pixels) for path in files]
+        data, labels = (np.concatenate(column) for column in zip(*parts))
+        splits.append((data.reshape(-1, 3, side, side), labels))
+    return splits
 
 
-def _pickled(files: list[Path], folder: Path, key: str, side: int) -> Arrays:
-    """Pickled CIFAR or ImageNet16: dicts with `data` (N, 3 side^2) uint8, channels first, and labels under `key`."""
-    _present(files, folder)
-    parts = [unpickle_restricted(path) for path in files]
-    for path, part in zip(files, parts):
-        shape = np.shape(part.get("data")) if isinstance(part, dict) else None
-        if shape is None or len(shape) != 2 or shape[1] != 3 * side * side or len(part.get(key, ())) != shape[0]:
-            raise CorruptArtifactError(
-                f"{path.name} must be a dict with 'data' (N, {3 * side * side}) and '{key}' (N,); "
-                f"its data has shape {shape}. Fetch it again."
-            )
-    data = np.concatenate([part["data"] for part in parts]).astype(np.uint8, copy=False)
-    return data.reshape(-1, 3, side, side), np.concatenate([np.asarray(part[key], np.int64) for part in parts])
-
-
-def _present(files: list[Path], folder: Path) -> None:
-    missing = [path.name for path in files if not path.is_file()]
-    if missing or not files:
-        raise MissingDataError(
-            f"{folder.name} must hold the official files; {missing or 'all training files'} are not there. "
-            "Unpack the archive again."
+def _records(path: Path, label_bytes: int, pixels: int) -> Arrays:
+    """Binary CIFAR: records of label bytes, of which the last one counts, and pixel bytes, channels first."""
+    data, size = np.fromfile(path, dtype=np.uint8), label_bytes + pixels
+    if len(data) == 0 or len(data) % size:
+        raise CorruptArtifactError(
+            f"{path.name} must hold whole records of {size} bytes; it has {len(data)} bytes. Fetch it again."
         )
+    records = data.reshape(-1, size)
+    return records[:, label_bytes:], records[:, label_bytes - 1].astype(np.int64)
+
+
+def _pickled(path: Path, key: str, pixels: int) -> Arrays:
+    """Pickled CIFAR or ImageNet16: a dict with `data` (N, pixels) uint8, channels first, and labels under `key`."""
+    part = unpickle_restricted(path)
+    shape = np.shape(part.get("data")) if isinstance(part, dict) else None
+    if shape is None or len(shape) != 2 or shape[1] != pixels or len(part.get(key, ())) != shape[0]:
+        raise CorruptArtifactError(
+            f"{path.name} must be a dict with 'data' (N, {pixels}) and '{key}' (N,); its data has shape {shape}. "
+            "Fetch it again."
+        )
+    return np.asarray(part["data"]).astype(np.uint8, copy=False), np.asarray(part[key], np.int64)
 
 
 def download(url: str, sha256: str, folder: Path) -> None:
@@ -177,26 +153,18 @@ def download(url: str, sha256: str, folder: Path) -> None:
     from tqdm.auto import tqdm
 
     folder.mkdir(parents=True, exist_ok=True)
-    archive = folder / f".{url.rsplit('/', 1)[-1]}.part"
-    try:
-        digest = hashlib.sha256()
-        with urllib.request.urlopen(url, timeout=60) as response, open(archive, "wb") as file:
+    with tempfile.TemporaryDirectory(dir=folder) as place:
+        with urllib.request.urlopen(url, timeout=60) as response, open(Path(place, "archive"), "w+b") as file:
             total = int(response.headers.get("Content-Length") or 0) or None
-            with tqdm(total=total, unit="B", unit_scale=True, desc=url.rsplit("/", 1)[-1]) as bar:
-                for block in iter(lambda: response.read(1 << 20), b""):
-                    digest.update(block)
-                    file.write(block)
-                    bar.update(len(block))
-        if digest.hexdigest() != sha256:
+            with tqdm.wrapattr(response, "read", total=total, desc=url.rsplit("/", 1)[-1]) as counted:
+                shutil.copyfileobj(counted, file, 1 << 20)
+            file.seek(0)
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+        if found != sha256:
             raise CorruptArtifactError(
-                f"{url} must have the SHA-256 {sha256}; what came has {digest.hexdigest()}. "
-                "Try again, or fetch it by hand."
+                f"{url} must have the SHA-256 {sha256}; what came has {found}. Try again, or fetch it by hand."
             )
-        unpacked = folder / f".{archive.stem}.unpacked"
-        with tarfile.open(archive) as tar:
-            tar.extractall(unpacked, filter="data")
-        for entry in unpacked.iterdir():
+        with tarfile.open(Path(place, "archive")) as tar:
+            tar.extractall(Path(place, "unpacked"), filter="data")
+        for entry in Path(place, "unpacked").iterdir():
             os.replace(entry, folder / entry.name)
-        unpacked.rmdir()
-    finally:
-        archive.unlink(missing_ok=True)

@@ -2,13 +2,13 @@
 
 Files are looked for in `$GRAPHNAS_DATA`, then in `data/`, in the official python or binary layout; how many images
 there are is read from the files, so a subset in the official format works and says that it is one. Without any file
-there is `digits`: 1,797 real images that scikit-learn bundles. Pickled archives go through
-`archives.unpickle_restricted`, which admits NumPy arrays alone.
+there is `digits`: 1,797 real images that scikit-learn bundles.
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,24 +25,7 @@ from graphnas_lib.store import root as repository_root
 
 NAMES = ("auto", "cifar10", "cifar100", "digits", "imagenet16-120")
 IMAGE_SUFFIXES = (".jpeg", ".jpg", ".png")
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Source:
-    """Official layout of one data set (see `facts.toml`); mean and std in units of 0..255."""
-
-    title: str
-    classes: int
-    python_folder: str
-    binary_folder: str
-    official_sizes: list[int]
-    mean_255: list[float]
-    std_255: list[float]
-    url: str = ""
-    sha256: str = ""
-
-
-_SOURCES = {name: _Source(**facts) for name, facts in archives.FACTS["images"].items()}
+_OFFICIAL = archives.FACTS["images"]  # layout of each archive, as `facts.toml` explains it
 
 
 @dataclass(frozen=True)
@@ -87,15 +70,16 @@ class Dataset:
 
     def subset(self, n_train: int | None = None, n_test: int | None = None) -> Dataset:
         """At most the first n images of each split, in file order."""
-        train = {"train_images": self.train_images[:n_train], "train_labels": self.train_labels[:n_train]}
-        return replace(self, **train, test_images=self.test_images[:n_test], test_labels=self.test_labels[:n_test])
+        cut = {"train": n_train, "test": n_test}
+        return self._with(**{split: tuple(part[:n] for part in self._split(split)) for split, n in cut.items()})
 
     def resized(self, resolution: int) -> Dataset:
         """Every image at resolution x resolution (antialiased bilinear)."""
         if resolution == self.train_images.shape[-1] == self.train_images.shape[-2]:
             return self
-        images = {f"{split}_images": _resize(self._split(split)[0], resolution) for split in ("train", "test")}
-        return replace(self, **images, source=f"{self.source}, resized to {resolution}x{resolution}")
+        train, test = _resize(self.train_images, resolution), _resize(self.test_images, resolution)
+        source = f"{self.source}, resized to {resolution}x{resolution}"
+        return replace(self, train_images=train, test_images=test, source=source)
 
     def split_validation(self, fraction: float = 0.1, *, seed: int = 0) -> Dataset:
         """Training images only: a class-balanced `fraction` of them becomes the test split, the rest stays.
@@ -105,15 +89,17 @@ class Dataset:
         if not 0 < fraction < 1:
             raise ValueError(f"fraction of held-out training images must lie between 0 and 1; got {fraction}.")
         held = stratified(self.train_labels, fraction, seed=seed)
-        kept = {"train_images": self.train_images[~held], "train_labels": self.train_labels[~held]}
-        test = {"test_images": self.train_images[held], "test_labels": self.train_labels[held]}
+        train, test = (tuple(part[chosen] for part in self._split("train")) for chosen in (~held, held))
         source = f"{self.source}; tested on {int(held.sum())} held-out training images"
-        return replace(self, **kept, **test, source=source)
+        return replace(self._with(train, test), source=source)
 
     def to(self, device: torch.device | str) -> Dataset:
         """All tensors on `device`, so that a batch is one index operation there."""
-        fields = ("train_images", "train_labels", "test_images", "test_labels")
-        return replace(self, **{name: getattr(self, name).to(device) for name in fields})
+        return self._with(*([part.to(device) for part in self._split(split)] for split in ("train", "test")))
+
+    def _with(self, train: Sequence[Tensor], test: Sequence[Tensor]) -> Dataset:
+        """The same with other images and labels."""
+        return replace(self, train_images=train[0], train_labels=train[1], test_images=test[0], test_labels=test[1])
 
 
 def load(
@@ -125,10 +111,10 @@ def load(
     download: bool = False,
     root: Path | str | None = None,
 ) -> Dataset:
-    """A data set by name; MissingDataError or CorruptArtifactError say what is wrong with its files.
+    """A data set of `NAMES`; MissingDataError or CorruptArtifactError say what is wrong with its files.
 
     Args:
-        name: one of `NAMES`; "auto" is CIFAR-10 when its files are there, else digits.
+        name: "auto" is CIFAR-10 when its files are there, else digits.
         resolution: side of the images, in pixels; None leaves them as they are (digits: 32).
         n_train, n_test: at most so many images of a split, the first ones in file order.
         download: fetch the official archive when the files are not there (CIFAR only; SHA-256 checked).
@@ -137,7 +123,7 @@ def load(
     if name not in NAMES:
         raise ValueError(f"data set must be one of {NAMES}; got {name!r}.")
     if name == "auto":
-        found = _folder(_SOURCES["cifar10"], root) is not None
+        found = _folder(_OFFICIAL["cifar10"], root) is not None
         name = "cifar10" if found or download else "digits"
     dataset = digits() if name == "digits" else official(name, root, download=download)
     dataset = dataset.subset(n_train, n_test)
@@ -165,53 +151,50 @@ def roots(given: Path | str | None = None) -> list[Path]:
     """Folders that data is looked for in, first one first."""
     if given is not None:
         return [Path(given)]
-    set_by_user = os.environ.get("GRAPHNAS_DATA")
-    return [*([Path(set_by_user)] if set_by_user else []), repository_root() / "data"]
+    return [Path(folder) for folder in (os.environ.get("GRAPHNAS_DATA"), repository_root() / "data") if folder]
 
 
 # ---- official archives
 
 
-def _folder(source: _Source, given: Path | str | None) -> tuple[Path, str] | None:
+def _folder(facts: dict, given: Path | str | None) -> tuple[Path, dict] | None:
     """First folder that holds the data set, and its layout."""
-    for place in roots(given):
-        for layout, folder in (("python", source.python_folder), ("binary", source.binary_folder)):
-            if folder and (place / folder).is_dir():
-                return place / folder, layout
-    return None
+    places = ((place / layout["folder"], layout) for place in roots(given) for layout in facts["layouts"])
+    return next((found for found in places if found[0].is_dir()), None)
 
 
 def official(name: str, given: Path | str | None = None, *, download: bool = False) -> Dataset:
     """An official archive, whole or cut; see `load`."""
-    source = _SOURCES[name]
-    found = _folder(source, given)
-    if found is None and download and source.url:
-        archives.download(source.url, source.sha256, roots(given)[0])
-        found = _folder(source, given)
+    facts = _OFFICIAL[name]
+    title, classes, found = facts["title"], facts["classes"], _folder(facts, given)
+    if found is None and download and "url" in facts:
+        archives.download(facts["url"], facts["sha256"], roots(given)[0])
+        found = _folder(facts, given)
     if found is None:
-        wanted = " or ".join(f"'{folder}'" for folder in (source.python_folder, source.binary_folder) if folder)
+        wanted = " or ".join(f"'{layout['folder']}'" for layout in facts["layouts"])
         places = "the given root" if given is not None else "$GRAPHNAS_DATA and data/"
-        remedy = "pass download=True" if source.url else "see the NATS-Bench documentation for the files"
+        remedy = "pass download=True" if "url" in facts else "see the NATS-Bench documentation for the files"
         raise MissingDataError(
-            f"{source.title} needs the folder {wanted}; none in {places}. Put it there, {remedy}, or use 'digits', "
+            f"{title} needs the folder {wanted}; none in {places}. Put it there, {remedy}, or use 'digits', "
             "which scikit-learn bundles."
         )
     folder, layout = found
-    read = {"cifar10": archives.cifar10, "cifar100": archives.cifar100, "imagenet16-120": archives.imagenet16_120}[name]
-    splits = read(folder, layout)
+    splits = archives.read_images(folder, layout, facts["side"])
+    if first := facts.get("first_label", 0):  # and more classes on file
+        splits = [(x[y < first + classes], y[y < first + classes] - first) for x, y in splits]
     for _, labels in splits:
-        if len(labels) == 0 or labels.min() < 0 or labels.max() >= source.classes:
+        if len(labels) == 0 or labels.min() < 0 or labels.max() >= classes:
             raise CorruptArtifactError(
-                f"{source.title} labels must lie in 0..{source.classes - 1} and be at least one; {folder.name} holds "
+                f"{title} labels must lie in 0..{classes - 1} and be at least one; {folder.name} holds "
                 f"{len(labels)} from {labels.min(initial=0)} to {labels.max(initial=0)}. Fetch the archive again."
             )
     sizes = [len(labels) for _, labels in splits]
     note = "{:,} train + {:,} test images".format(*sizes)
-    if sizes != source.official_sizes:
-        note = f"a subset: {note} of the official " + "{:,} + {:,}".format(*source.official_sizes)
+    if sizes != facts["official_sizes"]:
+        note = f"a subset: {note} of the official " + "{:,} + {:,}".format(*facts["official_sizes"])
     tensors = [torch.from_numpy(array) for split in splits for array in split]
-    mean, std = (tuple(value / 255 for value in values) for values in (source.mean_255, source.std_255))
-    return Dataset(name, *tensors, source.classes, mean, std, f"{source.title} ({folder.name}; {note})")
+    mean, std = (tuple(value / 255 for value in facts[key]) for key in ("mean_255", "std_255"))
+    return Dataset(name, *tensors, classes, mean, std, f"{title} ({folder.name}; {note})")
 
 
 # ---- digits
@@ -263,18 +246,13 @@ class ImageFolderDataset:
                 f"An ImageNet folder must hold train/<class>/ and val/<class>/; {folder} has {len(names)} training "
                 "classes. Unpack the licensed archives so."
             )
-        self.classes, self.class_names, self.resolution = len(names), names, resolution
-        self._files: dict[str, list[tuple[Path, int]]] = {}
+        self.classes, self.class_names, self.input_shape = len(names), names, (3, resolution, resolution)  # C, H, W
+        self._files: dict[str, list[tuple[Path, int]]] = {}  # each with its label
         for split, part in (("train", "train"), ("test", "val")):
             files = ((path, i) for i, name in enumerate(names) for path in sorted((folder / part / name).glob("*")))
-            self._files[split] = [(path, label) for path, label in files if path.suffix.lower() in IMAGE_SUFFIXES]
+            self._files[split] = [file for file in files if file[0].suffix.lower() in IMAGE_SUFFIXES]
         self._pool = ThreadPoolExecutor(threads or min(32, os.cpu_count() or 1))
         self.source = f"ImageNet folder ({self.size('train'):,} train + {self.size('test'):,} val images)"
-
-    @property
-    def input_shape(self) -> tuple[int, int, int]:
-        """(C, H, W)."""
-        return 3, self.resolution, self.resolution
 
     def size(self, split: str) -> int:
         """Number of images of "train" or "test"."""
@@ -286,10 +264,9 @@ class ImageFolderDataset:
 
     def fetch(self, split: str, index: Tensor, *, seed: int | None = None) -> tuple[Tensor, Tensor]:
         """uint8 (B, 3, R, R) and labels (B,); a training split with a seed is cropped at random by it."""
-        files = [self._files[split][i] for i in index.tolist()]
+        paths, labels = zip(*(self._files[split][i] for i in index.tolist()))
         seeds = [None if split != "train" or seed is None else (seed, i) for i in index.tolist()]
-        images = list(self._pool.map(self._decode, [path for path, _ in files], seeds))
-        return torch.stack(images), torch.tensor([label for _, label in files])
+        return torch.stack(list(self._pool.map(self._decode, paths, seeds))), torch.tensor(labels)
 
     def _decode(self, path: Path, seed: tuple[int, int] | None) -> Tensor:
         from PIL import Image
@@ -297,8 +274,7 @@ class ImageFolderDataset:
         with Image.open(path) as file:
             image = file.convert("RGB")
         rng = None if seed is None else np.random.default_rng(seed)
-        box = crop_box(*image.size, rng)
-        image = image.resize((self.resolution, self.resolution), Image.Resampling.BICUBIC, box=box)
+        image = image.resize(self.input_shape[1:], Image.Resampling.BICUBIC, box=crop_box(*image.size, rng))
         pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)  # (3, R, R)
         return pixels.flip(-1) if rng is not None and rng.random() < 0.5 else pixels
 

@@ -25,24 +25,16 @@ def relative_l2(outputs: Tensor, targets: Tensor) -> float:
 
 
 def contact_mae(outputs: Tensor, targets: Tensor, mask: Tensor) -> float:
-    """MAE_8 in Angstrom: mean over proteins of the error on long-range contacts.
+    """MAE_8 in Angstrom: mean over proteins of the error on long-range contacts; ValueError where there is none.
 
-    Args:
-        outputs: predicted distances, (N, L, L); the two triangles are averaged, values clipped to 0.01 from below.
-        targets: true distances, (N, L, L).
-        mask: True inside the protein, (N, L, L).
-
-    Raises:
-        ValueError: no protein has such a contact.
+    Distances and mask (True inside the protein) are (N, L, L); the two triangles of a prediction are averaged, its
+    values clipped to 0.01 from below.
     """
     position = torch.arange(outputs.shape[-1])
     far = position[None, :] - position[:, None] >= MIN_SEPARATION_RESIDUES  # (L, L), upper triangle
-    errors = []
-    for output, target, inside in zip(outputs, targets, mask):
-        chosen = inside & far & (target <= MAX_CONTACT_ANGSTROM)
-        if chosen.any():
-            symmetric = ((output + output.T) / 2).clamp_min(0.01)
-            errors.append((symmetric - target)[chosen].abs().double().mean().item())
+    chosen = mask & far & (targets <= MAX_CONTACT_ANGSTROM)
+    gaps = (((outputs + outputs.mT) / 2).clamp_min(0.01) - targets).abs()
+    errors = [gap[pairs].double().mean().item() for gap, pairs in zip(gaps, chosen) if pairs.any()]
     if not errors:
         raise ValueError(
             f"MAE_8 needs pairs at {MAX_CONTACT_ANGSTROM} Angstrom or less, {MIN_SEPARATION_RESIDUES} or more residues "
@@ -80,11 +72,7 @@ def macro_f1_error(outputs: Tensor, targets: Tensor) -> float:
 
 
 def auroc_error(outputs: Tensor, targets: Tensor) -> float:
-    """1 - mean AUROC over the labels (N, K) that occur both as 0 and as 1; ties count half.
-
-    Raises:
-        ValueError: no label has both values.
-    """
+    """1 - mean AUROC over the labels (N, K) that occur both as 0 and as 1 (else ValueError); ties count half."""
     from sklearn.metrics import roc_auc_score
 
     true = targets.numpy() > 0.5

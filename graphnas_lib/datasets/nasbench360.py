@@ -1,20 +1,17 @@
 """The eight tasks of Table 4 (NAS-Bench-360; metrics as Shen et al. 2022): real files in, tensors out.
 
-`load_task(name)` reads the formats that the benchmark ships (gzip pickle, MATLAB v5 and v7.3, pickled dicts, object
-arrays, npz); pickles go through the restricted reader. Every task has a validation split for the choice of the epoch;
-the test split is read once. Where released loaders have defects, ours does without them: no sky noise while testing,
-validation never overlaps training, test series that repeat a training series are dropped and counted.
+`load_task(name)` reads the formats that the benchmark ships. Every task has a validation split for the choice of the
+epoch; the test split is read once. Where released loaders have defects, ours does without them: no sky noise while
+testing, validation never overlaps training, test series that repeat a training series are dropped and counted.
 """
 
 from __future__ import annotations
 
 import gzip
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from graphnas_lib.datasets.archives import FACTS, MissingDataError, load_npy, unpickle_restricted
 from graphnas_lib.datasets.images import roots
@@ -25,7 +22,7 @@ from graphnas_lib.store import CorruptArtifactError
 
 def _find(name: str, root: Path | str | None) -> Path | None:
     places = [folder / sub for folder in roots(root) for sub in ("nb360", ".")]
-    found = (place / file for place in places for file in LOADERS[name][1])
+    found = (place / file for place in places for file in TASKS[name].files)
     return next((path for path in found if path.exists()), None)
 
 
@@ -49,17 +46,17 @@ def load_task(name: str, root: Path | str | None = None, *, limit: int | None = 
     if path is None:
         place = "the given root" if root is not None else "$GRAPHNAS_DATA and data/"
         raise MissingDataError(
-            f"NAS-Bench-360's task '{name}' needs {LOADERS[name][1][0]}; it is neither in {place} nor in nb360/ there. "
-            "Fetch it from the benchmark's authors (see README, Data)."
+            f"NAS-Bench-360's task '{name}' needs {TASKS[name].files[0]}; it is neither in {place} nor in nb360/ "
+            "there. Fetch it from the benchmark's authors (see README, Data)."
         )
-    task = LOADERS[name][0](path, seed)
+    task = LOADERS[name](path, seed)
     return task if limit is None else task.limited(limit, seed=seed)
 
 
-def _divide(n: int, held: int, seed: int) -> tuple[Tensor, Tensor]:
-    """n positions into kept and held-out ones at random, each sorted."""
-    order = torch.randperm(n, generator=torch.Generator().manual_seed(seed))
-    return order[held:].sort().values, order[:held].sort().values
+def _divide(split: Split, held: int, seed: int) -> tuple[Split, Split]:
+    """Kept and held-out samples at random, in the order of the file."""
+    order = torch.randperm(len(split), generator=torch.Generator().manual_seed(seed))
+    return split.take(order[held:].sort().values), split.take(order[:held].sort().values)
 
 
 def _task(name: str, train: Split, valid: Split, test: Split, note: str, output: Normaliser | None = None) -> Task:
@@ -76,8 +73,8 @@ def spherical(path: Path, seed: int) -> Task:
     with gzip.open(path) as file:
         data = unpickle_restricted(file, name=path.name)
     train, test = (_tensors(data[split]["images"], data[split]["labels"]) for split in ("train", "test"))
-    kept, held = _divide(len(train), len(train) // 5, seed)
-    return _task("spherical", train.take(kept), train.take(held), test, "CIFAR-100 on the sphere, 0..255 as they are")
+    splits = _divide(train, len(train) // 5, seed)
+    return _task("spherical", *splits, test, "CIFAR-100 on the sphere, 0..255 as they are")
 
 
 def darcy(path: Path, seed: int) -> Task:
@@ -144,8 +141,8 @@ def cosmic(path: Path, seed: int) -> Task:
     if not test.is_dir():
         test = path.parent.parent / "deepCR.ACS-WFC.test" / "npy_test"
     train, test = _cosmic_split(path), _cosmic_split(test)
-    kept, held = _divide(len(train), max(1, len(train) // 10), seed)
-    return _task("cosmic", train.take(kept), train.take(held), test, "F435W, resolved galaxies, fixed crop of 128")
+    splits = _divide(train, max(1, len(train) // 10), seed)
+    return _task("cosmic", *splits, test, "F435W, resolved galaxies, fixed crop of 128")
 
 
 def _cosmic_split(folder: Path) -> Split:
@@ -195,14 +192,11 @@ def _ecg_windows(records: list[tuple[np.ndarray, str]]) -> Split:
     """z-scored recordings to windows (N, 1, 1000), rarer classes with a shorter stride; starts below length - 1000."""
     windows, labels = [torch.empty(0, ECG_WINDOW)], [torch.empty(0, dtype=torch.long)]
     for series, label in records:
-        kind = ECG_LABELS.index(label)
-        series = np.asarray(series, dtype=np.float64)
-        if len(series) <= ECG_WINDOW:
-            continue
-        series = torch.from_numpy((series - series.mean()) / max(series.std(), 1e-12)).float()
-        cut = series[:-1].unfold(0, ECG_WINDOW, ECG_STRIDES[kind])
-        windows.append(cut)
-        labels.append(torch.full((len(cut),), kind))
+        kind, series = ECG_LABELS.index(label), np.asarray(series, dtype=np.float64)
+        if len(series) > ECG_WINDOW:
+            series = torch.from_numpy((series - series.mean()) / max(series.std(), 1e-12)).float()
+            windows.append(series[:-1].unfold(0, ECG_WINDOW, ECG_STRIDES[kind]))
+            labels.append(torch.full((len(windows[-1]),), kind))
     return Split(torch.cat(windows)[:, None], torch.cat(labels))
 
 
@@ -212,9 +206,8 @@ def satellite(path: Path, seed: int) -> Task:
     known = {row.tobytes() for row in x}
     fresh = np.array([row.tobytes() not in known for row in x_test], dtype=bool)
     train, test = _tensors(_zscore(x), y), _tensors(_zscore(x_test[fresh]), y_test[fresh])
-    kept, held = _divide(len(train), len(train) // 10, seed)
     note = f"{int((~fresh).sum()):,} test series that repeat a training series dropped"
-    return _task("satellite", train.take(kept), train.take(held), test, note)
+    return _task("satellite", *_divide(train, len(train) // 10, seed), test, note)
 
 
 def _series(path: Path) -> tuple[np.ndarray, np.ndarray]:
@@ -241,17 +234,4 @@ def deepsea(path: Path, seed: int) -> Task:
     return _task("deepsea", *splits, "36 chromatin labels of 1,000 base pairs")
 
 
-# name: loader, and its files as alternatives, of which the first that exists is read
-LOADERS: dict[str, tuple[Callable[[Path, int], Task], tuple[str, ...]]] = {
-    "spherical": (spherical, ("spherical/s2_cifar100.gz", "s2_cifar100.gz")),
-    "darcy": (
-        darcy,
-        ("darcy/piececonst_r421_N1024_smooth1.mat", "piececonst_r421_N1024_smooth1.mat", "darcy_flow_16.npz"),
-    ),
-    "psicov": (psicov, ("protein/deepcov.lst", "psicov/protein/deepcov.lst")),
-    "cosmic": (cosmic, ("cosmic/npy_train", "cosmic/deepCR.ACS-WFC.train/npy_train")),
-    "ninapro": (ninapro, ("ninapro/ninapro_train.npy", "ninaPro/ninapro_train.npy")),
-    "ecg": (ecg, ("ECG/challenge2017.pkl",)),
-    "satellite": (satellite, ("satellite/satellite_train.npy",)),
-    "deepsea": (deepsea, ("deepsea/deepsea_filtered.npz",)),
-}
+LOADERS = {loader.__name__: loader for loader in (spherical, darcy, psicov, cosmic, ninapro, ecg, satellite, deepsea)}

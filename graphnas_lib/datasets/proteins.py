@@ -6,6 +6,7 @@ A protein of L residues is a pickle of features and an .npy object of distances.
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -30,24 +31,22 @@ def read_list(path: Path) -> list[str]:
     return [line.split()[0] for line in path.read_text().splitlines() if line.strip()]
 
 
+@dataclass
 class ProteinSplit:
-    """Proteins of one split by their ids, read when asked for, on a canvas of `side` residues.
+    """Proteins of one split by their ids, read when asked for, on a canvas of `side` residues."""
 
-    The folder `protein/` holds `<set>/features/<id>.pkl` and `<set>/distance/<id>-cb.npy`.
-    """
-
+    folder: Path  # it holds <set>/features/<id>.pkl and <set>/distance/<id>-cb.npy
+    names: list[str]
+    side: int
     lazy = True
     device = torch.device("cpu")
-
-    def __init__(self, folder: Path, names: list[str], side: int):
-        self.folder, self.names, self.side = folder, names, side
 
     def __len__(self) -> int:
         return len(self.names)
 
     def take(self, index: Tensor) -> ProteinSplit:
         """The proteins at `index`."""
-        return ProteinSplit(self.folder, [self.names[i] for i in index.tolist()], self.side)
+        return replace(self, names=[self.names[i] for i in index.tolist()])
 
     def to(self, device: torch.device | str) -> ProteinSplit:
         """Itself: proteins are read batch by batch."""

@@ -65,6 +65,7 @@ class Split:
 class TaskFacts:
     """What is fixed about a task (see `facts.toml`): head, loss, metric, batch, learning rate, Wide-ResNet's costs."""
 
+    files: list[str]
     kind: str  # "points": one label a sample; "multilabel": several; "dense": one value a pixel
     classes: int
     metric: str
@@ -146,11 +147,9 @@ class Task:
         return error.sum()  # relative L2, summed over the batch
 
     def score(self, outputs: Tensor, targets: Tensor, mask: Tensor | None, metric: str | None = None) -> float:
-        """The task's metric over a whole split, on the CPU; lower is better.
+        """The task's metric (or another) over a whole split, on the CPU; lower is better.
 
-        Raises:
-            DivergedError: outputs or the metric are not finite.
-            ValueError: the metric is not defined on this split.
+        Outputs or a metric that are not finite raise DivergedError, a split that does not define it ValueError.
         """
         if not torch.isfinite(outputs).all():
             raise DivergedError(f"Outputs on {self.name} must be finite to be scored; some are not.")

@@ -8,7 +8,6 @@ augmented batch at its own resolution, in eval mode; nothing of it is trained or
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -18,7 +17,7 @@ from graphnas_lib.training.sgd import Draw, Loss
 
 TEACHER_SIDE = 320  # ZenNAS: EfficientNet-B3 (noisy student) at 320 pixels
 TEACHER = "tf_efficientnet_b3.ns_jft_in1k"  # its name in timm
-RATIOS = (16, 32)  # input side over map side
+RATIOS = (16, 32)
 PROJECTION_STD = 1e-3  # of the initial weights
 
 
@@ -33,8 +32,7 @@ class Distilled(nn.Module):
         teacher: likewise, with the same classes; frozen and put into eval mode.
         input_shape: (3, H, W) of the student's batches.
         side: of the teacher's input; batches are resized bilinearly.
-        ratios: of the feature maps that are compared.
-        seed: of the projections.
+        ratios: of the feature maps that are compared: input side over map side.
     """
 
     def __init__(
@@ -49,9 +47,9 @@ class Distilled(nn.Module):
     ):
         super().__init__()
         self.student, self.side, self.ratios, self.extra = student, side, tuple(ratios), None
-        self._teacher = (teacher.eval().requires_grad_(False),)  # in a tuple: not a part of this module's state
+        self.__dict__["teacher"] = teacher.eval().requires_grad_(False)  # not a part of this module's state
         self._hooks: list = []
-        self._seen: dict[str, dict[int, Tensor]] = {"student": {}, "teacher": {}}
+        self._seen: dict[str, dict[int, Tensor]] = {}  # by network and ratio, for the length of a forward pass
         widths, classes = self._watch("student", student, input_shape[0], input_shape[-1])
         teacher_widths, teacher_classes = self._watch("teacher", teacher, input_shape[0], side)
         if classes != teacher_classes:
@@ -64,38 +62,29 @@ class Distilled(nn.Module):
             for projection in self.projections:
                 nn.init.normal_(projection.weight, std=PROJECTION_STD)
 
-    @property
-    def teacher(self) -> nn.Module:
-        """The frozen network."""
-        return self._teacher[0]
-
     def _watch(self, name: str, model: nn.Module, channels: int, side: int) -> tuple[dict[int, int], int]:
-        """Hooks on the last module whose output is a map at each ratio; returns the maps' widths and the classes."""
-        last: dict[int, tuple[nn.Module, int]] = {}
+        """Hooks that note the last map at each ratio; returns the maps' widths and the number of classes."""
+        seen = self._seen[name] = {}
 
-        def find(module: nn.Module, _inputs, output) -> None:
+        def note(_module: nn.Module, _inputs, output) -> None:
             if isinstance(output, Tensor) and output.dim() == 4:
-                last.update({r: (module, output.shape[1]) for r in self.ratios if output.shape[-1] == -(-side // r)})
+                seen.update({ratio: output for ratio in self.ratios if output.shape[-1] == -(-side // ratio)})
 
-        hooks = [module.register_forward_hook(find) for module in model.modules() if module is not model]
+        self._hooks += [module.register_forward_hook(note) for module in model.modules() if module is not model]
         training, place = model.training, next(model.parameters()).device
         try:
             with torch.no_grad():
                 outputs = model.eval()(torch.zeros(1, channels, side, side, device=place))
         finally:
             model.train(training)
-            for hook in hooks:
-                hook.remove()
-        lacking = [ratio for ratio in self.ratios if ratio not in last]
+        lacking = [ratio for ratio in self.ratios if ratio not in seen]
         if lacking:
+            self.release()
             raise ValueError(
                 f"The {name} must have feature maps at 1/{' and 1/'.join(map(str, self.ratios))} of an input of {side} "
                 f"pixels; it has none at 1/{lacking[0]}. Use one with more strides of 2, or other `ratios`."
             )
-        for ratio, (module, _) in last.items():
-            note = partial(lambda ratio, _module, _inputs, output: self._seen[name].update({ratio: output}), ratio)
-            self._hooks.append(module.register_forward_hook(note))
-        return {ratio: width for ratio, (_, width) in last.items()}, outputs.shape[1]
+        return {ratio: maps.shape[1] for ratio, maps in seen.items()}, outputs.shape[1]
 
     def forward(self, images: Tensor) -> Tensor:
         """The student's outputs (B, classes)."""
@@ -130,11 +119,7 @@ class Distilled(nn.Module):
 
 
 def load_teacher(name: str = TEACHER, *, pretrained: bool = True) -> nn.Module:
-    """ZenNAS's teacher from the `timm` package, whose weights are downloaded once.
-
-    Raises:
-        ImportError: `timm` is not installed.
-    """
+    """ZenNAS's teacher from the `timm` package, whose weights are downloaded once; ImportError without `timm`."""
     try:
         import timm
     except ImportError as error:

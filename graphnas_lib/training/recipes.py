@@ -61,21 +61,15 @@ class Recipe:
         """The same recipe at another length or batch size; learning rate, warm-up and milestones follow."""
         epochs = self.epochs if epochs is None else epochs
         batch_size = self.batch_size if batch_size is None else batch_size
-        stretch = epochs / self.epochs
-        return replace(
-            self,
-            epochs=epochs,
-            batch_size=batch_size,
-            lr=self.lr * batch_size / self.batch_size,
-            warmup=min(self.warmup, epochs / 4),
-            milestones=tuple(milestone * stretch for milestone in self.milestones),
-        )
+        stretch, lr = epochs / self.epochs, self.lr * batch_size / self.batch_size
+        milestones = tuple(milestone * stretch for milestone in self.milestones)
+        sizes = {"epochs": epochs, "batch_size": batch_size, "lr": lr}
+        return replace(self, **sizes, warmup=min(self.warmup, epochs / 4), milestones=milestones)
 
 
-_TABLES = tomllib.loads(Path(__file__).with_name("recipes.toml").read_text(encoding="utf-8"))
 RECIPES = {
     name: Recipe(name=name, **{field: tuple(v) if isinstance(v, list) else v for field, v in table.items()})
-    for name, table in _TABLES.items()
+    for name, table in tomllib.loads(Path(__file__).with_name("recipes.toml").read_text(encoding="utf-8")).items()
 }
 
 

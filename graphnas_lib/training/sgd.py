@@ -25,7 +25,6 @@ from graphnas_lib.store import Checkpoint
 from graphnas_lib.training.recipes import Recipe, learning_rate, steps_per_epoch
 
 STEPS_BETWEEN_CHECKS = 64  # of the loss; each look waits for the device
-SAVED = ("step", "rows", "seconds", "extra", "total")  # of `LoopState`, in a checkpoint
 
 Loss = Callable[[Tensor], Tensor]  # of the outputs of a batch
 Draw = Callable[[Tensor, int], tuple[Tensor, Loss]]  # sample positions and the step's own seed -> inputs, loss
@@ -44,16 +43,10 @@ class LoopState:
     total: Tensor | None = None  # loss summed over the epoch so far
     diverged: bool = False
 
-    @property
-    def loss(self) -> float | None:
-        """Mean training loss of the last whole epoch."""
-        return self.rows[-1]["loss"] if self.rows else None
-
     def save(self, checkpoint: Checkpoint, model: nn.Module, optimizer: torch.optim.SGD) -> None:
         """Write all that the next step depends on."""
-        kept = {name: getattr(self, name) for name in SAVED}
         momentum = [optimizer.state[p].get("momentum_buffer") for p in _parameters(optimizer)]
-        checkpoint.save({**kept, "model": model.state_dict(), "momentum": momentum})
+        checkpoint.save({**vars(self), "model": model.state_dict(), "momentum": momentum})
 
     @classmethod
     def restore(cls, checkpoint: Checkpoint, model: nn.Module, optimizer: torch.optim.SGD) -> LoopState:
@@ -62,12 +55,11 @@ class LoopState:
         device = parameters[0].device
         if stored is None:
             return cls(total=torch.zeros((), device=device))
-        model.load_state_dict(stored["model"])
-        for parameter, momentum in zip(parameters, stored["momentum"]):
+        model.load_state_dict(stored.pop("model"))
+        for parameter, momentum in zip(parameters, stored.pop("momentum")):
             if momentum is not None:
                 optimizer.state[parameter]["momentum_buffer"] = torch.empty_like(parameter).copy_(momentum)
-        kept = {name: stored[name] for name in SAVED}
-        return cls(**kept | {"total": stored["total"].to(device)})
+        return cls(**stored | {"total": stored["total"].to(device)})
 
 
 ONE_PROCESS = SimpleNamespace(  # in place of an `accelerate.Accelerator`
@@ -151,24 +143,21 @@ def fit(
     after_epoch: Callable[[LoopState], None] = lambda state: None,
     accelerator=None,
 ) -> LoopState:
-    """Run a recipe over n samples; stops when the loss is not finite, or `after_epoch` raises DivergedError.
+    """Train a model in place on n samples; stops when the loss is not finite, or `after_epoch` raises DivergedError.
 
     Args:
-        model: trained in place.
-        n: number of training samples, positions 0 .. n - 1.
-        draw: makes a batch: positions (B,), seed of the step -> inputs on `device` and the loss of the outputs.
+        draw: makes a batch: positions (B,) in 0 .. n - 1, seed of the step -> inputs on `device`, loss of the outputs.
         ahead: batches to make in advance in a second thread, for data that is decoded while it is read.
         after_epoch: called at the end of each epoch, for validation; may write into the state's `extra`.
-        accelerator: see `supervised.train`.
     """
-    started, checkpoint, accelerator = time.perf_counter(), checkpoint or Checkpoint.none(), accelerator or ONE_PROCESS
+    checkpoint, accelerator = checkpoint or Checkpoint.none(), accelerator or ONE_PROCESS
     rank, world = accelerator.process_index, accelerator.num_processes
     per_epoch = steps_per_epoch(n, recipe.batch_size, world)
     if not per_epoch:
         raise ValueError(f"Training needs at least {2 * world} samples a batch; got {n} samples in all.")
     optimizer = optimizer_for(place(model, recipe, device), recipe)
     state = LoopState.restore(checkpoint, model, optimizer)
-    started -= state.seconds
+    started = time.perf_counter() - state.seconds
     steps, wrapped = range(state.step, recipe.epochs * per_epoch), accelerator.prepare_model(model)
     bar = tqdm(total=steps.stop, initial=steps.start, disable=not progress, desc=recipe.name, unit="step")
     model.train()
@@ -225,18 +214,15 @@ def batches(draw: Draw, drawn: Iterable[tuple[Tensor, int]], ahead: int) -> Iter
     if not ahead:
         yield from (draw(*sample) for sample in drawn)
         return
-    with ThreadPoolExecutor(1) as pool:
-        queue: deque = deque()
-        try:
-            for sample in drawn:
-                queue.append(pool.submit(draw, *sample))
-                if len(queue) > ahead:
-                    yield queue.popleft().result()
-            while queue:
+    pool, queue = ThreadPoolExecutor(1), deque()
+    try:
+        for sample in drawn:
+            queue.append(pool.submit(draw, *sample))
+            if len(queue) > ahead:
                 yield queue.popleft().result()
-        finally:
-            for future in queue:
-                future.cancel()
+        yield from (future.result() for future in queue)
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def samples(n: int, size: int, seed: int, steps: range, rank: int, world: int) -> Iterator[tuple[Tensor, int]]:

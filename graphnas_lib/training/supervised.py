@@ -6,8 +6,10 @@ Data sets that fit live on the device as uint8. Training that diverges is report
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -88,7 +90,6 @@ def train(
         seed: of the weights, the order and the augmentation.
         epochs, batch_size: instead of the recipe's; the learning rate follows the batch size.
         checkpoint: where to save the state about once a minute, and to resume from.
-        test: whether to read the test split.
         reset: draw all weights anew from `seed`; False keeps the weights that the model has.
         teacher: a trained network of the same classes to learn from beside the labels (see `distillation`), which reads
             images of side `teacher_side`.
@@ -111,15 +112,10 @@ def train(
     )  # fmt: skip
     if teacher is not None:
         student.release()
-    accuracy = None
-    if test and not run.diverged:
-        try:
-            accuracy = _test(model, data, mean, std, device, max(256, recipe.batch_size), accelerator or ONE_PROCESS)
-        except DivergedError:
-            run.diverged = True
-    sizes = data.size("train"), data.size("test")
-    facts = _facts(run, recipe, seed, device, dataset.source, *sizes)
-    return TrainResult(accuracy=accuracy, train_loss=run.loss, **facts)
+    read = partial(_test, model, data, mean, std, device, max(256, recipe.batch_size), accelerator or ONE_PROCESS)
+    accuracy = _finite(run, read) if test else None
+    facts = _facts(run, recipe, seed, device, dataset.source, data.size("train"), data.size("test"))
+    return TrainResult(accuracy=accuracy, train_loss=run.rows[-1]["loss"] if run.rows else None, **facts)
 
 
 def train_task(
@@ -143,16 +139,16 @@ def train_task(
     recipe, device = for_task(get(recipe), task).sized(epochs, batch_size), pick_device(device)
     if reset:
         initialise(model, recipe, seed=seed)
-    splits = {name: getattr(task, name).to(device) for name in ("train", "valid", "test")}
+    train, valid, held_out = (split.to(device) for split in (task.train, task.valid, task.test))
     size = max(1, recipe.batch_size // 4) if task.dense else recipe.batch_size
 
     def draw(index: Tensor, step_seed: int):
         generator = torch.Generator().manual_seed(step_seed)
-        inputs, targets, mask = _moved(splits["train"].fetch(index.to(splits["train"].device), generator), device)
+        inputs, targets, mask = _moved(train.fetch(index.to(train.device), generator), device)
         return inputs, lambda outputs: task.loss(outputs, targets, mask)
 
     def choose(state: LoopState) -> None:
-        value = task.score(*_predictions(model, task, splits["valid"], device, size))
+        value = task.score(*_predictions(model, task, valid, device, size))
         state.rows[-1]["validation"] = value
         if value < state.extra.get("value", math.inf):
             weights = {name: tensor.detach().cpu().clone() for name, tensor in model.state_dict().items()}
@@ -162,35 +158,40 @@ def train_task(
         model, recipe, len(task.train), draw, seed=seed, device=device, checkpoint=checkpoint, progress=progress,
         ahead=2 * task.train.lazy, after_epoch=choose,
     )  # fmt: skip
-    value, extra, chance = None, {}, task.chance()
-    if not run.diverged:
+
+    def test() -> list[float]:
         model.load_state_dict(run.extra["weights"])
-        try:
-            predicted = _predictions(model, task, splits["test"], device, size)
-            value = task.score(*predicted)
-            if task.name == "cosmic":
-                extra["false_negative_rate"] = task.score(*predicted, metric="false_negative_rate")
-        except DivergedError:
-            value, run.diverged = None, True
+        predicted = _predictions(model, task, held_out, device, size)
+        return [task.score(*predicted, metric=name) for name in (task.facts.metric, *further)]
+
+    further, chance = ["false_negative_rate"] if task.name == "cosmic" else [], task.chance()
+    value, *others = _finite(run, test) or [None]
     return TaskResult(
         task=task.name, metric=task.facts.metric, value=value, validation=run.extra.get("value"),
-        best_epoch=run.extra.get("epoch"), chance=chance, extra=extra,
+        best_epoch=run.extra.get("epoch"), chance=chance, extra=dict(zip(further, others)),
         at_chance=value is not None and value >= MIN_CHANCE_SHARE * chance,
         **_facts(run, recipe, seed, device, task.source, len(task.train), len(task.test)),
     )  # fmt: skip
 
 
+def _finite(run: LoopState, test: Callable[[], Any]) -> Any:
+    """What `test` gives; None where training diverged, or the outputs that it reads are not finite."""
+    try:
+        return None if run.diverged else test()
+    except DivergedError:
+        run.diverged = True
+        return None
+
+
 def _facts(run, recipe: Recipe, seed: int, device: torch.device, source: str, n_train: int, n_test: int) -> dict:
     """Fields of a `Run`."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
-    return {
-        **{"history": run.rows, "seconds": run.seconds, "diverged": run.diverged, "recipe": recipe.name},
-        **{"epochs": recipe.epochs, "seed": seed, "device": name, "source": source},
-        **{"n_train": n_train, "n_test": n_test},
-    }
+    return dict(
+        history=run.rows, seconds=run.seconds, diverged=run.diverged, recipe=recipe.name, epochs=recipe.epochs,
+        seed=seed, device=name, source=source, n_train=n_train, n_test=n_test,
+    )  # fmt: skip
 
 
-@torch.no_grad()
 def evaluate(
     model: nn.Module,
     images: Tensor,
@@ -213,14 +214,9 @@ def evaluate(
     if not len(images):
         raise ValueError("An accuracy needs at least one image; got none.")
     device = pick_device(device)
-    model.to(device)
-
-    def batch(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        x, y = x.to(device, non_blocking=True), y.to(device, non_blocking=True)
-        return normalise(x, mean, std) if x.dtype == torch.uint8 else x, y
-
-    batches = map(batch, images.split(batch_size), labels.split(batch_size))
-    return 100.0 * _correct(model, batches, device).item() / len(images)
+    batches = zip(images.split(batch_size), labels.split(batch_size))
+    norm = (mean, std) if images.dtype == torch.uint8 else None
+    return 100.0 * _correct(model.to(device), batches, device, norm).item() / len(images)
 
 
 def image_draw(data, recipe: Recipe, device: torch.device, mean, std) -> Draw:
@@ -257,47 +253,45 @@ def _test(model: nn.Module, data, mean, std, device: torch.device, size: int, ac
     n = data.size("test")
     if not n:
         raise ValueError("A test accuracy needs test images; this data set has none. Pass test=False.")
-
-    def batch(index: Tensor) -> tuple[Tensor, Tensor]:
-        images, labels = data.fetch("test", index)
-        return normalise(images.to(device), mean, std), labels.to(device)
-
     share = torch.arange(n)[accelerator.process_index :: accelerator.num_processes]
-    correct = _correct(model, map(batch, share.split(size)), device)
+    correct = _correct(model, (data.fetch("test", index) for index in share.split(size)), device, (mean, std))
     return 100.0 * accelerator.reduce(correct, "sum").item() / n
 
 
-@torch.no_grad()
-def _correct(model: nn.Module, batches, device: torch.device) -> Tensor:
-    """Number of right answers, a float64 scalar; NaN outputs raise DivergedError."""
-    training = model.training
-    model.eval()
+def _correct(model: nn.Module, batches, device: torch.device, norm) -> Tensor:
+    """Number of right answers, a float64 scalar; `norm` is mean and std of uint8 images. NaN raises DivergedError."""
     right = torch.zeros((), dtype=torch.float32 if device.type == "mps" else torch.float64, device=device)
     finite = torch.ones((), dtype=torch.bool, device=device)
-    with accelerated(model):
-        for images, labels in batches:
-            outputs = forward(model, images)
-            right += (outputs.argmax(1) == labels).sum()
-            finite &= torch.isfinite(outputs).all()
-    model.train(training)
+    moved = (_moved(batch, device) for batch in batches)
+    for outputs, labels in _outputs(model, ((normalise(x, *norm) if norm else x, y) for x, y in moved)):
+        right += (outputs.argmax(1) == labels).sum()
+        finite &= torch.isfinite(outputs).all()
     if not finite:
         raise DivergedError("Outputs must be finite to count right answers; some are not.")
     return right
 
 
-@torch.no_grad()
 def _predictions(model: nn.Module, task: Task, split, device: torch.device, size: int):
     """What the metric takes, on the CPU: outputs, targets and mask of the whole split."""
+    positions = torch.arange(len(split), device=split.device).split(size)
+    batches = (_moved(split.fetch(index), device) for index in positions)
+    found = _outputs(model, batches, bfloat16=not task.dense)
+    parts = [
+        [None if part is None else part.cpu() for part in (task.predict(outputs), *others)]
+        for outputs, *others in found
+    ]
+    return [None if column[0] is None else torch.cat(column) for column in zip(*parts)]
+
+
+@torch.no_grad()
+def _outputs(model: nn.Module, batches, bfloat16: bool = True) -> Iterator[tuple]:
+    """Outputs in place of each batch's inputs, in eval mode; the model's mode is put back."""
     training = model.training
     model.eval()
-    parts = []
     with accelerated(model):
-        for index in torch.arange(len(split), device=split.device).split(size):
-            inputs, targets, mask = _moved(split.fetch(index), device)
-            outputs = task.predict(forward(model, inputs, not task.dense))
-            parts.append([part if part is None else part.cpu() for part in (outputs, targets, mask)])
+        for inputs, *others in batches:
+            yield forward(model, inputs, bfloat16), *others
     model.train(training)
-    return [None if column[0] is None else torch.cat(column) for column in zip(*parts)]
 
 
 def _moved(parts, device: torch.device):

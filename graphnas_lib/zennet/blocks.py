@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 
 CONV_KINDS = tuple(f"SuperConvK{k}BNRELU" for k in (1, 3, 5, 7))
 BASIC_KINDS = tuple(f"SuperResK{k}K{k}" for k in (3, 5, 7))
@@ -66,7 +67,7 @@ class ZenNet:
     def __post_init__(self):
         if not self.blocks:
             raise ZenNetError("A ZenNet must have at least one block; got none.")
-        for before, after in zip(self.blocks, self.blocks[1:]):
+        for before, after in pairwise(self.blocks):
             if before.outputs != after.inputs:
                 raise ZenNetError(f"Widths of neighbouring blocks must meet; got {before} then {after}.")
 

@@ -1,13 +1,9 @@
-"""The ZenNet design space as networks, costs and mutations: the space of Table 2's baselines.
-
-Budgets of ZenNAS, ZiCo and T-CET are in MACs of the ZenNAS counter, which counts one parameter a batch-norm channel
-and under-counts a shortcut; `count(..., convention="zennas")` follows it and re-counts the published structures
-exactly, `convention="paper"` counts exactly and in this package's units.
-"""
+"""The ZenNet design space as networks, costs and mutations: the space of Table 2's baselines."""
 
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +17,6 @@ MAX_CIFAR_CHANNELS = 2048
 MAX_SUB_LAYERS = 5  # a longer block becomes two: three sub-layers and the rest
 BN_EPS = 1e-3
 SE_RATIO = 0.25
-CONVENTIONS = ("zennas", "paper")
 
 INITIAL = {
     "cifar": "SuperConvK3BNRELU(3,8,1,1)SuperResK3K3(8,16,1,8,1)SuperResK3K3(16,32,2,16,1)SuperResK3K3(32,64,2,32,1)"
@@ -46,59 +41,52 @@ def count(
     """Costs of a structure for one square image of side `resolution`.
 
     Args:
-        convention: "zennas": the counter of its budgets (one parameter a BN channel and one for the classifier's
-            bias; MACs of BN once; shortcuts at output side / stride). "paper": exact parameters, MACs of convolutions
-            and linear layers, FLOPs in the paper's unit.
-        residual: count the shortcuts.
+        convention: "zennas": the counter behind the budgets of ZenNAS, ZiCo and T-CET (one parameter a BN channel and
+            one for the classifier's bias; MACs of BN once; shortcuts at output side / stride), which re-counts the
+            published structures exactly. "paper": exact, in this package's units, as `network.count`.
         se: count squeeze-excite as well, under "zennas" alone: ZenNAS trains its ImageNet networks with it, but checks
             budgets without, and no network is built with it here.
 
     Returns:
         Costs; under "zennas" `macs` is the published "FLOPs" and `flops` twice that.
     """
-    if convention not in CONVENTIONS or (se and convention != "zennas"):
-        allowed = "'zennas' where squeeze-excite is counted" if se else f"one of {CONVENTIONS}"
+    if convention != "zennas" and (se or convention != "paper"):
+        allowed = "'zennas' where squeeze-excite is counted" if se else "one of ('zennas', 'paper')"
         raise ValueError(f"convention must be {allowed}; got {convention!r}.")
-    zennas, side, convs, shortcuts = convention == "zennas", resolution, [], []  # (convolution, side of its output)
+    zennas, side = convention == "zennas", resolution
+    convs, shortcuts, gates = [], [], []  # (convolution, side of its output); (width, hidden width, side)
     for unit in net.units():
         entering = side
         for conv in unit.convs:
             side = -(-side // conv.stride)
             convs.append((conv, side))
+            if se and conv.squeeze:
+                gates.append((conv.outputs, max(1, round(conv.outputs * SE_RATIO)), side))
         if residual and unit.shortcut == "project":
             stride = unit.projection.stride
             shortcuts.append((unit.projection, side / stride if zennas else -(-entering // stride)))
     outputs = sum(conv.outputs * side**2 for conv, side in convs)  # each goes through a ReLU
-    gated = [
-        (conv.outputs, max(1, round(conv.outputs * SE_RATIO)), side) for conv, side in convs if se and conv.squeeze
-    ]
     convs += shortcuts
-    for width, hidden, _ in gated:
-        convs += [(Conv(width, hidden, 1), 1), (Conv(hidden, width, 1), 1)]
-    weights, channels = sum(conv.weights for conv, _ in convs), sum(conv.outputs for conv, _ in convs)
-    macs = sum(conv.weights * side**2 for conv, side in convs)
-    normed = sum(conv.outputs * side**2 for conv, side in convs)
+    convs += [(Conv(*widths, 1), 1) for width, hidden, _ in gates for widths in ((width, hidden), (hidden, width))]
     width = net.blocks[-1].outputs
-    weights, macs = weights + width * classes, macs + width * classes
+    weights = sum(conv.weights for conv, _ in convs) + width * classes
+    macs = sum(conv.weights * side**2 for conv, side in convs) + width * classes
+    channels, normed = sum(conv.outputs for conv, _ in convs), sum(conv.outputs * side**2 for conv, side in convs)
     if zennas:
-        channels += sum(width + hidden for width, hidden, _ in gated)  # here alone its counter takes two a channel
-        macs += normed + sum(width * side**2 for width, _, side in gated)
+        channels += sum(width + hidden for width, hidden, _ in gates)  # here alone its counter takes two a channel
+        macs += normed + sum(width * side**2 for width, _, side in gates)
         return Costs(weights + channels + 1, round(macs), round(2 * macs))
-    pooled = width * side**2
-    return Costs(
-        weights + 2 * channels + classes, round(macs), round(2 * (macs + 2 * normed + outputs + classes + pooled))
-    )
+    flops = 2 * (macs + 2 * normed + outputs + classes + width * side**2)  # the last term: pooling
+    return Costs(weights + 2 * channels + classes, round(macs), round(flops))
 
 
 # ---- networks
 
 
 def build(net: ZenNet, *, classes: int = 100, residual: bool = True, seed: int | None = None) -> ZenNetwork:
-    """Trainable network of a structure, PyTorch's default initialisation.
+    """Trainable network of a structure; `residual` False drops every shortcut, as ZenNAS does while scoring.
 
-    Args:
-        residual: False drops every shortcut, as ZenNAS does while scoring.
-        seed: initialise reproducibly without touching the global generator; None uses the global one.
+    PyTorch's default initialisation: by `seed`, the global generator left alone, or by that one without a seed.
     """
     if seed is None:
         return ZenNetwork(net, classes, residual)
@@ -112,7 +100,6 @@ class ZenNetwork(nn.Module):
 
     def __init__(self, net: ZenNet, classes: int, residual: bool):
         super().__init__()
-        self.structure = str(net)
         self.units = nn.Sequential(*(_UnitModule(unit, residual) for unit in net.units()))
         self.pool = nn.AdaptiveAvgPool2d(1)
         self.classifier = nn.Linear(net.blocks[-1].outputs, classes)
@@ -131,18 +118,14 @@ class _UnitModule(nn.Module):
         super().__init__()
         layers = [layer for conv in unit.convs for layer in (*_conv_norm(conv), nn.ReLU())]
         self.body = nn.Sequential(*layers[:-1])
-        self.shortcut = None
-        if residual and unit.shortcut == "identity":
-            self.shortcut = nn.Identity()
-        elif residual and unit.shortcut == "project":
-            self.shortcut = nn.Sequential(*_conv_norm(unit.projection))
+        kinds = {"identity": nn.Identity, "project": lambda: nn.Sequential(*_conv_norm(unit.projection))}
+        self.shortcut = kinds[unit.shortcut]() if residual and unit.shortcut else None
         self.relu = nn.ReLU()
 
     def close(self) -> None:
         """Zero scale of the last norm where there is a shortcut: the unit passes its input on (ZenNAS's training)."""
         if self.shortcut is not None:
-            last = [module for module in self.body if isinstance(module, nn.BatchNorm2d)][-1]
-            nn.init.zeros_(last.weight)
+            nn.init.zeros_(self.body[-1].weight)
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.body(x)
@@ -150,10 +133,8 @@ class _UnitModule(nn.Module):
 
 
 def _conv_norm(conv: Conv) -> list[nn.Module]:
-    weights = nn.Conv2d(
-        *(conv.inputs, conv.outputs, conv.kernel, conv.stride), padding=conv.kernel // 2, groups=conv.groups, bias=False
-    )
-    return [weights, nn.BatchNorm2d(conv.outputs, eps=BN_EPS)]
+    shape = (conv.inputs, conv.outputs, conv.kernel, conv.stride, conv.kernel // 2)
+    return [nn.Conv2d(*shape, groups=conv.groups, bias=False), nn.BatchNorm2d(conv.outputs, eps=BN_EPS)]
 
 
 # ---- search
@@ -175,9 +156,8 @@ def mutate(net: ZenNet, generator: torch.Generator, *, space: str = "cifar", n_b
         j = _draw(range(len(blocks)), generator)
         blocks[j] = mutate_block(blocks[j], generator, space)
     blocks = [part for block in blocks for part in _split(block)]
-    for i in range(1, len(blocks)):
-        blocks[i] = replace(blocks[i], inputs=blocks[i - 1].outputs)
-    return ZenNet(tuple(blocks))
+    later = (replace(block, inputs=before.outputs) for before, block in pairwise(blocks))
+    return ZenNet((blocks[0], *later))
 
 
 def mutate_block(block: Block, generator: torch.Generator, space: str) -> Block:
