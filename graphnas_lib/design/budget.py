@@ -16,6 +16,7 @@ from functools import partial
 
 import torch
 from torch import Tensor
+from tqdm.auto import tqdm
 
 from graphnas_lib import proxies, store
 from graphnas_lib.design.designs import Design, Designs
@@ -75,7 +76,6 @@ def design(
         candidates: networks to score, at least n (default n); the paper scores 10 to 100.
         dense: one prediction a position, all strides 1.
         device: where T-CET is computed.
-        progress: show a bar.
         fresh: decode greedily and draw every cell from the flow, as Eq. 9 and 12 are printed; else the networks that
             the evolution kept say which macro designs to take, and give their cells (deviation D50).
         trained: the trained parts, instead of those of `scale`; saves the loading where many requests are made.
@@ -102,25 +102,18 @@ def design(
     macros = macro_designs(trained.generator, request, near)
     found = Drawer(request, trained.sampler, near).candidates(macros, wanted)
     if len(found) < n:
-        warnings.warn(
-            f"{n} distinct designs were asked for; {len(found)} could be drawn for this budget.", stacklevel=2
-        )
+        message = f"{n} distinct designs were asked for; {len(found)} could be drawn for this budget."
+        warnings.warn(message, stacklevel=2)
     return _selected(found, request, batch, n, place, progress)
 
 
 @dataclass(frozen=True)
 class Trained:
-    """What `design` asks.
+    """What `design` asks."""
 
-    Attributes:
-        generator: writes macro designs.
-        sampler: draws their cells from the flow.
-        kept: the best networks of the generator's history; None to go without.
-    """
-
-    generator: SequenceGenerator
-    sampler: CellSampler
-    kept: KeptNetworks | None = None
+    generator: SequenceGenerator  # writes macro designs
+    sampler: CellSampler  # draws their cells from the flow
+    kept: KeptNetworks | None = None  # the best networks of the generator's history; None to go without
 
     @classmethod
     def load(cls, scale: str | None = None, *, device: str | torch.device = "cpu") -> Trained:
@@ -163,7 +156,12 @@ class Request:
     @property
     def costs(self) -> Callable[[Architecture], Costs]:
         """Of an architecture at this input."""
-        return partial(count, input_shape=self.input_shape, classes=self.classes, dense=self.dense)
+        return partial(count, **self.task)
+
+    @property
+    def task(self) -> dict:
+        """Input shape and outputs as arguments of `network.build` and `network.count`."""
+        return {"input_shape": self.input_shape, "classes": self.classes, "dense": self.dense}
 
     def conditions(self, reference: tuple[int, ...]) -> dict[str, float | None]:
         """The target with its FLOPs as the generator's conditions count them, at the input shape `reference`."""
@@ -227,13 +225,8 @@ def plain_macros(n_families: int, max_strides: int, stem_stride: int) -> list[HL
 
 @dataclass(frozen=True)
 class Drawer:
-    """Draws the cells of macro designs (Eq. 8) and fits the networks to the request.
-
-    Attributes:
-        request: what is asked.
-        sampler: of fresh cells.
-        near: kept networks that give their cells; None where all cells are fresh.
-    """
+    """Draws the cells of macro designs (Eq. 8) and fits the networks to the request; where `near` is None all cells
+    are fresh."""
 
     request: Request
     sampler: CellSampler
@@ -305,19 +298,18 @@ class Drawer:
 
 def _selected(found: list[Fitted], request: Request, batch: tuple, n: int, device, progress: bool) -> Designs:
     """Score every candidate by T-CET and keep the n best; a candidate whose score fails is counted, not ranked."""
-    from tqdm.auto import tqdm
-
     images, labels, words = batch[0].to(device), batch[1].to(device), batch[2]
-    given = {"input_shape": request.input_shape, "classes": request.classes, "dense": request.dense}
     designs, unscored, last = Designs(), 0, None
     for fitted in tqdm(found, desc="T-CET", disable=not progress):
-        model = build(fitted.architecture, seed=request.seed, **given)
+        model = build(fitted.architecture, seed=request.seed, **request.task)
         try:
             tcet = proxies.tcet(model.to(device, memory_format=torch.channels_last), images, labels)
         except proxies.ProxyError as error:
             unscored, last = unscored + 1, error
             continue
-        designs.append(Design(architecture=fitted.architecture, **vars(fitted.costs), tcet=tcet, batch=words, **given))
+        designs.append(
+            Design(architecture=fitted.architecture, **vars(fitted.costs), tcet=tcet, batch=words, **request.task)
+        )
     if not designs and last is not None:
         raise last
     designs.sort(key=lambda made: -made.tcet)
