@@ -113,7 +113,6 @@ class Families:
 
         Args:
             zc: raw vectors, (n, 4) in `ZC_NAMES` order; rows with a non-finite value are dropped and counted.
-            n_clusters: K.
             seed: of the k-means starts.
             covariance: "diag" (the paper's variances) or "full".
             cells: the n cells (anything with `to_dict`), to keep each family's medoid.

@@ -180,7 +180,6 @@ def checked_draws(
     """For each of n requests the first draw that misses nothing, of `MAX_DRAWS`; else the one that misses least.
 
     Args:
-        n: requests.
         draw: indices of requests -> one decode for each.
         misses: valid cells and the requests they are for -> how much each misses, 0 for nothing.
 
@@ -322,19 +321,14 @@ def synonyms(
 
     Args:
         cell: a valid cell, or a NATS-Bench architecture string; never among its own synonyms.
-        n: how many.
-        seed: source of the noise.
         scale: whose artifacts to load when no `sampler` is given.
         temperature: factor on the flow's noise; lower is nearer and less varied.
-
-    Returns:
-        At most n cells, no two of one key, in the order drawn.
 
     Raises:
         InvalidCellError: `cell` computes nothing.
 
     Warns:
-        UserWarning: 16 n cells held fewer than n distinct ones.
+        UserWarning: 16 n cells held fewer than n distinct ones; fewer come.
     """
     cell = Cell.from_nats(cell) if isinstance(cell, str) else cell
     sampler = sampler or CellSampler.load(scale)

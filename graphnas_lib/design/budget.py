@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -23,8 +22,8 @@ from graphnas_lib.design.designs import Design, Designs
 from graphnas_lib.design.fitting import BudgetUnreachable, Fitted, Target, fit_to_budget
 from graphnas_lib.design.kept import KeptNetworks, NearNetworks
 from graphnas_lib.evolution import max_strides
-from graphnas_lib.macro import CHANNELS, Architecture, HLArchitecture, HLTriple
-from graphnas_lib.network import Costs, build, count
+from graphnas_lib.macro import CHANNELS, HLArchitecture, HLTriple
+from graphnas_lib.network import build, count
 from graphnas_lib.sequence import CONDITIONS, SequenceGenerator
 from graphnas_lib.synonyms import CellSampler, realise
 
@@ -63,25 +62,20 @@ def design(
     """Networks for a budget, best first (Eq. 12 and "Final model selection").
 
     Args:
-        params: wanted parameters, or None for any.
-        flops: wanted FLOPs in the paper's unit (2 x MACs) at `input_shape`, or None for any.
+        params, flops: what is wanted, None for any; FLOPs in the paper's unit (2 x MACs) at `input_shape`.
         input_shape: (C, H, W), or (C, L) for one spatial dimension.
         classes: outputs.
-        n: networks to return.
+        n: distinct networks to return; fewer come where so few can be drawn.
         seed: of cells, weights under T-CET, and noise images; equal arguments give equal designs.
         scale: whose trained artifacts to use; default the one that ships.
-        images: a batch (B, *input_shape) that T-CET is taken on; None takes 16 of standard normal noise.
-        labels: its targets (B,); given together with `images`.
+        images, labels: a batch (B, *input_shape) that T-CET is taken on, and its targets (B,); None takes 16 images of
+            standard normal noise.
         tolerance: largest relative error of the costs; at or under the request is preferred.
         candidates: networks to score, at least n (default n); the paper scores 10 to 100.
         dense: one prediction a position, all strides 1.
-        device: where T-CET is computed.
         fresh: decode greedily and draw every cell from the flow, as Eq. 9 and 12 are printed; else the networks that
             the evolution kept say which macro designs to take, and give their cells (deviation D50).
         trained: the trained parts, instead of those of `scale`; saves the loading where many requests are made.
-
-    Returns:
-        Designs: n distinct networks, or fewer where so few could be drawn.
 
     Raises:
         ValueError: no budget, or an argument out of range.
@@ -154,11 +148,6 @@ class Request:
         return 0 if self.dense else max_strides(-(-side // self.stem_stride))
 
     @property
-    def costs(self) -> Callable[[Architecture], Costs]:
-        """Of an architecture at this input."""
-        return partial(count, **self.task)
-
-    @property
     def task(self) -> dict:
         """Input shape and outputs as arguments of `network.build` and `network.count`."""
         return {"input_shape": self.input_shape, "classes": self.classes, "dense": self.dense}
@@ -212,11 +201,10 @@ def plain_macros(n_families: int, max_strides: int, stem_stride: int) -> list[HL
     macros, last = [], n_families - 1
     for depth, family, draws in ((1, 0, 3), (3, n_families // 2, 1), (10, last, 1), (1, last, 1)):
         strided = {round((i + 1) * depth / (max_strides + 1)) for i in range(max_strides)} & set(range(1, depth))
-        triples, width = [], 32
-        for i in range(depth):
-            width = min(width * (2 if i in strided else 1), CHANNELS[-1])
-            triples.append(HLTriple(family, width, 2 if i in strided else 1))
-        macros += draws * [HLArchitecture(tuple(triples), None, stem_stride)]  # each draw has other cells
+        strides = [2 if i in strided else 1 for i in range(depth)]
+        widths = [min(32 * 2 ** strides[: i + 1].count(2), CHANNELS[-1]) for i in range(depth)]
+        triples = tuple(HLTriple(family, *size) for size in zip(widths, strides, strict=True))
+        macros += draws * [HLArchitecture(triples, None, stem_stride)]  # each draw has other cells
     return macros
 
 
@@ -239,7 +227,8 @@ class Drawer:
             drawn = realise(hl, self.sampler, seed=seed)
         else:
             drawn = self.near.realise(hl, seed=seed, closest=closest)
-        return fit_to_budget(drawn, request.target, costs=request.costs, max_strides=request.max_strides)
+        costs = partial(count, **request.task)
+        return fit_to_budget(drawn, request.target, costs=costs, max_strides=request.max_strides)
 
     def attempt(
         self, macros: list[HLArchitecture], first: int, *, max_misses: int | None = None, closest: bool = True
@@ -264,8 +253,7 @@ class Drawer:
         if not self.met(drawn):
             plain = plain_macros(self.sampler.families.n_clusters, request.max_strides, request.stem_stride)
             drawn += self.attempt(plain, len(drawn))
-        nearest = min(drawn, key=lambda fitted: fitted.error)
-        if not self.met(drawn) and nearest.error <= MAX_ERROR_TO_RETRY:  # with some cells a small network meets it
+        if not self.met(drawn) and min(fitted.error for fitted in drawn) <= MAX_ERROR_TO_RETRY:  # other cells may do
             drawn += self.attempt(macros * RETRIES_PER_MACRO, len(drawn), closest=False)
         if not self.met(drawn):
             raise BudgetUnreachable(request.target, min(drawn, key=lambda fitted: fitted.error).costs)

@@ -20,25 +20,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Design(JSONText):
-    """One network for a budget.
-
-    Attributes:
-        architecture: cells, widths, strides, and the families that the cells were drawn for.
-        params: trainable parameters.
-        flops: the paper's unit (2 x MACs) at `input_shape`.
-        macs: multiply-accumulates of convolutions and linear layers at `input_shape`.
-        tcet: T-CET on `batch`; compare it within one call only.
-        batch: what T-CET was taken on, in words.
-        input_shape, classes, dense: as `design` was asked.
-    """
+    """One network for a budget; input shape, classes and `dense` are as `design` was asked."""
 
     called = "A design"
-    architecture: Architecture
-    params: int
-    flops: int
-    macs: int
-    tcet: float
-    batch: str
+    architecture: Architecture  # cells, widths, strides, and the families that the cells were drawn for
+    params: int  # trainable
+    flops: int  # the paper's unit (2 x MACs) at `input_shape`
+    macs: int  # multiply-accumulates of convolutions and linear layers at `input_shape`
+    tcet: float  # on `batch`; compare it within one call only
+    batch: str  # what T-CET was taken on, in words
     input_shape: tuple[int, ...] = (3, 32, 32)
     classes: int = 10
     dense: bool = False
@@ -101,10 +91,8 @@ class Design(JSONText):
             export.ExportError: the ONNX file would not give the network's outputs, or its packages are missing.
         """
         path = Path(path)
-        if path.suffix == ".json":
-            return store.write(path, self.to_dict())
-        if path.suffix == ".py":
-            return store.write(path, self.to_code())
+        if path.suffix in (".json", ".py"):
+            return store.write(path, self.to_dict() if path.suffix == ".json" else self.to_code())
         if path.suffix == ".onnx":
             return network.to_onnx(model or self.build(seed=0), path)
         if path.suffix.removeprefix(".") in store.DESIGN_FORMATS:

@@ -91,14 +91,12 @@ def fit_to_budget(
 ) -> Fitted:
     """The architecture nearest to the target that the local search reaches.
 
+    The search itself never fails: the target may be missed.
+
     Args:
         architecture: where to start; cells and families are kept where depth is.
-        target: the request.
         costs: `network.count` at the input shape and classes in question.
         max_strides: how many cells may have stride 2.
-
-    Returns:
-        Fitted: within the tolerance where `target.met(fitted.costs)`; the search itself never fails.
     """
     search = _Descent(target, costs)
     strided = [i for i, triple in enumerate(architecture.triples) if triple.stride == 2][max_strides:]

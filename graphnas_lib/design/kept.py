@@ -34,21 +34,13 @@ MAX_CELL_DONORS = 4  # at most so many of these give their cells to a macro desi
 
 @dataclass(frozen=True)
 class KeptNetworks:
-    """The best networks of every size in a history, with their families and cells.
+    """The best networks of every size in a history, with their families and cells."""
 
-    Attributes:
-        costs: params and FLOPs, float64 (n, 2).
-        scores: T-CET, float64 (n,).
-        triples: family, channels and stride of each place, int16 (n, l, 3); -1 beyond a network's last cell.
-        places: index into `codes` of the cell of each place, int32 (n, l), -1 likewise.
-        codes: the distinct cells.
-    """
-
-    costs: Tensor
-    scores: Tensor
-    triples: Tensor
-    places: Tensor
-    codes: CellCodes
+    costs: Tensor  # params and FLOPs, float64 (n, 2)
+    scores: Tensor  # T-CET, float64 (n,)
+    triples: Tensor  # family, channels and stride of each place, int16 (n, l, 3); -1 beyond a network's last cell
+    places: Tensor  # index into `codes` of the cell of each place, int32 (n, l), -1 likewise
+    codes: CellCodes  # the distinct cells
 
     @classmethod
     def of(cls, individuals: Sequence[Architecture], costs: Tensor, scores: Tensor) -> KeptNetworks:

@@ -34,10 +34,7 @@ START_WIDTH_FACTOR = 0.25  # on alpha_0's widths: a start within every budget, w
 
 
 def network_problem(*, costs: Callable[[Architecture], Any] | None = None, **fields) -> Problem:
-    """A problem whose individuals are architectures.
-
-    `costs` (`network.count`) gives the history's columns params, macs and flops; `fields` are those of `Problem`.
-    """
+    """A problem whose individuals are architectures; with `costs` (`network.count`) the history has columns of them."""
     known = {"key": Architecture.key, "dump": Architecture.to_json, "parse": Architecture.from_json}
     if costs:
         known["describe"] = lambda architecture: vars(costs(architecture))
@@ -69,7 +66,6 @@ def hl_evo(
         score: T-CET of an architecture, or a dict with "score" and more columns.
         feasible: constraints on the architecture (see `budget`).
         generate_cell: (family, index=...) -> Cell.
-        n_families: K.
         costs: see `network_problem`.
         depth_mutation, repeats: see `hl_mutate`; `depth_mutation=False` gives the literal algorithm.
         **options: `iterations`, `population`, `seed` and further arguments of `evolve`.

@@ -62,9 +62,7 @@ def hl_mutate(
     Args:
         individual: the parent; its triples know their families.
         exploration: phase e of Algorithm 1.
-        generator: source of every choice but the cells'.
         generate_cell: GenCell, family -> Cell (see `CellSupply`).
-        n_families: K.
         depth_mutation: allow insertion (a neighbour's width, stride 1, a random family) and removal.
         repeats: an inserted cell is its neighbour's once more, as the released code's stages repeat theirs.
         channel_step: "uniform" over C as printed, or "local" (within 30%).
@@ -90,11 +88,7 @@ def hl_mutate(
 
 
 def flat_mutate(
-    architecture: Architecture,
-    exploration: bool,
-    generator: torch.Generator,
-    *,
-    repeats: bool = False,
+    architecture: Architecture, exploration: bool, generator: torch.Generator, *, repeats: bool = False
 ) -> Architecture:
     """One mutation directly in S, for the evolution baselines: an edge, an operation, channels, stride, or depth.
 

@@ -76,8 +76,7 @@ def evolve(
     """Algorithm 1; equal arguments give equal histories.
 
     Args:
-        iterations: T, children to record (or to try, with `count_discards`).
-        population: N.
+        iterations: T, children to record (or to try, with `count_discards`); the population has at most N.
         seed: of parents and mutations.
         count_discards: a discarded child uses up an iteration, as App. C's text has it; then |H| < T.
         workers: processes that score children; with more than one, a child is drawn from the population as it was
