@@ -11,14 +11,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import combinations
+from statistics import fmean
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.distributions import MultivariateNormal
 
 from graphnas_lib import store
 
@@ -28,35 +30,30 @@ if TYPE_CHECKING:
 
 ZC_NAMES = ("naswot", "snip_ssnr", "params", "flops")  # paper: Sec. 3.1, P = 4
 COVARIANCES = ("diag", "full")
+HELD_OUT_SHARE = 0.2  # of the rows, in the curve that chooses K
 PARAMS = ZC_NAMES.index("params")
 
 
 @dataclass(frozen=True)
 class ZCTransform:
-    """Raw z to standardised z and back: log10(params, flops), log1p(ssnr), (. - mean) / std, clip.
+    """Raw z to standardised z and back: log10(params, flops), log1p(ssnr), (. - mean) / std, clip."""
 
-    Attributes:
-        mean: of the logged columns over the labelled cells, in `ZC_NAMES` order.
-        std: likewise.
-        clip: bound on the standardised values; `inverse` is exact inside it.
-    """
-
-    mean: tuple[float, ...]
+    mean: tuple[float, ...]  # of the logged columns over the labelled cells, in `ZC_NAMES` order
     std: tuple[float, ...]
-    clip: float = 5.0
+    clip: float = 5.0  # bound on the standardised values; `inverse` is exact inside it
 
     @classmethod
-    def fit(cls, zc: Tensor | np.ndarray, *, clip: float = 5.0) -> ZCTransform:
+    def fit(cls, zc: Tensor | np.ndarray) -> ZCTransform:
         """Transform fitted to raw vectors (n, 4); ValueError when a column is constant or a value is out of range."""
-        logged = _logged(_checked(zc))
+        logged = _logged(zc)
         std = logged.std(dim=0, correction=0)
         if not bool((std > 0).all()):
             raise ValueError(f"Every ZC column must vary over the labelled cells; their std are {std.tolist()}.")
-        return cls(tuple(logged.mean(dim=0).tolist()), tuple(std.tolist()), clip)
+        return cls(tuple(logged.mean(dim=0).tolist()), tuple(std.tolist()))
 
     def transform(self, zc: Tensor | np.ndarray) -> Tensor:
         """Raw z (..., 4) to standardised z (..., 4), float32, within +-clip; ValueError on non-finite values."""
-        logged = _logged(_checked(zc))
+        logged = _logged(zc)
         standard = (logged - logged.new_tensor(self.mean)) / logged.new_tensor(self.std)
         return standard.clamp(-self.clip, self.clip).float()
 
@@ -88,30 +85,17 @@ def zc_distance(a: Tensor, b: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Families:
-    """K families of cells: a fitted mixture with its transform, sorted by mean log-parameters.
-
-    Attributes:
-        zc_transform: the one transform of z.
-        weights: mixture weights pi, (K,).
-        centres: component means mu in standardised z, (K, 4) nested tuples; `means` is the same as a tensor.
-        covariances: (K, 4) variances for "diag", (K, 4, 4) for "full".
-        covariance: "diag" or "full".
-        counts: labelled cells assigned to each family, (K,).
-        medoids: index, into the fitted rows, of the cell nearest to each centre by d, (K,).
-        medoid_cells: those cells as dicts, empty when `fit` got no cells.
-        dropped: rows left out of the fit because a proxy was not finite.
-        seed: seed of the fit.
-    """
+    """K families of cells: a fitted mixture with its transform, sorted by mean log-parameters."""
 
     zc_transform: ZCTransform
-    weights: tuple[float, ...]
-    centres: tuple
-    covariances: tuple
+    weights: tuple[float, ...]  # mixture weights pi, (K,)
+    centres: tuple  # component means mu in standardised z, (K, 4); `means` is the same as a tensor
+    covariances: tuple  # (K, 4) variances for "diag", (K, 4, 4) for "full"
     covariance: str
-    counts: tuple[int, ...]
-    medoids: tuple[int, ...]
-    medoid_cells: tuple[dict, ...] = ()
-    dropped: int = 0
+    counts: tuple[int, ...]  # labelled cells assigned to each family, (K,)
+    medoids: tuple[int, ...]  # index, into the fitted rows, of the cell nearest to each centre by d, (K,)
+    medoid_cells: tuple[dict, ...] = ()  # those cells as dicts, empty when `fit` got no cells
+    dropped: int = 0  # rows left out of the fit because a proxy was not finite
     seed: int = 0
 
     @classmethod
@@ -129,7 +113,6 @@ class Families:
 
         Args:
             zc: raw vectors, (n, 4) in `ZC_NAMES` order; rows with a non-finite value are dropped and counted.
-            n_clusters: K.
             seed: of the k-means starts.
             covariance: "diag" (the paper's variances) or "full".
             cells: the n cells (anything with `to_dict`), to keep each family's medoid.
@@ -190,9 +173,7 @@ class Families:
         if self.covariance == "diag":
             log_density = -0.5 * (offset**2 / covariance + covariance.log()).sum(dim=-1)
         else:
-            factor = torch.linalg.cholesky(covariance)  # (K, 4, 4)
-            white = torch.linalg.solve_triangular(factor, offset[..., None], upper=False).squeeze(-1)
-            log_density = -0.5 * (white**2).sum(dim=-1) - factor.diagonal(dim1=-2, dim2=-1).log().sum(dim=-1)
+            log_density = MultivariateNormal(torch.zeros_like(offset[0]), covariance).log_prob(offset)
         return torch.log_softmax(log_density + standard.new_tensor(self.weights, dtype=torch.float64).log(), dim=-1)
 
     def assign(self, zc: Tensor | np.ndarray, *, standardised: bool = False) -> Tensor:
@@ -223,18 +204,12 @@ class Families:
 
 
 def criterion_curve(
-    zc: Tensor | np.ndarray,
-    ks: Sequence[int],
-    *,
-    seed: int = 0,
-    covariance: str = "diag",
-    n_init: int = 5,
-    held_out: float = 0.2,
+    zc: Tensor | np.ndarray, ks: Sequence[int], *, seed: int = 0, covariance: str = "diag", n_init: int = 5
 ) -> pd.DataFrame:
     """BIC and AIC against the number of clusters (Sec. 3.1), from raw ZC vectors (n, 4).
 
-    Each mixture is fitted to 1 - held_out of the rows; the criteria are of those, `held_out` is the mean log-density
-    (nats a point, standardised z) of the rest.
+    Each mixture is fitted to all but `HELD_OUT_SHARE` of the rows; the criteria are of those, `held_out` is the mean
+    log-density (nats a point, standardised z) of the rest.
 
     Returns:
         DataFrame with columns k, bic, aic, held_out, min_weight, converged; lower bic and aic are better.
@@ -244,15 +219,14 @@ def criterion_curve(
     rows, _ = _usable(zc)
     standard = ZCTransform.fit(rows).transform(rows)
     shuffled = standard[torch.randperm(len(standard), generator=torch.Generator().manual_seed(seed))]
-    n_test = max(1, int(len(shuffled) * held_out))
+    n_test = max(1, int(len(shuffled) * HELD_OUT_SHARE))
     train, test = shuffled[n_test:].double().numpy(), shuffled[:n_test].double().numpy()
     records = []
     for k in ks:
         mixture = _mixture(train, k, seed=seed, covariance=covariance, n_init=n_init)
-        criteria = {"bic": mixture.bic(train), "aic": mixture.aic(train), "held_out": mixture.score(test)}
-        extra = {"min_weight": mixture.weights_.min(), "converged": bool(mixture.converged_)}
-        records.append({"k": int(k), **criteria, **extra})
-    return pd.DataFrame(records)
+        criteria = (mixture.bic(train), mixture.aic(train), mixture.score(test))
+        records.append((int(k), *criteria, mixture.weights_.min(), bool(mixture.converged_)))
+    return pd.DataFrame(records, columns=["k", "bic", "aic", "held_out", "min_weight", "converged"])
 
 
 def choose_k(curve: pd.DataFrame, *, tolerance: float = 0.02) -> int:
@@ -280,8 +254,7 @@ def stability(
     rows, _ = _usable(zc)
     options = {"n_clusters": n_clusters, "covariance": covariance, "n_init": n_init}
     labels = [Families.fit(rows, seed=seed, **options).assign(rows).numpy() for seed in seeds]
-    pairs = [(a, b) for i, a in enumerate(labels) for b in labels[i + 1 :]]
-    return math.fsum(adjusted_rand_score(a, b) for a, b in pairs) / len(pairs)
+    return fmean(adjusted_rand_score(a, b) for a, b in combinations(labels, 2))
 
 
 def _mixture(standard: Tensor | np.ndarray, k: int, *, seed: int, covariance: str, n_init: int) -> GaussianMixture:
@@ -308,15 +281,6 @@ def _valid_rows(zc: Tensor) -> Tensor:
     return torch.isfinite(zc).all(dim=-1) & positive
 
 
-def _checked(zc: Tensor | np.ndarray) -> Tensor:
-    zc = _vectors(zc)
-    if not bool(_valid_rows(zc).all()):
-        bad = zc[~_valid_rows(zc)][0].tolist()
-        wanted = "finite, with snip_ssnr >= 0 and params, flops > 0"
-        raise ValueError(f"Raw ZC vectors must be {wanted}; got {bad}. Leave failed cells out.")
-    return zc
-
-
 def _usable(zc: Tensor | np.ndarray) -> tuple[Tensor, Tensor]:
     """Usable raw rows and their indices; failed cells (non-finite proxies) are left out, never scored."""
     zc = _vectors(zc)
@@ -324,7 +288,12 @@ def _usable(zc: Tensor | np.ndarray) -> tuple[Tensor, Tensor]:
     return zc[kept], kept
 
 
-def _logged(zc: Tensor) -> Tensor:
+def _logged(zc: Tensor | np.ndarray) -> Tensor:
+    """Raw vectors (..., 4), checked, with logarithms of all but the first column."""
+    zc = _vectors(zc)
+    if not bool((valid := _valid_rows(zc)).all()):
+        wanted = "finite, with snip_ssnr >= 0 and params, flops > 0"
+        raise ValueError(f"Raw ZC vectors must be {wanted}; got {zc[~valid][0].tolist()}. Leave failed cells out.")
     naswot, ssnr, params, flops = zc.unbind(-1)
     return torch.stack([naswot, torch.log1p(ssnr), torch.log10(params), torch.log10(flops)], dim=-1)
 

@@ -34,12 +34,60 @@ class Triple:
     def __post_init__(self):
         if not isinstance(self.cell, Cell):
             raise ValueError(f"A triple's cell must be a Cell; got {type(self.cell).__name__}.")
-        if self.family is not None:
-            _check_family(self.family, "triple's family")
-        _check_size(self.channels, self.stride)
+        _check("triple's family", 0 if self.family is None else self.family, self.channels, self.stride)
+
+    def to_row(self) -> dict:
+        """JSON-ready form; it has "family" where that is known."""
+        row = {"cell": self.cell.to_dict(), "channels": self.channels, "stride": self.stride}
+        return row if self.family is None else row | {"family": self.family}
+
+    @classmethod
+    def from_row(cls, row: dict) -> Triple:
+        """Inverse of `to_row`."""
+        return cls(Cell.from_dict(row["cell"]), row["channels"], row["stride"], row.get("family"))
 
 
-class _Sequence:
+@dataclass(frozen=True)
+class HLTriple:
+    """t-hat: a family of cells (cluster index from 0), channels, stride."""
+
+    cluster: int
+    channels: int
+    stride: int
+
+    def __post_init__(self):
+        _check("high-level triple's cluster", self.cluster, self.channels, self.stride)
+
+    def to_row(self) -> list[int]:
+        """JSON-ready form."""
+        return [self.cluster, self.channels, self.stride]
+
+    @classmethod
+    def from_row(cls, row: Sequence[int]) -> HLTriple:
+        """Inverse of `to_row`."""
+        return cls(*row)
+
+
+class JSONText:
+    """Text form of what has `to_dict` and `from_dict`; `called` names it in messages."""
+
+    called = "An architecture"
+
+    def to_json(self) -> str:
+        """Text that `from_json` reads anywhere."""
+        return json.dumps(self.to_dict())
+
+    @classmethod
+    def from_json(cls, text: str):
+        """Inverse of `to_json`; ValueError also where the text is no JSON."""
+        try:
+            return cls.from_dict(json.loads(text))
+        except json.JSONDecodeError as error:
+            place = f"line {error.lineno}, column {error.colno}: {error.msg}"
+            raise ValueError(f"{cls.called} must be valid JSON; {place}.") from error
+
+
+class _Sequence(JSONText):
     """What a sequence of triples of either kind shares: its checks and its JSON."""
 
     def __post_init__(self):
@@ -55,18 +103,24 @@ class _Sequence:
         if self.stem_stride not in STRIDES:
             raise ValueError(f"stem_stride must be 1 or 2; got {self.stem_stride!r}.")
 
-    def to_json(self) -> str:
-        """Text that `from_json` reads anywhere."""
-        return json.dumps(self.to_dict())
+    def to_dict(self) -> dict:
+        """JSON-ready form."""
+        rows = [triple.to_row() for triple in self.triples]
+        return {"triples": rows, "head_channels": self.head_channels, "stem_stride": self.stem_stride}
 
     @classmethod
-    def from_json(cls, text: str):
-        """Inverse of `to_json`."""
-        try:
-            return cls.from_dict(json.loads(text))
-        except json.JSONDecodeError as error:
-            place = f"line {error.lineno}, column {error.colno}: {error.msg}"
-            raise ValueError(f"An architecture must be valid JSON; {place}.") from error
+    def from_dict(cls, data: dict):
+        """Inverse of `to_dict`; ValueError names the place that is wrong."""
+        if not isinstance(data, dict) or not isinstance(data.get("triples"), list):
+            raise ValueError(f"{cls.__name__} must be an object with a list 'triples'; got {str(data)[:80]!r}.")
+        triples = []
+        for i, row in enumerate(data["triples"]):
+            try:
+                triples.append(cls.kind.from_row(row))
+            except (KeyError, TypeError, ValueError) as error:
+                reason = f"'{error.args[0]}' is missing" if isinstance(error, KeyError) else error
+                raise ValueError(f"{cls.__name__}, triple {i}: {reason}") from error
+        return cls(tuple(triples), data.get("head_channels"), data.get("stem_stride", 1))
 
 
 @dataclass(frozen=True)
@@ -95,15 +149,6 @@ class Architecture(_Sequence):
         triples = tuple(HLTriple(t.family, t.channels, t.stride) for t in self.triples)
         return HLArchitecture(triples, self.head_channels, self.stem_stride)
 
-    def to_dict(self) -> dict:
-        """JSON-ready form; a triple has "family" where it is known."""
-        rows = [
-            {"cell": t.cell.to_dict(), "channels": t.channels, "stride": t.stride}
-            | ({} if t.family is None else {"family": t.family})
-            for t in self.triples
-        ]
-        return {"triples": rows, "head_channels": self.head_channels, "stem_stride": self.stem_stride}
-
     @classmethod
     def from_dict(cls, data: dict) -> Architecture:
         """Inverse of `to_dict`; ValueError names the place that is wrong.
@@ -115,29 +160,12 @@ class Architecture(_Sequence):
             if [(t.channels, t.stride) for t in hl.triples] != [(t.channels, t.stride) for t in bare.triples]:
                 raise ValueError("'hl' must have the channels and strides of its 'architecture'; it has others.")
             return hl.with_cells([t.cell for t in bare.triples])
-        return _from_dict(
-            cls,
-            data,
-            lambda row: Triple(Cell.from_dict(row["cell"]), row["channels"], row["stride"], row.get("family")),
-        )
+        return super().from_dict(data)
 
     def key(self) -> str:
         """Hash of the sequence of canonical cells, widths and strides; families take no part: they are no network."""
         parts = [(t.cell.key(), t.channels, t.stride) for t in self.triples]
         return hashlib.sha256(repr((parts, self.head_channels, self.stem_stride)).encode()).hexdigest()[:16]
-
-
-@dataclass(frozen=True)
-class HLTriple:
-    """t-hat: a family of cells (cluster index from 0), channels, stride."""
-
-    cluster: int
-    channels: int
-    stride: int
-
-    def __post_init__(self):
-        _check_family(self.cluster, "high-level triple's cluster")
-        _check_size(self.channels, self.stride)
 
 
 @dataclass(frozen=True)
@@ -155,16 +183,6 @@ class HLArchitecture(_Sequence):
         triples = tuple(Triple(cell, hl.channels, hl.stride, hl.cluster) for cell, hl in pairs)
         return Architecture(triples, self.head_channels, self.stem_stride)
 
-    def to_dict(self) -> dict:
-        """JSON-ready form."""
-        rows = [[t.cluster, t.channels, t.stride] for t in self.triples]
-        return {"triples": rows, "head_channels": self.head_channels, "stem_stride": self.stem_stride}
-
-    @classmethod
-    def from_dict(cls, data: dict) -> HLArchitecture:
-        """Inverse of `to_dict`; ValueError names the place that is wrong."""
-        return _from_dict(cls, data, lambda row: HLTriple(*row))
-
 
 def stack_cell(cell: Cell, *, width: int = 16, repeats: int = 5) -> Architecture:
     """alpha_x of Eq. 1-2: one cell stacked in three stages of widths 1, 2, 4 x `width`.
@@ -172,33 +190,14 @@ def stack_cell(cell: Cell, *, width: int = 16, repeats: int = 5) -> Architecture
     i = 1..17, c_i = 16 * 2^floor(i / 6), s_i = 2 for i in {6, 12}: 5 cells at 16, then 6 at 32 and 6 at 64. Smaller
     `width` and `repeats` give the reduced skeletons of the smoke and lite scales (repeats r: r, r + 1, r + 1 cells).
     """
-    triples = []
-    for i in range(1, 3 * repeats + 3):
-        stage, first = i // (repeats + 1), i % (repeats + 1) == 0  # paper: Eq. 2 with repeats = 5
-        triples.append(Triple(cell, width * 2**stage, 2 if first else 1))
-    return Architecture(tuple(triples))
+    places = [divmod(i, repeats + 1) for i in range(1, 3 * repeats + 3)]  # stage, place in it; repeats = 5 is Eq. 2
+    return Architecture(tuple(Triple(cell, width * 2**stage, 1 if place else 2) for stage, place in places))
 
 
-def _check_family(family, name: str) -> None:
+def _check(name: str, family, channels, stride) -> None:
     if not isinstance(family, int) or family < 0:
         raise ValueError(f"A {name} must be an index >= 0; got {family!r}.")
-
-
-def _check_size(channels, stride) -> None:
     if not isinstance(channels, int) or isinstance(channels, bool) or channels % 8 or not 8 <= channels <= 1024:
         raise ValueError(f"Channels must be a multiple of 8 from 8 to 1024 (Sec. 3); got {channels!r}.")
     if stride not in STRIDES:
         raise ValueError(f"Stride must be 1 or 2 (Sec. 3); got {stride!r}.")
-
-
-def _from_dict(cls, data, triple):
-    if not isinstance(data, dict) or not isinstance(data.get("triples"), list):
-        raise ValueError(f"{cls.__name__} must be an object with a list 'triples'; got {str(data)[:80]!r}.")
-    triples = []
-    for i, row in enumerate(data["triples"]):
-        try:
-            triples.append(triple(row))
-        except (KeyError, TypeError, ValueError) as error:
-            reason = f"'{error.args[0]}' is missing" if isinstance(error, KeyError) else error
-            raise ValueError(f"{cls.__name__}, triple {i}: {reason}") from error
-    return cls(tuple(triples), data.get("head_channels"), data.get("stem_stride", 1))

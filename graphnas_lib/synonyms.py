@@ -47,12 +47,9 @@ class Generated:
 
 
 class CellSampler:
-    """The generator of cells: flow, decoder and families joined.
+    """The generator of cells: the flow over the latents of a G-VAE, its decoder, and the families of Eq. 9, joined.
 
     Args:
-        gvae: trained G-VAE.
-        ccnf: flow over its latents.
-        families: the mixture whose centres condition the flow (Eq. 9).
         temperature: factor on the flow's noise in `generate_cell` and `realise`; 1 is Eq. 9 as printed.
         costs: exact size of a cell's network as z has it (`label_costs`), to tell which family a drawn cell is of;
             None takes q's word for the size too.
@@ -77,10 +74,9 @@ class CellSampler:
         hashes = {"G-VAE": gvae.zc_hash, "CCNF": ccnf.config.zc_hash, "families": families.zc_transform.hash()}
         if len({h for h in hashes.values() if h}) > 1:
             raise ValueError(f"All parts must be trained on one transform of z; theirs are {hashes}. Train them anew.")
-        if gvae.config.latent_dim != ccnf.config.latent_dim:
-            raise ValueError(
-                f"G-VAE and CCNF must share the latent size; got {gvae.config.latent_dim} and {ccnf.config.latent_dim}."
-            )
+        sizes = gvae.config.latent_dim, ccnf.config.latent_dim
+        if sizes[0] != sizes[1]:
+            raise ValueError(f"G-VAE and CCNF must share the latent size; got {sizes[0]} and {sizes[1]}.")
         self.gvae, self.ccnf, self.families, self.temperature = gvae.eval(), ccnf.eval(), families, temperature
         self.costs = costs
         self.requests = self.attempts = self.fallbacks = 0
@@ -96,13 +92,7 @@ class CellSampler:
         return cls(gvae, ccnf, Families.load(scale), temperature=temperature, costs=label_costs(scale))
 
     def sample(self, zc: Tensor, *, seed: int, temperature: float = 1.0) -> Generated:
-        """Decode one draw of the flow for each condition (Sec. 3.2), failures kept as None.
-
-        Args:
-            zc: standardised ZC vectors, (n, 4).
-            seed: source of the noise.
-            temperature: factor on the noise.
-        """
+        """Decode one draw of the flow for each condition, a standardised ZC vector, (n, 4) (Sec. 3.2)."""
         return self._decode(zc, _generator("sample", seed), temperature)
 
     def generate_cell(self, family: int, *, index: int, seed: int = 0) -> Cell:
@@ -144,10 +134,8 @@ class CellSampler:
         self.fallbacks += found.cells.count(None)
         medoids = self.families.medoid_cells
         if None in found.cells and not medoids:
-            raise ValueError(
-                f"No valid cell of family {families[found.cells.index(None)]} in {MAX_DRAWS} tries, and the families "
-                "hold no medoid cells to fall back on. Fit them with `cells=`."
-            )
+            tried = f"No valid cell of family {families[found.cells.index(None)]} in {MAX_DRAWS} tries"
+            raise ValueError(f"{tried}, and the families hold no medoid cells. Fit them with `cells=`.")
         pairs = zip(found.cells, families, strict=True)
         return [cell or Cell.from_dict(medoids[family]).canonical() for cell, family in pairs]
 
@@ -170,7 +158,11 @@ class CellSampler:
     def _decode(self, zc: Tensor, generator: torch.Generator, temperature: float) -> Generated:
         noise = torch.randn(len(zc), self.ccnf.config.latent_dim, generator=generator)  # (n, m)
         units = self.families.zc_transform.inverse
-        return _decoded(self.gvae, self.ccnf.sample(zc, noise=noise, temperature=temperature, units=units))
+        return self.decode(self.ccnf.sample(zc, noise=noise, temperature=temperature, units=units))
+
+    def decode(self, latent: Tensor) -> Generated:
+        """One decode for each latent vector, (n, m)."""
+        return Generated(self.gvae.decode(latent), len(latent))
 
 
 def label_costs(scale: str) -> Callable[[Cell], Costs] | None:
@@ -182,17 +174,12 @@ def label_costs(scale: str) -> Callable[[Cell], Costs] | None:
     return lambda cell: count(stack_cell(cell), input_shape=shape, classes=classes)
 
 
-def _decoded(gvae: GVAE, latent: Tensor) -> Generated:
-    return Generated(gvae.decode(latent), len(latent))
-
-
 def checked_draws(
     n: int, draw: Callable[[list[int]], Generated], misses: Callable[[list[Cell], list[int]], list[float]]
 ) -> Generated:
     """For each of n requests the first draw that misses nothing, of `MAX_DRAWS`; else the one that misses least.
 
     Args:
-        n: requests.
         draw: indices of requests -> one decode for each.
         misses: valid cells and the requests they are for -> how much each misses, 0 for nothing.
 
@@ -231,7 +218,7 @@ def random_cells(
     gvae = sampler.gvae
     mean, std = latents_mean_std or (gvae.latent_mean, gvae.latent_std)
     noise = torch.randn(n, gvae.config.latent_dim, generator=_generator("random", seed))
-    return _decoded(gvae, mean.cpu() + std.cpu() * noise)
+    return sampler.decode(mean.cpu() + std.cpu() * noise)
 
 
 def neighbourhood_cells(
@@ -239,17 +226,15 @@ def neighbourhood_cells(
 ) -> Generated:
     """Row "Neighbourhood": f^-1(f(r) + eps), eps normal, n times (Sec. 3.2).
 
-    Its deviation is `sigma` times the training latents' in each dimension, whose units differ (deviation D48).
-
-    Args:
-        near: a standardised ZC vector, (4,), of which draws are kept as by `ccnf_cells`; None keeps all.
+    Its deviation is `sigma` times the training latents' in each dimension, whose units differ (deviation D48). Draws
+    are kept as by `ccnf_cells` where a standardised ZC vector `near`, (4,), is given.
     """
     latent = sampler.gvae.encode([reference]).cpu()  # (1, m)
     generator = _generator("neighbourhood", seed)
 
     def draw(rows: list[int]) -> Generated:
         noise = torch.randn(len(rows), latent.shape[1], generator=generator)
-        return _decoded(sampler.gvae, latent + sigma * sampler.gvae.latent_std.cpu() * noise)
+        return sampler.decode(latent + sigma * sampler.gvae.latent_std.cpu() * noise)
 
     return _kept(sampler, draw, n, near)
 
@@ -289,12 +274,9 @@ def ccnf_cells(
     temperature: float = 1.0,
     checked: bool = False,
 ) -> Generated:
-    """Row "CCNF": n draws of the flow given z(r), standardised, (4,) (Sec. 3.2).
+    """Row "CCNF": n draws of the flow given z(r), standardised, (4,) (Sec. 3.2); `seed` may be a source of noise.
 
-    Args:
-        seed: of the noise, or its source.
-        checked: keep what is known to be within `MAX_ZC_GAP_STD` of z(r), of `MAX_DRAWS` draws each, else the nearest
-            (D49).
+    With `checked` each is the first of `MAX_DRAWS` known to be within `MAX_ZC_GAP_STD` of z(r), else the nearest (D49).
     """
     zc = zc_reference.reshape(-1)
     generator = seed if isinstance(seed, torch.Generator) else _generator("sample", seed)
@@ -319,11 +301,7 @@ def _kept(sampler: CellSampler, draw: Callable[[list[int]], Generated], n: int, 
 
 
 def realise(hl_architecture: HLArchitecture, sampler: CellSampler, *, seed: int) -> Architecture:
-    """alpha(alpha-hat) of Eq. 8: a cell generated for every high-level triple, channels and strides kept.
-
-    Raises:
-        ValueError: a triple names a family that the sampler lacks.
-    """
+    """alpha(alpha-hat) of Eq. 8: a cell generated for every high-level triple, channels and strides kept."""
     families = [triple.cluster for triple in hl_architecture.triples]
     return hl_architecture.with_cells(sampler.generate_cells(families, seed=seed))
 
@@ -343,35 +321,26 @@ def synonyms(
 
     Args:
         cell: a valid cell, or a NATS-Bench architecture string; never among its own synonyms.
-        n: how many.
-        seed: source of the noise.
         scale: whose artifacts to load when no `sampler` is given.
-        sampler: one that is loaded already.
         temperature: factor on the flow's noise; lower is nearer and less varied.
-
-    Returns:
-        At most n cells, no two of one key, in the order drawn.
 
     Raises:
         InvalidCellError: `cell` computes nothing.
 
     Warns:
-        UserWarning: 16 n cells held fewer than n distinct ones.
+        UserWarning: 16 n cells held fewer than n distinct ones; fewer come.
     """
     cell = Cell.from_nats(cell) if isinstance(cell, str) else cell
     sampler = sampler or CellSampler.load(scale)
-    zc, known, found = sampler.known_zc([cell])[0], {cell.key()}, []
-    generator = _generator("synonyms", seed, cell.key())
+    zc, generator = sampler.known_zc([cell])[0], _generator("synonyms", seed, cell.key())
+    distinct = {cell.key(): cell}
     for _ in range(MAX_DRAWS):
-        for candidate in ccnf_cells(sampler, zc, n, seed=generator, temperature=temperature, checked=True).valid:
-            if candidate.key() not in known and len(found) < n:
-                known.add(candidate.key())
-                found.append(candidate)
+        drawn = ccnf_cells(sampler, zc, n, seed=generator, temperature=temperature, checked=True)
+        for candidate in drawn.valid:
+            distinct.setdefault(candidate.key(), candidate)
+        found = list(distinct.values())[1 : n + 1]
         if len(found) == n:
             return found
-    warnings.warn(
-        f"{MAX_DRAWS * n} cells must give {n} distinct synonyms; they gave {len(found)}. Raise the temperature "
-        f"(now {temperature}) or ask for fewer.",
-        stacklevel=2,
-    )
+    came = f"{MAX_DRAWS * n} cells must give {n} distinct synonyms; they gave {len(found)}"
+    warnings.warn(f"{came}. Raise the temperature (now {temperature}) or ask for fewer.", stacklevel=2)
     return found

@@ -10,20 +10,20 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
 from torch import Tensor
+from tqdm.auto import tqdm
 
 from graphnas_lib import proxies, store
 from graphnas_lib.design.designs import Design, Designs
 from graphnas_lib.design.fitting import BudgetUnreachable, Fitted, Target, fit_to_budget
 from graphnas_lib.design.kept import KeptNetworks, NearNetworks
 from graphnas_lib.evolution import max_strides
-from graphnas_lib.macro import CHANNELS, Architecture, HLArchitecture, HLTriple
-from graphnas_lib.network import Costs, build, count
+from graphnas_lib.macro import CHANNELS, HLArchitecture, HLTriple
+from graphnas_lib.network import build, count
 from graphnas_lib.sequence import CONDITIONS, SequenceGenerator
 from graphnas_lib.synonyms import CellSampler, realise
 
@@ -62,26 +62,20 @@ def design(
     """Networks for a budget, best first (Eq. 12 and "Final model selection").
 
     Args:
-        params: wanted parameters, or None for any.
-        flops: wanted FLOPs in the paper's unit (2 x MACs) at `input_shape`, or None for any.
+        params, flops: what is wanted, None for any; FLOPs in the paper's unit (2 x MACs) at `input_shape`.
         input_shape: (C, H, W), or (C, L) for one spatial dimension.
         classes: outputs.
-        n: networks to return.
+        n: distinct networks to return; fewer come where so few can be drawn.
         seed: of cells, weights under T-CET, and noise images; equal arguments give equal designs.
         scale: whose trained artifacts to use; default the one that ships.
-        images: a batch (B, *input_shape) that T-CET is taken on; None takes 16 of standard normal noise.
-        labels: its targets (B,); given together with `images`.
+        images, labels: a batch (B, *input_shape) that T-CET is taken on, and its targets (B,); None takes 16 images of
+            standard normal noise.
         tolerance: largest relative error of the costs; at or under the request is preferred.
         candidates: networks to score, at least n (default n); the paper scores 10 to 100.
         dense: one prediction a position, all strides 1.
-        device: where T-CET is computed.
-        progress: show a bar.
         fresh: decode greedily and draw every cell from the flow, as Eq. 9 and 12 are printed; else the networks that
             the evolution kept say which macro designs to take, and give their cells (deviation D50).
         trained: the trained parts, instead of those of `scale`; saves the loading where many requests are made.
-
-    Returns:
-        Designs: n distinct networks, or fewer where so few could be drawn.
 
     Raises:
         ValueError: no budget, or an argument out of range.
@@ -102,25 +96,18 @@ def design(
     macros = macro_designs(trained.generator, request, near)
     found = Drawer(request, trained.sampler, near).candidates(macros, wanted)
     if len(found) < n:
-        warnings.warn(
-            f"{n} distinct designs were asked for; {len(found)} could be drawn for this budget.", stacklevel=2
-        )
+        message = f"{n} distinct designs were asked for; {len(found)} could be drawn for this budget."
+        warnings.warn(message, stacklevel=2)
     return _selected(found, request, batch, n, place, progress)
 
 
 @dataclass(frozen=True)
 class Trained:
-    """What `design` asks.
+    """What `design` asks."""
 
-    Attributes:
-        generator: writes macro designs.
-        sampler: draws their cells from the flow.
-        kept: the best networks of the generator's history; None to go without.
-    """
-
-    generator: SequenceGenerator
-    sampler: CellSampler
-    kept: KeptNetworks | None = None
+    generator: SequenceGenerator  # writes macro designs
+    sampler: CellSampler  # draws their cells from the flow
+    kept: KeptNetworks | None = None  # the best networks of the generator's history; None to go without
 
     @classmethod
     def load(cls, scale: str | None = None, *, device: str | torch.device = "cpu") -> Trained:
@@ -161,9 +148,9 @@ class Request:
         return 0 if self.dense else max_strides(-(-side // self.stem_stride))
 
     @property
-    def costs(self) -> Callable[[Architecture], Costs]:
-        """Of an architecture at this input."""
-        return partial(count, input_shape=self.input_shape, classes=self.classes, dense=self.dense)
+    def task(self) -> dict:
+        """Input shape and outputs as arguments of `network.build` and `network.count`."""
+        return {"input_shape": self.input_shape, "classes": self.classes, "dense": self.dense}
 
     def conditions(self, reference: tuple[int, ...]) -> dict[str, float | None]:
         """The target with its FLOPs as the generator's conditions count them, at the input shape `reference`."""
@@ -214,11 +201,10 @@ def plain_macros(n_families: int, max_strides: int, stem_stride: int) -> list[HL
     macros, last = [], n_families - 1
     for depth, family, draws in ((1, 0, 3), (3, n_families // 2, 1), (10, last, 1), (1, last, 1)):
         strided = {round((i + 1) * depth / (max_strides + 1)) for i in range(max_strides)} & set(range(1, depth))
-        triples, width = [], 32
-        for i in range(depth):
-            width = min(width * (2 if i in strided else 1), CHANNELS[-1])
-            triples.append(HLTriple(family, width, 2 if i in strided else 1))
-        macros += draws * [HLArchitecture(tuple(triples), None, stem_stride)]  # each draw has other cells
+        strides = [2 if i in strided else 1 for i in range(depth)]
+        widths = [min(32 * 2 ** strides[: i + 1].count(2), CHANNELS[-1]) for i in range(depth)]
+        triples = tuple(HLTriple(family, *size) for size in zip(widths, strides, strict=True))
+        macros += draws * [HLArchitecture(triples, None, stem_stride)]  # each draw has other cells
     return macros
 
 
@@ -227,13 +213,8 @@ def plain_macros(n_families: int, max_strides: int, stem_stride: int) -> list[HL
 
 @dataclass(frozen=True)
 class Drawer:
-    """Draws the cells of macro designs (Eq. 8) and fits the networks to the request.
-
-    Attributes:
-        request: what is asked.
-        sampler: of fresh cells.
-        near: kept networks that give their cells; None where all cells are fresh.
-    """
+    """Draws the cells of macro designs (Eq. 8) and fits the networks to the request; where `near` is None all cells
+    are fresh."""
 
     request: Request
     sampler: CellSampler
@@ -246,7 +227,8 @@ class Drawer:
             drawn = realise(hl, self.sampler, seed=seed)
         else:
             drawn = self.near.realise(hl, seed=seed, closest=closest)
-        return fit_to_budget(drawn, request.target, costs=request.costs, max_strides=request.max_strides)
+        costs = partial(count, **request.task)
+        return fit_to_budget(drawn, request.target, costs=costs, max_strides=request.max_strides)
 
     def attempt(
         self, macros: list[HLArchitecture], first: int, *, max_misses: int | None = None, closest: bool = True
@@ -271,8 +253,7 @@ class Drawer:
         if not self.met(drawn):
             plain = plain_macros(self.sampler.families.n_clusters, request.max_strides, request.stem_stride)
             drawn += self.attempt(plain, len(drawn))
-        nearest = min(drawn, key=lambda fitted: fitted.error)
-        if not self.met(drawn) and nearest.error <= MAX_ERROR_TO_RETRY:  # with some cells a small network meets it
+        if not self.met(drawn) and min(fitted.error for fitted in drawn) <= MAX_ERROR_TO_RETRY:  # other cells may do
             drawn += self.attempt(macros * RETRIES_PER_MACRO, len(drawn), closest=False)
         if not self.met(drawn):
             raise BudgetUnreachable(request.target, min(drawn, key=lambda fitted: fitted.error).costs)
@@ -305,19 +286,18 @@ class Drawer:
 
 def _selected(found: list[Fitted], request: Request, batch: tuple, n: int, device, progress: bool) -> Designs:
     """Score every candidate by T-CET and keep the n best; a candidate whose score fails is counted, not ranked."""
-    from tqdm.auto import tqdm
-
     images, labels, words = batch[0].to(device), batch[1].to(device), batch[2]
-    given = {"input_shape": request.input_shape, "classes": request.classes, "dense": request.dense}
     designs, unscored, last = Designs(), 0, None
     for fitted in tqdm(found, desc="T-CET", disable=not progress):
-        model = build(fitted.architecture, seed=request.seed, **given)
+        model = build(fitted.architecture, seed=request.seed, **request.task)
         try:
             tcet = proxies.tcet(model.to(device, memory_format=torch.channels_last), images, labels)
         except proxies.ProxyError as error:
             unscored, last = unscored + 1, error
             continue
-        designs.append(Design(architecture=fitted.architecture, **vars(fitted.costs), tcet=tcet, batch=words, **given))
+        designs.append(
+            Design(architecture=fitted.architecture, **vars(fitted.costs), tcet=tcet, batch=words, **request.task)
+        )
     if not designs and last is not None:
         raise last
     designs.sort(key=lambda made: -made.tcet)

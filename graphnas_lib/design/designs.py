@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING
 from torch import nn
 
 from graphnas_lib import __version__, network, store
-from graphnas_lib.macro import Architecture, HLArchitecture
+from graphnas_lib.macro import Architecture, HLArchitecture, JSONText
 from graphnas_lib.network import build, count
 from graphnas_lib.plots import plot_architecture, render
 
@@ -20,30 +19,24 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Design:
-    """One network for a budget.
+class Design(JSONText):
+    """One network for a budget; input shape, classes and `dense` are as `design` was asked."""
 
-    Attributes:
-        architecture: cells, widths, strides, and the families that the cells were drawn for.
-        params: trainable parameters.
-        flops: the paper's unit (2 x MACs) at `input_shape`.
-        macs: multiply-accumulates of convolutions and linear layers at `input_shape`.
-        tcet: T-CET on `batch`; compare it within one call only.
-        batch: what T-CET was taken on, in words.
-        input_shape: (C, H, W) or (C, L).
-        classes: outputs.
-        dense: one prediction a position.
-    """
-
-    architecture: Architecture
-    params: int
-    flops: int
-    macs: int
-    tcet: float
-    batch: str
+    called = "A design"
+    architecture: Architecture  # cells, widths, strides, and the families that the cells were drawn for
+    params: int  # trainable
+    flops: int  # the paper's unit (2 x MACs) at `input_shape`
+    macs: int  # multiply-accumulates of convolutions and linear layers at `input_shape`
+    tcet: float  # on `batch`; compare it within one call only
+    batch: str  # what T-CET was taken on, in words
     input_shape: tuple[int, ...] = (3, 32, 32)
     classes: int = 10
     dense: bool = False
+
+    @property
+    def task(self) -> dict:
+        """Input shape and outputs as arguments of `network.build` and `network.count`."""
+        return {"input_shape": self.input_shape, "classes": self.classes, "dense": self.dense}
 
     @property
     def hl(self) -> HLArchitecture:
@@ -52,7 +45,7 @@ class Design:
 
     def build(self, *, seed: int | None = None) -> nn.Module:
         """The trainable network; `seed` as in `network.build`."""
-        return build(self.architecture, input_shape=self.input_shape, classes=self.classes, dense=self.dense, seed=seed)
+        return build(self.architecture, **self.task, seed=seed)
 
     def to_dict(self) -> dict:
         """JSON-ready form."""
@@ -66,8 +59,8 @@ class Design:
             ValueError: a field is missing, damaged, or does not fit the architecture; names it and the reason.
         """
         if isinstance(data, dict) and "hl" in data:
-            data = {**data, "architecture": {"architecture": data.get("architecture"), "hl": data["hl"]}}
-            del data["hl"]
+            data = dict(data)
+            data["architecture"] = {"architecture": data.get("architecture"), "hl": data.pop("hl")}
         wanted = set(cls.__dataclass_fields__)
         if not isinstance(data, dict) or set(data) != wanted:
             came = sorted(data) if isinstance(data, dict) else data
@@ -77,31 +70,15 @@ class Design:
             if not isinstance(data[name], kind):
                 raise ValueError(f"A design's '{name}' must be a {kind.__name__}; got {data[name]!r}.")
         made = cls(**{**data, "architecture": architecture, "input_shape": tuple(data["input_shape"])})
-        costs = count(architecture, input_shape=made.input_shape, classes=made.classes, dense=made.dense)
-        for name, value in vars(costs).items():
+        for name, value in vars(count(architecture, **made.task)).items():
             if data[name] != value:
                 raise ValueError(f"A design's '{name}' must be what its architecture has, {value}; got {data[name]!r}.")
         return made
 
-    def to_json(self) -> str:
-        """Text that `from_json` reads."""
-        return json.dumps(self.to_dict())
-
-    @classmethod
-    def from_json(cls, text: str) -> Design:
-        """Inverse of `to_json`; ValueError also where the text is no JSON."""
-        try:
-            return cls.from_dict(json.loads(text))
-        except json.JSONDecodeError as error:
-            place = f"line {error.lineno}, column {error.colno}: {error.msg}"
-            raise ValueError(f"A design must be valid JSON; {place}.") from error
-
     def to_code(self) -> str:
         """The network as a Python file that imports PyTorch alone (`export.to_code`)."""
         made = f"A network drawn by graphnas_lib {__version__}; T-CET {self.tcet:.6g} on {self.batch}."
-        return network.to_code(
-            self.architecture, input_shape=self.input_shape, classes=self.classes, dense=self.dense, title=made
-        )
+        return network.to_code(self.architecture, **self.task, title=made)
 
     def save(self, path: Path | str, *, model: nn.Module | None = None) -> Path:
         """Write the design in the format that the path's ending names; returns the path.
@@ -114,10 +91,8 @@ class Design:
             export.ExportError: the ONNX file would not give the network's outputs, or its packages are missing.
         """
         path = Path(path)
-        if path.suffix == ".json":
-            return store.write(path, self.to_dict())
-        if path.suffix == ".py":
-            return store.write(path, self.to_code())
+        if path.suffix in (".json", ".py"):
+            return store.write(path, self.to_dict() if path.suffix == ".json" else self.to_code())
         if path.suffix == ".onnx":
             return network.to_onnx(model or self.build(seed=0), path)
         if path.suffix.removeprefix(".") in store.DESIGN_FORMATS:

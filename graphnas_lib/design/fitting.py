@@ -13,8 +13,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from itertools import combinations, permutations, product
 
-from graphnas_lib.evolution import round_channels
-from graphnas_lib.macro import CHANNELS, MAX_CELLS, Architecture, Triple
+from graphnas_lib.evolution import round_channels, scale_widths
+from graphnas_lib.macro import CHANNELS, MAX_CELLS, Architecture
 from graphnas_lib.network import Costs
 
 MAX_MOVES_PER_KIND = 40  # in a row
@@ -91,14 +91,12 @@ def fit_to_budget(
 ) -> Fitted:
     """The architecture nearest to the target that the local search reaches.
 
+    The search itself never fails: the target may be missed.
+
     Args:
         architecture: where to start; cells and families are kept where depth is.
-        target: the request.
         costs: `network.count` at the input shape and classes in question.
         max_strides: how many cells may have stride 2.
-
-    Returns:
-        Fitted: within the tolerance where `target.met(fitted.costs)`; the search itself never fails.
     """
     search = _Descent(target, costs)
     strided = [i for i, triple in enumerate(architecture.triples) if triple.stride == 2][max_strides:]
@@ -134,7 +132,7 @@ class _Descent:
         best = architecture
         for _ in range(BISECTIONS):
             middle = (low + high) / 2
-            moved = _scale(architecture, math.exp(middle))
+            moved = scale_widths(architecture, math.exp(middle))
             best = min(best, moved, key=self.distance)
             if sum(math.log(ratio) for ratio in self.target.ratios(self.costs(moved))) < 0:
                 low = middle
@@ -164,11 +162,6 @@ def _with(architecture: Architecture, changes: dict[int, dict]) -> Architecture:
     return replace(architecture, triples=tuple(triples))
 
 
-def _scale(architecture: Architecture, factor: float) -> Architecture:
-    triples = architecture.triples
-    return _with(architecture, {i: {"channels": round_channels(t.channels * factor)} for i, t in enumerate(triples)})
-
-
 def _shapes(architecture: Architecture, max_strides: int) -> Iterator[Architecture]:
     """The architecture with its strides elsewhere, as deep as it is, half and twice as deep."""
     plain = [replace(triple, stride=1) for triple in architecture.triples]
@@ -187,7 +180,7 @@ def _shapes(architecture: Architecture, max_strides: int) -> Iterator[Architectu
 def _width_moves(architecture: Architecture, max_strides: int) -> Iterator[Architecture]:
     """All widths by a factor; one width by 8, 16 or 30%."""
     for factor in WIDTH_FACTORS:
-        yield _scale(architecture, factor)
+        yield scale_widths(architecture, factor)
     for i, triple in enumerate(architecture.triples):
         c = triple.channels
         for width in {c - 16, c - 8, c + 8, c + 16, round_channels(c * 0.7), round_channels(c * 1.4)} - {c}:
@@ -221,24 +214,17 @@ def _head_moves(architecture: Architecture, max_strides: int) -> Iterator[Archit
 def _shape_moves(architecture: Architecture, max_strides: int) -> Iterator[Architecture]:
     """Head moves, and strides set, cleared or moved, cells removed or repeated; each also with widths rescaled."""
     yield from _head_moves(architecture, max_strides)
-    for changed in _reshaped(architecture, max_strides):
-        for factor in (0.6, 1.0, 1.6):
-            yield _scale(changed, factor) if factor != 1 else changed
-
-
-def _reshaped(architecture: Architecture, max_strides: int) -> Iterator[Architecture]:
-    def of(*triples: Triple) -> Architecture:
-        return replace(architecture, triples=triples)
-
-    triples = architecture.triples
+    triples, changed = architecture.triples, []
     strided = [i for i, triple in enumerate(triples) if triple.stride == 2]
     for i, triple in enumerate(triples):
         if triple.stride == 2 or len(strided) < max_strides:
-            yield _with(architecture, {i: {"stride": 3 - triple.stride}})
+            changed.append(_with(architecture, {i: {"stride": 3 - triple.stride}}))
         if triple.stride == 1:
-            for j in strided:
-                yield _with(architecture, {j: {"stride": 1}, i: {"stride": 2}})
+            changed += [_with(architecture, {j: {"stride": 1}, i: {"stride": 2}}) for j in strided]
         if len(triples) > 1 and triple.stride == 1:
-            yield of(*triples[:i], *triples[i + 1 :])
+            changed.append(replace(architecture, triples=triples[:i] + triples[i + 1 :]))
         if len(triples) < MAX_CELLS:
-            yield of(*triples[: i + 1], replace(triple, stride=1), *triples[i + 1 :])
+            repeated = (triple, replace(triple, stride=1))
+            changed.append(replace(architecture, triples=triples[:i] + repeated + triples[i + 1 :]))
+    for body, factor in product(changed, (0.6, 1.0, 1.6)):
+        yield scale_widths(body, factor)

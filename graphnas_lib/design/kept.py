@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from graphnas_lib import store
 from graphnas_lib.macro import Architecture, HLArchitecture, HLTriple
@@ -33,31 +34,18 @@ MAX_CELL_DONORS = 4  # at most so many of these give their cells to a macro desi
 
 @dataclass(frozen=True)
 class KeptNetworks:
-    """The best networks of every size in a history, with their families and cells.
+    """The best networks of every size in a history, with their families and cells."""
 
-    Attributes:
-        costs: params and FLOPs, float64 (n, 2).
-        scores: T-CET, float64 (n,).
-        triples: family, channels and stride of each place, int16 (n, l, 3); -1 beyond a network's last cell.
-        places: index into `codes` of the cell of each place, int32 (n, l), -1 likewise.
-        codes: the distinct cells.
-    """
-
-    costs: Tensor
-    scores: Tensor
-    triples: Tensor
-    places: Tensor
-    codes: CellCodes
+    costs: Tensor  # params and FLOPs, float64 (n, 2)
+    scores: Tensor  # T-CET, float64 (n,)
+    triples: Tensor  # family, channels and stride of each place, int16 (n, l, 3); -1 beyond a network's last cell
+    places: Tensor  # index into `codes` of the cell of each place, int32 (n, l), -1 likewise
+    codes: CellCodes  # the distinct cells
 
     @classmethod
     def of(cls, individuals: Sequence[Architecture], costs: Tensor, scores: Tensor) -> KeptNetworks:
-        """Thin a history to the best networks of each size.
-
-        Args:
-            individuals: n recorded architectures, whose triples know their families.
-            costs: their params and FLOPs (n, 2).
-            scores: their T-CET (n,).
-        """
+        """Thin a history to the best networks of each size: n architectures whose triples know their families, their
+        params and FLOPs (n, 2), and their T-CET (n,)."""
         costs, scores = costs.double(), scores.double()
         kept = set()
         for column in costs.T:  # the best of each bin, by either cost
@@ -67,25 +55,19 @@ class KeptNetworks:
                 best_first = rows[scores[rows].argsort(descending=True, stable=True)]
                 kept |= set(best_first[:MAX_NETWORKS_PER_BIN].tolist())
         rows = sorted(kept)
-        cells, longest = {}, max(len(individuals[i].triples) for i in rows)
-        triples = torch.full((len(rows), longest, 3), -1, dtype=torch.int16)
-        places = torch.full((len(rows), longest), -1, dtype=torch.int32)
-        for row, i in enumerate(rows):
-            for place, triple in enumerate(individuals[i].triples):
-                triples[row, place] = torch.tensor([triple.family, triple.channels, triple.stride])
-                places[row, place] = cells.setdefault(triple.cell, len(cells))
-        return cls(costs[rows], scores[rows], triples, places, CellCodes.of(list(cells)))
+        cells: dict[Cell, int] = {}
+        triples, places = [], []
+        for i in rows:
+            own = individuals[i].triples
+            triples.append(torch.tensor([[t.family, t.channels, t.stride] for t in own], dtype=torch.int16))
+            places.append(torch.tensor([cells.setdefault(t.cell, len(cells)) for t in own], dtype=torch.int32))
+        padded = (pad_sequence(column, batch_first=True, padding_value=-1) for column in (triples, places))
+        return cls(costs[rows], scores[rows], *padded, CellCodes.of(list(cells)))
 
     def near(self, sampler: CellSampler, *, params: float | None = None, flops: float | None = None) -> NearNetworks:
-        """The networks near a request.
-
-        Args:
-            sampler: of fresh cells, for families that no near network has.
-            params: requested parameters, or None.
-            flops: requested FLOPs in the unit and at the input shape of the history, or None.
-        """
-        asked = [(i, math.log(value)) for i, value in enumerate((params, flops)) if value is not None]
-        off = torch.stack([(self.costs[:, i].log() - value).abs() for i, value in asked]).amax(dim=0)  # (n,)
+        """The networks near a request; `flops` in the unit and at the input shape of the history."""
+        asked = [math.nan if value is None else math.log(value) for value in (params, flops)]
+        off = (self.costs.log() - self.costs.new_tensor(asked)).abs().nan_to_num(0.0).amax(dim=1)  # (n,)
         rows = off.argsort(stable=True)[: max(int((off <= MAX_LOG_COST_GAP).sum()), MIN_NEAR_NETWORKS)]
         used = [i for i in self.places[rows].unique().tolist() if i >= 0]
         cells = dict(zip(used, self.codes[torch.tensor(used)].cells(), strict=True))
@@ -97,14 +79,14 @@ class KeptNetworks:
 
     def to_tensors(self) -> dict[str, Tensor]:
         """Content of a safetensors file."""
-        own = {name: getattr(self, name) for name in ("costs", "scores", "triples", "places")}
-        return {**own, **vars(self.codes)}
+        own = dict(vars(self))
+        return own | vars(own.pop("codes"))
 
     @classmethod
     def from_tensors(cls, tensors: dict[str, Tensor]) -> KeptNetworks:
         """Inverse of `to_tensors`."""
-        own = {name: tensors[name] for name in ("costs", "scores", "triples", "places")}
-        return cls(**own, codes=CellCodes(tensors["edges"], tensors["operations"]))
+        own = dict(tensors)
+        return cls(codes=CellCodes(own.pop("edges"), own.pop("operations")), **own)
 
     @classmethod
     def load(cls, scale: str) -> KeptNetworks:
@@ -127,12 +109,7 @@ def _counts(triples: Sequence[HLTriple]) -> tuple[Counter, Counter]:
 
 @dataclass(frozen=True)
 class NearNetworks:
-    """Kept networks near one request.
-
-    Attributes:
-        networks: all of them.
-        sampler: of fresh cells, for families that they lack.
-    """
+    """Kept networks near one request, and the sampler of fresh cells for families that they lack."""
 
     networks: list[KeptNetwork]
     sampler: CellSampler
@@ -146,10 +123,8 @@ class NearNetworks:
 
         For the n-th place of a family it is the cell of a network's n-th place of that family.
 
-        Args:
-            hl: macro design.
-            seed: of which networks' cells are taken, and of fresh ones.
-            closest: take those of the likest network alone; else of one to `MAX_CELL_DONORS` networks, mixed.
+        `seed` decides which networks give their cells, and draws fresh ones. With `closest` the likest network alone
+        gives them, else one to `MAX_CELL_DONORS` networks, mixed.
         """
         generator = torch.Generator().manual_seed(seed)
         mixed = 1 if closest else 1 + int(torch.randint(MAX_CELL_DONORS, (), generator=generator))
@@ -178,9 +153,5 @@ class NearNetworks:
 
 def _numbered(triples: Sequence[HLTriple]) -> list[tuple[int, int]]:
     """The family of each triple, with how often it came before."""
-    seen: Counter[int] = Counter()
-    numbered = []
-    for triple in triples:
-        numbered.append((triple.cluster, seen[triple.cluster]))
-        seen[triple.cluster] += 1
-    return numbered
+    families = [triple.cluster for triple in triples]
+    return [(family, families[:place].count(family)) for place, family in enumerate(families)]

@@ -17,5 +17,5 @@ from graphnas_lib.evolution.algorithms import (
 )
 from graphnas_lib.evolution.evaluation import ScoreError
 from graphnas_lib.evolution.history import SearchError, best_so_far, history_table
-from graphnas_lib.evolution.mutations import random_architecture, round_channels
+from graphnas_lib.evolution.mutations import random_architecture, round_channels, scale_widths
 from graphnas_lib.evolution.search import Problem, SearchResult, evolve, random_search

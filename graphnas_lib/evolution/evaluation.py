@@ -24,9 +24,7 @@ class ScoreError(RuntimeError):
 class Evaluator:
     """Records of individuals: {"score": ..., and whatever else the score gave}, or the message of a `ScoreError`.
 
-    Args:
-        score: individual -> a float, or a dict with "score".
-        workers: processes; with more than one, `score` must be picklable.
+    With more than one worker, each a process, `score` must be picklable.
     """
 
     def __init__(self, score: Callable[[Any], float | dict], workers: int):

@@ -6,6 +6,7 @@ import json
 import time
 from collections import deque
 from collections.abc import Callable
+from dataclasses import InitVar, dataclass, field
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 
 MAX_DISCARDS_IN_A_ROW = 20_000  # children after which a search gives up
 MAX_FAILURES_IN_A_ROW = 100  # likewise, children without a score
+COUNTED = ("recorded", "discarded", "failed", "redrawn", "duplicates")
 STORED = ("population", "step", "fruitless", "counts", "failures")  # attributes that a checkpoint holds as they are
 
 
@@ -32,34 +34,25 @@ class Child(NamedTuple):
     phase: str
 
 
+@dataclass(kw_only=True)
 class History:
-    """H, P and everything else that a resumed search needs.
+    """H, P and everything else that a resumed search needs; see also `search.SearchResult`."""
 
-    Attributes:
-        rows: H, one dict an individual (see `search.SearchResult`).
-        population: P, as iterations into H.
-        scores: those of H.
-        records: key -> score and its columns, or why there is none.
-        waiting: children that are drawn and not yet in H.
-        step: iterations that are used up.
-        fruitless: children in a row that did not enter H, a failure counted as 200.
-        generator: source of parents and mutations.
-        counts, failures, seconds: see `search.SearchResult`.
-    """
+    describe: Callable[[Any], dict]
+    seed: InitVar[int]  # of parents and mutations
+    count_discards: bool
+    rows: list[dict] = field(default_factory=list)  # H
+    population: list[int] = field(default_factory=list)  # P, as iterations into H
+    records: dict[str, dict | str] = field(default_factory=dict)  # key -> score and its columns, or why there is none
+    waiting: deque[Child] = field(default_factory=deque)  # children that are drawn and not yet in H
+    step: int = 0  # iterations that are used up
+    fruitless: int = 0  # children in a row that did not enter H, a failure counted as 200
+    counts: dict[str, int] = field(default_factory=lambda: dict.fromkeys(COUNTED, 0))
+    failures: list[str] = field(default_factory=list)
+    texts: list[str] = field(default_factory=list)  # dumped individuals of H, each dumped once
 
-    def __init__(self, *, describe: Callable[[Any], dict], seed: int, count_discards: bool):
-        self.rows: list[dict] = []
-        self.population: list[int] = []
-        self.scores: list[float] = []
-        self.records: dict[str, dict | str] = {}
-        self.waiting: deque[Child] = deque()
-        self.step = 0
-        self.generator = torch.Generator().manual_seed(seed)
-        self.counts = dict.fromkeys(("recorded", "discarded", "failed", "redrawn", "duplicates"), 0)
-        self.failures: list[str] = []
-        self._describe, self._count_discards = describe, count_discards
-        self.fruitless, self._began = 0, time.monotonic()
-        self._texts: list[str] = []  # dumped individuals of H, each dumped once
+    def __post_init__(self, seed: int):
+        self.generator, self.began = torch.Generator().manual_seed(seed), time.monotonic()
 
     @property
     def drawn(self) -> int:
@@ -69,7 +62,7 @@ class History:
     @property
     def seconds(self) -> float:
         """Wall time so far, earlier runs included."""
-        return time.monotonic() - self._began
+        return time.monotonic() - self.began
 
     def add(self, child: Child, record: dict, *, removed: int) -> None:
         """Put a scored child into P and H; `removed` is the iteration of the one that left P for it, -1 for none."""
@@ -81,8 +74,7 @@ class History:
         self.population.append(len(self.rows))
         head = {"iteration": len(self.rows), "phase": child.phase, "score": record["score"], "parent": child.parent}
         head |= {"removed": removed, "key": child.key, "evaluations": len(self.records)}
-        self.rows.append({**head, **record, **self._describe(child.individual), "individual": child.individual})
-        self.scores.append(record["score"])
+        self.rows.append({**head, **record, **self.describe(child.individual), "individual": child.individual})
 
     def fail(self, child: Child, message: str) -> None:
         """Remember that a child has no score."""
@@ -93,7 +85,7 @@ class History:
     def discard(self, reason: str = "discarded", *, weight: int = 1) -> None:
         """Count a child that does not enter H; SearchError where there were too many in a row."""
         self.counts[reason] += 1
-        self.step += self._count_discards
+        self.step += self.count_discards
         self.fruitless += weight
         if self.fruitless >= MAX_DISCARDS_IN_A_ROW:
             raise SearchError(
@@ -104,12 +96,12 @@ class History:
 
     def state(self, dump: Callable[[Any], str]) -> dict:
         """What a checkpoint holds; individuals as text."""
-        self._texts += [dump(row["individual"]) for row in self.rows[len(self._texts) :]]
+        self.texts += [dump(row["individual"]) for row in self.rows[len(self.texts) :]]
         rows = [{name: value for name, value in row.items() if name != "individual"} for row in self.rows]
         return {
             **{name: getattr(self, name) for name in STORED},
             "rows": json.dumps(rows),
-            "individuals": self._texts,
+            "individuals": self.texts,
             "waiting": [[child.parent, dump(child.individual), child.key, child.phase] for child in self.waiting],
             "records": json.dumps(self.records),
             "seconds": self.seconds,
@@ -120,13 +112,12 @@ class History:
         """Inverse of `state`."""
         for name in STORED:
             setattr(self, name, state[name])
-        self._texts = state["individuals"]
-        rows = zip(json.loads(state["rows"]), self._texts, strict=True)
+        self.texts = state["individuals"]
+        rows = zip(json.loads(state["rows"]), self.texts, strict=True)
         self.rows = [{**row, "individual": parse(text)} for row, text in rows]
-        self.scores = [row["score"] for row in self.rows]
         self.records = json.loads(state["records"])
         self.waiting = deque(Child(parent, parse(text), key, phase) for parent, text, key, phase in state["waiting"])
-        self._began -= state["seconds"]
+        self.began -= state["seconds"]
         self.generator.set_state(state["generator"])
 
 

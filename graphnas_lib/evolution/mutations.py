@@ -23,9 +23,7 @@ ALPHA_0 = ((5, 32, 1), (5, 64, 2), (5, 64, 1))  # paper: App. C, "the mean of th
 class CellSupply:
     """GenCell with a running index a family: the n-th call for a family gets its n-th generated cell.
 
-    Args:
-        generate_cell: (family, index=...) -> Cell, the same for equal arguments.
-        n_families: K.
+    `generate_cell` is (family, index=...) -> Cell, the same for equal arguments.
     """
 
     def __init__(self, generate_cell: Callable[..., Cell], n_families: int):
@@ -64,9 +62,7 @@ def hl_mutate(
     Args:
         individual: the parent; its triples know their families.
         exploration: phase e of Algorithm 1.
-        generator: source of every choice but the cells'.
         generate_cell: GenCell, family -> Cell (see `CellSupply`).
-        n_families: K.
         depth_mutation: allow insertion (a neighbour's width, stride 1, a random family) and removal.
         repeats: an inserted cell is its neighbour's once more, as the released code's stages repeat theirs.
         channel_step: "uniform" over C as printed, or "local" (within 30%).
@@ -75,7 +71,7 @@ def hl_mutate(
     i = _choice(range(len(triples)), generator)  # line 7
     triple, kinds = triples[i], ("channels", "stride", "cell")
     if exploration:
-        kinds += ("family", *_depth_kinds(len(triples), depth_mutation))
+        kinds += ("family",) + depth_mutation * _depth_kinds(len(triples))
     kind = _choice(kinds, generator)  # line 9
     if kind == "cell":
         triples[i] = replace(triple, cell=generate_cell(triple.family))  # lines 8 and 12
@@ -87,18 +83,12 @@ def hl_mutate(
         else:
             triples.insert(i + _choice((0, 1), generator), Triple(cell, triple.channels, 1, family))
     else:
-        _change_macro(triples, i, kind, channel_step, generator)
+        _change_macro(triples, i, kind, generator, channel_step)
     return replace(individual, triples=tuple(triples))  # lines 17 and 18
 
 
 def flat_mutate(
-    architecture: Architecture,
-    exploration: bool,
-    generator: torch.Generator,
-    *,
-    depth_mutation: bool = True,
-    repeats: bool = False,
-    channel_step: str = "uniform",
+    architecture: Architecture, exploration: bool, generator: torch.Generator, *, repeats: bool = False
 ) -> Architecture:
     """One mutation directly in S, for the evolution baselines: an edge, an operation, channels, stride, or depth.
 
@@ -108,25 +98,25 @@ def flat_mutate(
     i = _choice(range(len(triples)), generator)
     triple, kinds = triples[i], ("edge", "operation", "channels", "stride")
     if exploration:
-        kinds += _depth_kinds(len(triples), depth_mutation)
+        kinds += _depth_kinds(len(triples))
     kind = _choice(kinds, generator)
     if kind in ("edge", "operation"):
         triples[i] = replace(triple, cell=mutate_cell(triple.cell, kind, generator))
     elif kind == "insert" and not repeats:
         triples.insert(i + _choice((0, 1), generator), Triple(_valid_cell(generator), triple.channels, 1))
     else:
-        _change_macro(triples, i, kind, channel_step, generator)
+        _change_macro(triples, i, kind, generator)
     return replace(architecture, triples=tuple(triples))
 
 
-def _depth_kinds(n: int, depth_mutation: bool) -> tuple[str, ...]:
-    return ("insert",) * (n < MAX_CELLS) + ("remove",) * (n > 1) if depth_mutation else ()
+def _depth_kinds(n: int) -> tuple[str, ...]:
+    return ("insert",) * (n < MAX_CELLS) + ("remove",) * (n > 1)
 
 
-def _change_macro(triples: list[Triple], i: int, kind: str, channel_step: str, generator: torch.Generator) -> None:
+def _change_macro(triples: list[Triple], i: int, kind: str, generator: torch.Generator, step: str = "uniform") -> None:
     """Changes that need no new cell: width (line 10), stride (line 11), removal, and a repeat of the cell."""
     if kind == "channels":
-        triples[i] = replace(triples[i], channels=mutate_channels(triples[i].channels, channel_step, generator))
+        triples[i] = replace(triples[i], channels=mutate_channels(triples[i].channels, step, generator))
     elif kind == "stride":
         triples[i] = replace(triples[i], stride=_choice(STRIDES, generator))
     elif kind == "remove":
@@ -175,6 +165,12 @@ def round_channels(width: float) -> int:
     return min(max(8 * round(width / 8), CHANNELS[0]), CHANNELS[-1])
 
 
+def scale_widths(architecture: Architecture, factor: float) -> Architecture:
+    """All widths times one factor."""
+    triples = tuple(replace(t, channels=round_channels(t.channels * factor)) for t in architecture.triples)
+    return replace(architecture, triples=triples)
+
+
 def _valid_cell(generator: torch.Generator) -> Cell:
     while True:
         cell = random_cell(generator)
@@ -186,14 +182,14 @@ def _valid_cell(generator: torch.Generator) -> Cell:
 
 
 def random_individual(
-    generator: torch.Generator, *, generate_cell: Callable[[int], Cell], n_families: int, max_cells: int = MAX_CELLS
+    generator: torch.Generator, *, generate_cell: Callable[[int], Cell], n_families: int
 ) -> Architecture:
     """A draw from the HL space: depth and families uniform, widths log-uniform, three strides of 2 on average.
 
     Uniform widths would meet no small budget: their mean is 516.
     """
     triples = []
-    for channels, stride in _random_sizes(generator, max_cells):
+    for channels, stride in _random_sizes(generator, MAX_CELLS):
         family = _choice(range(n_families), generator)
         triples.append(Triple(generate_cell(family), channels, stride, family))
     return Architecture(tuple(triples))

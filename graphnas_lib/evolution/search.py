@@ -28,27 +28,20 @@ MAX_REDRAWS = 10  # a child equal to an earlier one is drawn again so often; Alg
 class Problem:
     """What a search needs to know of its individuals.
 
-    Attributes:
-        start: alpha_0; must be feasible. Random search does without.
-        mutate: (parent, exploration, generator) -> child; random search asks it with parent None.
-        score: higher is better; a float, or a dict with "score" whose other entries are kept in the history.
-            `ScoreError` discards a child, any other exception stops the search.
-        feasible: the constraints.
-        key: equal keys share one score.
-        describe: more columns of the history (parameters, FLOPs).
-        supply: an object with `counts` (a list of int) that `mutate` draws on; stored with the checkpoint.
-        dump, parse: individual to text and back, for checkpoints.
+    `mutate` is (parent, exploration, generator) -> child; random search asks it with parent None. `score` gives a
+    float, higher is better, or a dict with "score" whose other entries are kept in the history; `ScoreError` discards a
+    child, any other exception stops the search.
     """
 
-    start: Any = None
+    start: Any = None  # alpha_0; must be feasible. Random search does without
     mutate: Callable[[Any, bool, torch.Generator], Any]
     score: Callable[[Any], float | dict]
-    feasible: Callable[[Any], bool]
-    key: Callable[[Any], str]
-    describe: Callable[[Any], dict] = lambda _: {}
-    supply: Any = None
-    dump: Callable[[Any], str] | None = None
-    parse: Callable[[str], Any] | None = None
+    feasible: Callable[[Any], bool]  # the constraints
+    key: Callable[[Any], str]  # equal keys share one score
+    describe: Callable[[Any], dict] = lambda _: {}  # more columns of the history (parameters, FLOPs)
+    supply: Any = None  # an object with `counts` (a list of int) that `mutate` draws on; stored with the checkpoint
+    dump: Callable[[Any], str] | None = None  # individual to text, for checkpoints
+    parse: Callable[[str], Any] | None = None  # and back
 
 
 @dataclass(frozen=True)
@@ -83,15 +76,12 @@ def evolve(
     """Algorithm 1; equal arguments give equal histories.
 
     Args:
-        problem: individuals, mutations, score and constraints.
-        iterations: T, children to record (or to try, with `count_discards`).
-        population: N.
+        iterations: T, children to record (or to try, with `count_discards`); the population has at most N.
         seed: of parents and mutations.
         count_discards: a discarded child uses up an iteration, as App. C's text has it; then |H| < T.
         workers: processes that score children; with more than one, a child is drawn from the population as it was
             `CHILDREN_AHEAD_PER_WORKER` children a worker earlier, so that nobody waits; 1 is Algorithm 1.
         checkpoint: where to store and resume; needs the problem's `dump` and `parse`.
-        progress: show a bar.
 
     Raises:
         ValueError: the start is infeasible, or a size is out of range.
@@ -99,9 +89,8 @@ def evolve(
         SearchError: 20,000 children in a row broke the constraints, or 100 could not be scored.
     """
     if iterations < 0 or population < 1 or workers < 1:
-        raise ValueError(
-            f"iterations must be >= 0, population and workers >= 1; got {iterations}, {population}, {workers}."
-        )
+        came = f"{iterations}, {population}, {workers}"
+        raise ValueError(f"iterations must be >= 0, population and workers >= 1; got {came}.")
     checkpoint = checkpoint or Checkpoint.none()
     evaluator, ahead = Evaluator(problem.score, workers), 1 if workers == 1 else CHILDREN_AHEAD_PER_WORKER * workers
     history = History(describe=problem.describe, seed=seed, count_discards=count_discards)
@@ -125,7 +114,7 @@ def evolve(
             else:
                 removed = -1
                 if len(history.population) >= population:  # line 26
-                    removed = min(history.population, key=history.scores.__getitem__)  # line 27: arg max of L = -score
+                    removed = min(history.population, key=lambda i: history.rows[i]["score"])  # line 27, L = -score
                     history.population.remove(removed)  # line 28
                 history.add(child, record, removed=removed)  # lines 30, 31
             bar.update(history.step - bar.n)
@@ -134,8 +123,8 @@ def evolve(
     if checkpoint.path is not None:
         checkpoint.save(_state(history, problem))  # a later search may be killed
     best = max(history.rows, key=lambda row: row["score"])  # line 34
-    found = best["individual"], best["score"], history.rows, history.counts, history.failures
-    return SearchResult(*found, history.seconds)
+    remembered = (history.rows, history.counts, history.failures, history.seconds)
+    return SearchResult(best["individual"], best["score"], *remembered)
 
 
 def offspring(problem: Problem, history: History, exploration: bool) -> Child:
@@ -178,9 +167,7 @@ def _state(history: History, problem: Problem) -> dict:
 def random_search(problem: Problem, *, iterations: int, seed: int, **options) -> SearchResult:
     """Independent draws that satisfy the constraints; the baseline with equal evaluations (`iterations` + 1).
 
-    Args:
-        problem: its `mutate` gives a draw, whatever the parent; its start is not used.
-        iterations, seed, options: as for `evolve`.
+    The problem's `mutate` gives a draw, whatever the parent; its start is not used. Options are those of `evolve`.
     """
     generator = torch.Generator().manual_seed(seed)
     for _ in range(MAX_DISCARDS_IN_A_ROW):

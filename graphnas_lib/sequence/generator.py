@@ -35,8 +35,6 @@ from graphnas_lib.sequence.vocabulary import (
 )
 from graphnas_lib.store import Checkpoint, TrainLog
 
-IGNORED = -100
-
 
 @dataclass(frozen=True, kw_only=True)
 class SequenceConfig:
@@ -76,14 +74,10 @@ class SequenceConfig:
 
 
 class SequenceGenerator:
-    """h: a GPT-Neo language model over `Vocabulary`.
+    """h: a GPT-Neo language model over `Vocabulary`, with initial weights of a seed.
 
-    Args:
-        config: sizes.
-        vocabulary: tokens and bins.
-        seed: of the initial weights.
-        pretrained: folder of a GPT-Neo checkpoint (`model.safetensors`) of the same width and depth; its blocks, final
-            norm and first positions are taken, its token embeddings cannot be.
+    `pretrained` is the folder of a GPT-Neo checkpoint (`model.safetensors`) of the same width and depth; its blocks,
+    final norm and first positions are taken, its token embeddings cannot be.
     """
 
     def __init__(
@@ -119,17 +113,12 @@ class SequenceGenerator:
         """Macro designs for a request (Eq. 12); greedy unless `seed` is given.
 
         Args:
-            params: requested parameters, or None.
-            flops: requested FLOPs in the paper's unit at `config.input_shape`, or None.
-            naswot: requested NASWOT, or None.
-            snip_ssnr: requested SNIP-SSNR, or None.
-            n: designs; without a seed the n best beams.
+            params, flops, naswot, snip_ssnr: the request, None for any; FLOPs in the paper's unit at
+                `config.input_shape`.
+            n: designs, given as a list unless it is 1; without a seed the n best beams.
             masked: follow the grammar; without it an illegal sequence comes back as None.
             seed: sample instead of decoding greedily.
             max_strides: how many cells may have stride 2 (3 keep a side of 32 at 4).
-
-        Returns:
-            One design for n = 1, else a list of n.
         """
         request = [math.nan if value is None else float(value) for value in (params, flops, naswot, snip_ssnr)]
         rows = check_conditions(torch.tensor([request]))
@@ -173,7 +162,6 @@ class SequenceGenerator:
         if half:
             weights = {name: w.half() if w.is_floating_point() else w for name, w in weights.items()}
         settings = {"config": asdict(self.config), "vocabulary": self.vocabulary.to_dict()}
-        settings["config"]["input_shape"] = list(self.config.input_shape)
         return {"sequence.safetensors": weights, "sequence.json": settings}
 
     @classmethod
@@ -231,44 +219,34 @@ def _load_trunk(model: nn.Module, folder: Path) -> None:
     """Blocks, final norm and first positions of a GPT-Neo checkpoint; only safetensors, nothing is unpickled."""
     path = folder / "model.safetensors"
     if not path.exists():
-        raise FileNotFoundError(
-            f"A pretrained GPT-Neo must be a folder with model.safetensors; {folder.name} has none."
-        )
+        raise FileNotFoundError(f"A pretrained GPT-Neo must be a folder with model.safetensors; got {folder.name}.")
     stored = {name.removeprefix("transformer."): w for name, w in store.read(path).items()}
-    trunk = model.transformer
-    wanted = {name: w for name, w in trunk.state_dict().items() if not name.startswith("wte")}
-    for name, w in wanted.items():
+    for name, w in model.transformer.state_dict().items():
+        if name.startswith("wte"):
+            continue
         found = stored.get(name)
         if name == "wpe.weight" and found is not None:
             found = found[: len(w)]
         if found is None or found.shape != w.shape:
-            got = "nothing" if found is None else tuple(found.shape)
-            raise ValueError(
-                f"Pretrained {name} must have shape {tuple(w.shape)}; got {got}. Match hidden, layers, heads."
-            )
-        wanted[name] = found.float()
-    trunk.load_state_dict(wanted, strict=False)
+            came = f"got {'nothing' if found is None else tuple(found.shape)}. Match hidden, layers, heads"
+            raise ValueError(f"Pretrained {name} must have shape {tuple(w.shape)}; {came}.")
+        w.copy_(found)
 
 
 # ---- training (Eq. 10)
 
 
 def sequence_loss(logits: Tensor, ids: Tensor) -> Tensor:
-    """L_SG (Eq. 10): mean -log p over triples and EOS; the prefix and PAD carry no loss.
+    """L_SG (Eq. 10): mean -log p over triples and EOS, in nats; the prefix and PAD carry no loss.
 
     Args:
         logits: (B, L, vocabulary), of the token after each place.
         ids: (B, L).
-
-    Returns:
-        Scalar in nats a token; 0, not NaN, where nothing carries loss.
     """
-    targets = ids[:, 1:].masked_fill(ids[:, 1:] == PAD, IGNORED)
-    targets[:, : PREFIX - 1] = IGNORED
-    total = functional.cross_entropy(
-        logits[:, :-1].flatten(0, 1), targets.flatten(), ignore_index=IGNORED, reduction="sum"
-    )
-    return total / (targets != IGNORED).sum().clamp_min(1)
+    targets = ids[:, 1:].clone()
+    targets[:, : PREFIX - 1] = PAD
+    total = functional.cross_entropy(logits[:, :-1].flatten(0, 1), targets.flatten(), ignore_index=PAD, reduction="sum")
+    return total / (targets != PAD).sum().clamp_min(1)  # 0, not NaN, where nothing carries loss
 
 
 def train(
@@ -291,16 +269,12 @@ def train(
     Args:
         designs: macro designs of H.
         conditions: their raw y (n, 4) in the order of `CONDITIONS`; NaN where unknown.
-        config: sizes and rates.
-        steps: optimiser steps.
         seed: of weights, batches, dropping, jitter and dropout.
         batch_size: overrides `config.batch_size`.
         weights: sampling weights of the designs (n,), for example by T-CET; default uniform.
         pretrained: see `SequenceGenerator`.
-        device: where to train.
         checkpoint: where to store and resume; a resumed run equals an uninterrupted one.
         log_every: steps between the rows of the log.
-        progress: show a bar.
     """
     if not designs or len(designs) != len(conditions):
         raise ValueError(f"Every design must have its conditions; got {len(designs)} and {len(conditions)} rows.")
@@ -322,14 +296,12 @@ def train(
             loss = sequence_loss(sg.model(input_ids=ids, attention_mask=(ids != PAD).long()).logits, ids)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
-            norm = nn.utils.clip_grad_norm_(sg.model.parameters(), config.clip)
+            norm, rate = nn.utils.clip_grad_norm_(sg.model.parameters(), config.clip), _rate(config, step, steps)
             for group in optimizer.param_groups:
-                group["lr"] = _rate(config, step, steps)
+                group["lr"] = rate
             optimizer.step()
             if step % log_every == 0 or step == steps - 1:
-                rows.append(
-                    {"step": step, "loss": loss.item(), "lr": _rate(config, step, steps), "grad_norm": norm.item()}
-                )
+                rows.append({"step": step, "loss": loss.item(), "lr": rate, "grad_norm": norm.item()})
             if checkpoint.due():
                 seconds = before + time.monotonic() - started
                 state = {"step": step + 1, "rows": rows, "seconds": seconds, "model": sg.model.state_dict()}

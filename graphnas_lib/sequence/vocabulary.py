@@ -30,30 +30,21 @@ class IllegalSequenceError(ValueError):
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """Tokens and their meaning: PAD BOS EOS DROP, four blocks of bins, families, channels, strides.
-
-    Attributes:
-        n_families: K.
-        bins: bins a condition.
-        low: lower end of each condition's bins, after log10 where `LOGARITHMIC`.
-        high: upper ends.
-    """
+    """Tokens and their meaning: PAD BOS EOS DROP, four blocks of bins, families, channels, strides."""
 
     n_families: int
-    bins: int
-    low: tuple[float, ...]
+    bins: int  # of one condition
+    low: tuple[float, ...]  # lower end of each condition's bins, after log10 where `LOGARITHMIC`
     high: tuple[float, ...]
 
     @classmethod
     def fit(cls, conditions: Tensor, *, n_families: int, bins: int) -> Vocabulary:
         """Bins between the 0.5% and 99.5% quantiles of raw conditions (n, 4), NaN where unknown; ends are open."""
-        low, high = [], []
-        for values in _logged(check_conditions(conditions)).T:
-            known = values[~values.isnan()]
-            a, b = known.quantile(known.new_tensor([0.005, 0.995])).tolist() if len(known) else (0.0, 1.0)
-            low.append(a)
-            high.append(b if b > a else a + 1e-3)
-        return cls(n_families, bins, tuple(low), tuple(high))
+        values = _logged(check_conditions(conditions))
+        ends = values.nanquantile(values.new_tensor([0.005, 0.995]), dim=0)  # (2, 4)
+        low, high = torch.where(ends.isnan(), values.new_tensor([[0.0], [1.0]]), ends)
+        high = torch.where(high > low, high, low + 1e-3)
+        return cls(n_families, bins, tuple(low.tolist()), tuple(high.tolist()))
 
     @property
     def families(self) -> int:
@@ -102,11 +93,8 @@ class Vocabulary:
         for triple in hl.triples:
             if triple.cluster >= self.n_families:
                 raise ValueError(f"A design's families must be 0 to {self.n_families - 1}; got {triple.cluster}.")
-            tokens += [
-                self.families + triple.cluster,
-                self.channels + CHANNELS.index(triple.channels),
-                self.strides + STRIDES.index(triple.stride),
-            ]
+            width, stride = CHANNELS.index(triple.channels), STRIDES.index(triple.stride)
+            tokens += [self.families + triple.cluster, self.channels + width, self.strides + stride]
         return [*tokens, EOS]
 
     def decode(self, tokens: list[int]) -> HLArchitecture:
@@ -125,7 +113,7 @@ class Vocabulary:
 
     def to_dict(self) -> dict:
         """JSON-ready form."""
-        return {name: list(x) if isinstance(x, tuple) else x for name, x in asdict(self).items()}
+        return asdict(self)
 
     @classmethod
     def from_dict(cls, data: dict) -> Vocabulary:
@@ -139,9 +127,8 @@ def check_conditions(conditions: Tensor) -> Tensor:
     if conditions.ndim != 2 or conditions.shape[1] != len(CONDITIONS):
         raise ValueError(f"conditions must be (n, 4) in the order {CONDITIONS}; got {tuple(conditions.shape)}.")
     if bool((conditions[:, list(LOGARITHMIC)] <= 0).any()) or bool(conditions.isinf().any()):
-        raise ValueError(
-            "conditions must be finite (NaN = not given) and params, flops, snip_ssnr positive; they are not."
-        )
+        wanted = "finite (NaN = not given) and params, flops, snip_ssnr positive"
+        raise ValueError(f"conditions must be {wanted}; they are not.")
     return conditions
 
 
@@ -164,16 +151,12 @@ def drop_conditions(conditions: Tensor, *, rate: float, generator: torch.Generat
     return conditions.masked_fill(~keep, math.nan)
 
 
+@dataclass(frozen=True)
 class GrammarMask:
-    """Logits processor that leaves the legal tokens alone (`transformers` calls it with ids and scores).
+    """Logits processor that leaves the legal tokens alone (`transformers` calls it with ids and scores)."""
 
-    Args:
-        vocabulary: meaning of the tokens.
-        max_strides: how many cells may have stride 2.
-    """
-
-    def __init__(self, vocabulary: Vocabulary, *, max_strides: int = MAX_CELLS):
-        self.vocabulary, self.max_strides = vocabulary, max_strides
+    vocabulary: Vocabulary
+    max_strides: int = MAX_CELLS  # how many cells may have stride 2
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """ids (B, prefix + tokens so far), scores (B, vocabulary) -> scores with -inf at illegal tokens."""
