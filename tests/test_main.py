@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from graphnas_lib.cli import foreign, main
+from graphnas_lib.cli import main
 from graphnas_lib.cli.commands import number
 from graphnas_lib.macro import stack_cell
 from graphnas_lib.network import count
@@ -23,7 +23,7 @@ def home(tmp_path: Path) -> Path:
     """A folder with one notebook."""
     folder = tmp_path / "notebooks"
     folder.mkdir()
-    (folder / "manifest.toml").write_text('[[notebook]]\nname = "01_only"\ntitle = "One"\nmakes = ["one"]\n')
+    (folder / "manifest.toml").write_text('[[notebook]]\nname = "01_only"\ntitle = "One"\nmakes = ["cells"]\n')
     content = {"cells": [], "metadata": {"kernelspec": runner.KERNEL}, "nbformat": 4, "nbformat_minor": 5}
     (folder / "01_only.ipynb").write_text(json.dumps(content))
     return tmp_path
@@ -90,7 +90,7 @@ def test_list_and_why(home, command):
     code, out, _ = command("reproduce", "--scale", "smoke", "--list", home=home)
     assert code == 0 and out.count("would run") == 1
     _, out, _ = command("reproduce", "--scale", "smoke", "--why", "01", home=home)
-    assert out.startswith("01_only  would run: it has not run to its end yet; output one.manifest.json is missing")
+    assert out.startswith("01_only  would run: it has not run to its end yet; output cells.manifest.json is missing")
 
 
 def test_score_prints_costs_and_proxies(tmp_path, command):
@@ -224,7 +224,8 @@ def test_score_of_a_file_that_fails_says_where(tmp_path, command, text, said):
 
 
 def test_every_proxy_has_a_meaning(capsys):
-    assert set(foreign.MEANINGS) == set(proxies.NAMES)
+    assert proxies.NAMES == tuple(proxies.MEANINGS)
+    assert all(text and "\n" not in text for text in proxies.MEANINGS.values())
     with pytest.raises(SystemExit):
         main(["score", "--help"])
     assert "FILE.py:CLASS" in capsys.readouterr().out

@@ -5,19 +5,19 @@ from __future__ import annotations
 import json
 import os
 import platform
-from importlib import metadata
 
 import torch
 
 from graphnas_lib import datasets, store
 
-PACKAGES = ("torch", "numpy", "scikit-learn", "torchdiffeq", "transformers", "papermill")
+PACKAGES = ("graphnas-lib", "torch", "numpy", "scikit-learn", "torchdiffeq", "transformers", "papermill")
 
 
 def lines() -> tuple[list[str], bool]:
     """Lines to print, and whether nothing is damaged."""
-    told = [f"graphnas_lib {_version('graphnas-lib')}, Python {platform.python_version()}, {platform.platform()}"]
-    told += [", ".join(f"{name} {_version(name)}" for name in PACKAGES)]
+    found = store.versions(PACKAGES)
+    told = [f"Python {found['python']}, {platform.platform()}"]
+    told += [", ".join(f"{name} {found.get(name, 'not installed')}" for name in PACKAGES)]
     device = store.pick_device("auto")
     if device.type == "cuda":
         facts = torch.cuda.get_device_properties(device)
@@ -32,13 +32,6 @@ def lines() -> tuple[list[str], bool]:
         told += found
         healthy &= not damaged
     return told, healthy
-
-
-def _version(name: str) -> str:
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return "not installed"
 
 
 def _data() -> list[str]:

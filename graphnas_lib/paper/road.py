@@ -6,12 +6,10 @@ what it reads cannot differ.
 
 from __future__ import annotations
 
-import tomllib
 from dataclasses import dataclass
-from pathlib import Path
 from types import SimpleNamespace
 
-from graphnas_lib.paper.scales import SCALES
+from graphnas_lib.paper.scales import SCALES, frozen, read
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,10 +32,7 @@ class Sizes(SimpleNamespace):
         )
 
 
-STAGES: dict[str, Declared] = {
-    stage: Declared(**{key: tuple(names) for key, names in entry.items()})
-    for stage, entry in tomllib.loads(Path(__file__).with_name("stages.toml").read_text(encoding="utf-8")).items()
-}
+STAGES: dict[str, Declared] = {stage: Declared(**frozen(entry)) for stage, entry in read("stages.toml").items()}
 
 
 def sizes(stage: str, scale: str) -> Sizes:
