@@ -224,7 +224,7 @@ def test_score_of_a_file_that_fails_says_where(tmp_path, command, text, said):
 
 
 def test_every_proxy_has_a_meaning(capsys):
-    assert proxies.NAMES == tuple(proxies.MEANINGS)
+    assert tuple(proxies.MEANINGS) == proxies.NAMES
     assert all(text and "\n" not in text for text in proxies.MEANINGS.values())
     with pytest.raises(SystemExit):
         main(["score", "--help"])

@@ -107,11 +107,10 @@ def check(entry: dict, where: str, must: set[str], may: set[str]) -> None:
 def entries(kind: type, name: str, source: dict[str, dict]) -> tuple:
     """One `Claim` or `Deviation` for each entry of the file `name`."""
     keys = {f.name: f.default is MISSING and f.default_factory is MISSING for f in fields(kind) if f.name != "id"}
-    must, found = {key for key, needed in keys.items() if needed}, []
+    must = {key for key, needed in keys.items() if needed}
     for key, entry in source.items():
         check(entry, f"{name}, [{key}]", must, keys.keys() - must)
-        found.append(kind(key, **frozen(entry)))
-    return tuple(found)
+    return tuple(kind(key, **frozen(entry)) for key, entry in source.items())
 
 
 def row(number: int, columns: list[str], line: dict) -> Row:

@@ -1,7 +1,6 @@
 """All notebooks, headlessly: order from `notebooks/manifest.toml`, skipped when fresh, resumed after a kill.
 
-A notebook is fresh when nothing that can change its result has changed since its last success
-(`manifest.freshness`) and all its outputs are there. The state is JSON, one file a scale
+A notebook is skipped when it is fresh (`manifest`) and all its outputs are there. The state is JSON, one file a scale
 (`data/<scale>/.notebooks.json`), written after every notebook, so that a killed run goes on where it was.
 """
 
@@ -10,8 +9,8 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any, TextIO
@@ -54,7 +53,9 @@ def reproduce(
     results: dict[str, str] = {}
     tell(f"{len(chosen)} notebooks at scale {scale}")
     try:
-        with _sigterm_interrupts():
+        with ExitStack() as stack:
+            # SIGTERM (a cancelled job) ends the run as Ctrl-C does
+            stack.callback(signal.signal, signal.SIGTERM, signal.signal(signal.SIGTERM, signal.default_int_handler))
             for number, notebook in enumerate(chosen):
                 makers = {other.name for other in chosen if set(other.makes) & set(notebook.needs)}
                 lost = sorted(name for name in makers if results.get(name) in (FAILED, NOT_RUN))
@@ -165,16 +166,6 @@ def _check_inputs(project: Project, notebook: Notebook, scale: str) -> None:
         f"Run {first or 'what makes them'} first: "
         f"python -m graphnas_lib reproduce --scale {scale} --notebooks {' '.join(sorted(numbers))}"
     )
-
-
-@contextmanager
-def _sigterm_interrupts() -> Iterator[None]:
-    """SIGTERM (a cancelled job) ends what is inside as Ctrl-C does."""
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def duration(seconds: float) -> str:

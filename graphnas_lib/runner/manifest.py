@@ -49,11 +49,6 @@ class Notebook:
         """Leading digits of the name."""
         return self.name.split("_")[0]
 
-    @property
-    def default_scale(self) -> str:
-        """What its parameters cell states: "lite" once all that it reads and makes ships at lite, else "smoke"."""
-        return store.default_scale(*self.needs, *self.makes)
-
 
 @dataclass(frozen=True)
 class Project:
@@ -73,12 +68,11 @@ class Project:
 
     def cells(self, name: str) -> list[dict]:
         """Code cells of a notebook."""
-        path = self.source(name)
-        if not path.is_file():
+        if not self.source(name).is_file():
             raise FileNotFoundError(
-                f"notebooks/{path.name} must be there: notebooks/manifest.toml names it. Restore it."
+                f"notebooks/{name}.ipynb must be there: notebooks/manifest.toml names it. Restore it."
             )
-        return runner.code_cells(runner.read(path))
+        return runner.code_cells(runner.read(self.source(name)))
 
     def executed(self, name: str, scale: str) -> Path:
         return self.root / "notebooks" / "executed" / scale / f"{name}.ipynb"
@@ -114,7 +108,10 @@ class Project:
         return in_order(read_manifest(self.root / "notebooks" / "manifest.toml", self.road))
 
     def default_scale(self, chosen: Iterable[str] | None = None) -> str:
-        """ "lite" where all that these notebooks (names or numbers; None for all) read and make ships, else "smoke"."""
+        """ "lite" where all that these notebooks (names or numbers; None for all) read and make ships, else "smoke".
+
+        It is the scale that the parameters cell of a committed notebook states.
+        """
         notebooks = select(self.notebooks(), chosen)
         return store.default_scale(*{stage for one in notebooks for stage in (*one.needs, *one.makes)})
 
@@ -143,8 +140,7 @@ def read_manifest(path: Path, road: Mapping[str, tuple[str, ...]] = ROAD) -> lis
         needs = tuple(stage for stage in road if stage in (implied | set(reads)) - set(makes))
         notebooks.append(Notebook(**entry, needs=needs))
     for what in ("name", "makes", "figures", "tables"):
-        parts = [getattr(notebook, what) for notebook in notebooks]
-        items = parts if what == "name" else [item for part in parts for item in part]
+        items = [item for one in notebooks for item in ([one.name] if what == "name" else getattr(one, what))]
         if twice := sorted({item for item in items if items.count(item) > 1}):
             raise ManifestError(f"Each of `{what}` belongs to one notebook; {', '.join(twice)} has several. Keep one.")
     return notebooks

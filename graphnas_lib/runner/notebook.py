@@ -69,11 +69,6 @@ class Progress:
             if execute_reply["content"].get("status") == "ok":
                 self.tell(f"{self.name}  cell {self.cell}/{self.total}  {self.seconds[-1]:.1f} s")
 
-    @property
-    def where(self) -> str:
-        """The running cell, in words."""
-        return f"cell {self.cell}/{self.total}" if self.cell else "start-up"
-
 
 def run_notebook(
     source: Path,
@@ -263,4 +258,5 @@ def _explain(error: BaseException, progress: Progress, part: Path, timeout: int 
         what = f"{error.ename}: {error.evalue}"
         what += ". A notebook must not exit; remove the call" * (error.ename == "SystemExit")
     what = re.sub(r"\s+", " ", what).strip().rstrip(".")[:600]
-    return f"{progress.name} failed at {progress.where}: {what}.{copy}"
+    where = f"cell {progress.cell}/{progress.total}" if progress.cell else "start-up"
+    return f"{progress.name} failed at {where}: {what}.{copy}"

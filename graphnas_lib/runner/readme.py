@@ -79,8 +79,7 @@ def by_status(project: Project) -> dict[str, dict[str, list[dict[str, str]]]]:
     """Notebook 12's table of claims: scale -> status -> rows. Scales without committed claims are left out."""
     found = {}
     for scale in ARTIFACT_SCALES:
-        path = project.root / "data" / scale / "results" / "claims.csv"
-        if path.is_file():
+        if (path := project.root / "data" / scale / "results" / "claims.csv").is_file():
             rows = list(csv.DictReader(path.read_text(encoding="utf-8").splitlines()))
             found[scale] = {status: [row for row in rows if row["status"].startswith(status)] for status in STATUSES}
     return found
@@ -120,12 +119,12 @@ def notebooks(project: Project) -> str:
 
 def costs(project: Project) -> str:
     """Time and device of every stage whose artifacts are committed."""
-    rows = []
-    for scale, notebook in product(ARTIFACT_SCALES, _by_name(project)):
-        for stage in notebook.makes:
-            if (path := project.stage(stage, scale)).is_file():
-                made = store.read(path)
-                rows.append((scale, stage, notebook.number, duration(made["seconds"]), made["device"]))
+    rows = [
+        (scale, stage, notebook.number, duration(made["seconds"]), made["device"])
+        for scale, notebook in product(ARTIFACT_SCALES, _by_name(project))
+        for stage in notebook.makes
+        if (path := project.stage(stage, scale)).is_file() and (made := store.read(path))
+    ]
     return _table(["scale", "stage", "notebook", "time:", "device"], rows)
 
 
@@ -212,8 +211,7 @@ def with_outputs(source: dict, executed: dict, scale: str, name: str) -> dict:
         cell["execution_count"] = count
         cell["outputs"] = [{k: v for k, v in output.items() if k != "transient"} for output in done["outputs"]]
         for output in cell["outputs"]:
-            if "execution_count" in output:
-                output["execution_count"] = count
+            output |= {"execution_count": count} if "execution_count" in output else {}
         cell["metadata"] = {k: v for k, v in cell["metadata"].items() if k not in ("papermill", "execution")}
     source["metadata"] = {"kernelspec": dict(runner.KERNEL), "language_info": {"name": "python"}}
     return source
