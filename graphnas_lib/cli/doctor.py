@@ -15,9 +15,9 @@ PACKAGES = ("graphnas-lib", "torch", "numpy", "scikit-learn", "torchdiffeq", "tr
 
 def lines() -> tuple[list[str], bool]:
     """Lines to print, and whether nothing is damaged."""
-    found = store.versions(PACKAGES)
-    told = [f"Python {found['python']}, {platform.platform()}"]
-    told += [", ".join(f"{name} {found.get(name, 'not installed')}" for name in PACKAGES)]
+    version = store.versions(PACKAGES)
+    told = [f"Python {version['python']}, {platform.platform()}"]
+    told += [", ".join(f"{name} {version.get(name, 'not installed')}" for name in PACKAGES)]
     device = store.pick_device("auto")
     if device.type == "cuda":
         facts = torch.cuda.get_device_properties(device)
@@ -25,13 +25,9 @@ def lines() -> tuple[list[str], bool]:
     else:
         cores, threads = os.cpu_count(), torch.get_num_threads()
         told.append(f"device: CPU, {cores} cores, {threads} threads; no CUDA device is visible")
-    told += _data()
-    healthy = True
-    for scale in store.SCALE_NAMES:
-        found, damaged = _artifacts(scale)
-        told += found
-        healthy &= not damaged
-    return told, healthy
+    found = [_artifacts(scale) for scale in store.SCALE_NAMES]
+    told += [*_data(), *(line for lines, _ in found for line in lines)]
+    return told, not any(damaged for _, damaged in found)
 
 
 def _data() -> list[str]:

@@ -24,8 +24,6 @@ class Sizes(SimpleNamespace):
     """The name of a scale and those of its sizes that one stage declares, as attributes; AttributeError for others."""
 
     def __getattr__(self, name: str):
-        if name.startswith("__"):  # asked for by Python itself, pickle for example
-            raise AttributeError(name)
         raise AttributeError(
             f"A stage must declare the sizes it reads in graphnas_lib/paper/stages.toml; this one declares "
             f"{', '.join(vars(self))} and asks for {name!r}. Declare it there."

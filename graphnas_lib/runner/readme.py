@@ -209,9 +209,8 @@ def with_outputs(source: dict, executed: dict, scale: str, name: str) -> dict:
         raise ValueError(f"{name} states scale = {stated!r} and can carry only that scale's outputs; got {scale!r}.")
     for count, (cell, done) in enumerate(zip(own, run, strict=True), 1):
         cell["execution_count"] = count
-        cell["outputs"] = [{k: v for k, v in output.items() if k != "transient"} for output in done["outputs"]]
-        for output in cell["outputs"]:
-            output |= {"execution_count": count} if "execution_count" in output else {}
+        outputs = [{k: v for k, v in output.items() if k != "transient"} for output in done["outputs"]]
+        cell["outputs"] = [o | {"execution_count": count} if "execution_count" in o else o for o in outputs]
         cell["metadata"] = {k: v for k, v in cell["metadata"].items() if k not in ("papermill", "execution")}
     source["metadata"] = {"kernelspec": dict(runner.KERNEL), "language_info": {"name": "python"}}
     return source

@@ -47,8 +47,7 @@ class TrainLog:
 
 def root() -> Path:
     """Folder that holds `notebooks/`, `data/` and `figures/`: the repository, or `$GRAPHNAS_HOME` when it is set."""
-    home = os.environ.get("GRAPHNAS_HOME")
-    return Path(home) if home else Path(__file__).resolve().parents[2]
+    return Path(os.environ.get("GRAPHNAS_HOME") or Path(__file__).resolve().parents[2])
 
 
 def check_scale(scale: str) -> str:
@@ -211,7 +210,7 @@ def load_manifest(stage: str, scale: str) -> dict:
             f"No artifact of stage '{stage}' at scale '{scale}' ({_shown(path)}). "
             f"Run `python -m graphnas_lib run {stage} --scale {scale}` first."
         )
-    return json.loads(path.read_text())
+    return read(path)
 
 
 def load(stage: str, filename: str, scale: str) -> Any:
@@ -223,15 +222,14 @@ def load(stage: str, filename: str, scale: str) -> Any:
     """
     manifest = load_manifest(stage, scale)
     path = data_dir(scale) / filename
-    entry = manifest["files"].get(filename)
+    if filename not in manifest["files"] or not path.exists():
+        wrong = f"must be there with stage '{stage}' but is not"
+    elif sha256(path) != manifest["files"][filename]["sha256"]:
+        wrong = "must match the SHA-256 in its manifest; it was truncated or altered"
+    else:
+        return read(path)
     remedy = f"Restore it from the repository, or run `python -m graphnas_lib run {stage} --scale {scale} --fresh`."
-    if entry is None or not path.exists():
-        raise CorruptArtifactError(f"{_shown(path)} must be there with stage '{stage}' but is not. {remedy}")
-    if sha256(path) != entry["sha256"]:
-        raise CorruptArtifactError(
-            f"{_shown(path)} must match the SHA-256 in its manifest; it was truncated or altered. {remedy}"
-        )
-    return read(path)
+    raise CorruptArtifactError(f"{_shown(path)} {wrong}. {remedy}")
 
 
 def _shown(path: Path) -> str:
