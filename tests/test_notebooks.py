@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from graphnas_lib.runner import Project
 from graphnas_lib.runner import notebook as runner
 from graphnas_lib.runner.manifest import read_manifest
 from graphnas_lib.runner.readme import with_outputs
@@ -136,7 +137,7 @@ def saved_names(notebook: dict, function: str) -> set[str]:
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_notebook_is_clean(path):
-    notebook, scale = json.loads(path.read_text(encoding="utf-8")), ENTRIES[path.stem].default_scale
+    notebook, scale = json.loads(path.read_text(encoding="utf-8")), Project(FOLDER.parent).default_scale([path.stem])
     assert problems(notebook, path.stat().st_size, scale) == []
 
 

@@ -115,7 +115,7 @@ def refusal(tmp_path: Path, content: dict, **options) -> str:
     parameters = options.pop("parameters", {"scale": "smoke", "seed": 0, "device": "cpu"})
     with pytest.raises(runner.NotebookError) as caught:
         runner.run_notebook(source, executed, parameters=parameters, tell=lambda line: None, **options)
-    assert not executed.exists() and not runner.receipt_path(executed).exists()
+    assert not executed.exists() and not executed.with_name("01_x.receipt.json").exists()
     message = str(caught.value)
     assert "\n" not in message and "01_x" in message
     return message
@@ -169,7 +169,7 @@ def test_success_injects_parameters_and_leaves_a_receipt(tmp_path):
     assert text.startswith("smoke 7 ") and text.strip().endswith("notebooks")
     assert [line.split("  ")[1] for line in lines] == ["cell 1/3", "cell 2/3", "cell 3/3"]
     assert receipt["peak_memory_mb"] > 10 and len(receipt["cells"]) == 3
-    assert json.loads(runner.receipt_path(executed).read_text()) == receipt
+    assert json.loads(executed.with_name("01_x.receipt.json").read_text()) == receipt
     assert list(executed.parent.glob("*.part*")) == []
     assert not any(output.get("name") == "stderr" for cell in cells for output in cell.get("outputs", []))
 

@@ -42,8 +42,9 @@ def parser() -> argparse.ArgumentParser:
     """All verbs and their options."""
     top = argparse.ArgumentParser(prog="python -m graphnas_lib", description=__doc__.splitlines()[0])
     verbs = top.add_subparsers(required=True, metavar="VERB")
-    for verb, (text, options) in VERBS.items():
-        made = verbs.add_parser(verb.__name__, help=text, description=text[0].upper() + text[1:] + ".")
+    for verb, options in VERBS.items():
+        text = verb.__doc__.removesuffix(".")
+        made = verbs.add_parser(verb.__name__, help=text[0].lower() + text[1:], description=verb.__doc__)
         made.add_argument("--debug", action="store_true", help="show the traceback of an error")
         made.set_defaults(verb=verb)
         for flags, settings in options:
@@ -70,12 +71,12 @@ def shape(text: str) -> tuple[int, ...]:
 
 
 def reproduce(options: argparse.Namespace) -> int:
-    """The verb `reproduce`."""
+    """Run the notebooks: every table and figure."""
     from graphnas_lib import runner
 
     project = runner.Project(store.root())
     if options.readme:
-        print("\n".join(runner.update(project)) or "README.md is up to date")
+        print("\n".join(runner.update(project)) or "README.md and REPORT.md are up to date")
         return 0
     scale = options.scale or project.default_scale([options.why] if options.why else options.notebooks)
     if options.save_outputs:
@@ -95,7 +96,7 @@ def reproduce(options: argparse.Namespace) -> int:
 
 
 def run(options: argparse.Namespace) -> int:
-    """The verb `run`."""
+    """Run one stage, for example: run gvae --scale smoke."""
     from graphnas_lib.paper import STAGES
 
     if options.resume and options.fresh:
@@ -112,29 +113,16 @@ def run(options: argparse.Namespace) -> int:
 
 
 def design(options: argparse.Namespace) -> int:
-    """The verb `design`."""
+    """A budget in, networks out."""
     if options.params is None and options.flops is None:
         raise ValueError("A design needs a budget: give --params, --flops or both.")
     from graphnas_lib.cli import foreign
     from graphnas_lib.design import design as make
 
     images, labels = foreign.images(options.data, options.input, IMAGES) if options.data else (None, None)
-    designs = make(
-        options.params,
-        options.flops,
-        input_shape=options.input,
-        classes=options.classes,
-        n=options.n,
-        seed=options.seed,
-        scale=options.scale,
-        images=images,
-        labels=labels,
-        tolerance=options.tolerance,
-        candidates=options.candidates,
-        fresh=options.fresh,
-        device=options.device,
-        progress=True,
-    )
+    as_named = ("params", "flops", "classes", "n", "seed", "scale", "tolerance", "candidates", "fresh", "device")
+    given = {name: getattr(options, name) for name in as_named}
+    designs = make(**given, input_shape=options.input, images=images, labels=labels, progress=True)
     print(designs.table().to_string(index=False))
     print(f"T-CET on {designs[0].batch}.")
     if options.output:
@@ -147,7 +135,7 @@ def design(options: argparse.Namespace) -> int:
 
 
 def export(options: argparse.Namespace) -> int:
-    """The verb `export`."""
+    """A design as Python code, ONNX or a drawing."""
     from graphnas_lib.design import Design
 
     made = Design.load(options.design)
@@ -159,39 +147,33 @@ def export(options: argparse.Namespace) -> int:
 
 
 def score(options: argparse.Namespace) -> int:
-    """The verb `score`."""
+    """Costs and zero-cost proxies of one network, yours too: score FILE.py:CLASS."""
+    import torch
+
     from graphnas_lib import network, proxies
     from graphnas_lib.cli import foreign
 
     own, seed, device = foreign.is_named(options.architecture), options.seed, store.pick_device(options.device)
-    if own:
-        model = foreign.load(options.architecture, seed=seed)
-    else:
-        architecture = foreign.architecture(options.architecture)
+    named = foreign.load(options.architecture, seed=seed) if own else foreign.architecture(options.architecture)
     images, labels, classes, source = foreign.batch(options.data, options.input, IMAGES, seed=seed)
-    sizes = {"input_shape": tuple(images.shape[1:]), "classes": classes or 10}
+    images, sizes = images.to(device), {"input_shape": tuple(images.shape[1:]), "classes": classes or 10}
+    model = (named if own else network.build(named, **sizes, seed=seed)).to(device)
     if own:
-        model = model.to(device)
-        outputs = foreign.check_forward(model, images.to(device), options.architecture)
+        outputs = foreign.check_forward(model, images, options.architecture)
         if outputs < classes:
             raise ValueError(f"The network has {outputs} outputs and the data {classes} classes; use --data noise.")
         sizes["classes"] = outputs
-    else:
-        costs = vars(network.count(architecture, **sizes))
-        model = network.build(architecture, **sizes, seed=seed)
     if labels is None:
-        labels = foreign.random_labels(len(images), sizes["classes"], seed=seed)
-    model, images, labels = model.to(device), images.to(device), labels.to(device)
-    values = proxies.score(model, images, labels, options.proxies)
-    if own:
-        costs = vars(proxies.module_costs(model, sizes["input_shape"]))
-    print(foreign.table({**costs, **values}))
+        labels = torch.randint(sizes["classes"], (len(images),), generator=torch.Generator().manual_seed(seed))
+    values = proxies.score(model, images, labels.to(device), options.proxies)
+    costs = proxies.module_costs(model, sizes["input_shape"]) if own else network.count(named, **sizes)
+    print(foreign.table({**vars(costs), **values}))
     print(foreign.explained(len(images), source, sizes["input_shape"], seed))
     return 0
 
 
 def doctor(options: argparse.Namespace) -> int:
-    """The verb `doctor`: exit status 1 when an artifact is damaged."""
+    """Versions, device, data and artifacts of this installation; exit status 1 when an artifact is damaged."""
     from graphnas_lib.cli.doctor import lines
 
     told, healthy = lines()
@@ -225,7 +207,7 @@ REPRODUCE = (
     _option("--list", action="store_true", help="say which notebooks are fresh, run nothing"),
     _option("--why", metavar="NN", help="say why a notebook would run"),
     _option("--save-outputs", action="store_true", help="put the executed copies' outputs into notebooks/*.ipynb"),
-    _option("--readme", action="store_true", help="write README's generated blocks again"),
+    _option("--readme", action="store_true", help="write REPORT.md and README.md's generated blocks again"),
     *COMMON,
 )
 RUN = (
@@ -284,11 +266,4 @@ SCORE = (
     ),
     *COMMON,
 )
-VERBS = {
-    reproduce: ("run the notebooks: every table and figure", REPRODUCE),
-    run: ("run one stage, for example: run gvae --scale smoke", RUN),
-    design: ("a budget in, networks out", DESIGN),
-    export: ("a design as Python code, ONNX or a drawing", EXPORT),
-    score: ("costs and zero-cost proxies of one network, yours too: score FILE.py:CLASS", SCORE),
-    doctor: ("versions, device, data and artifacts of this installation", ()),
-}
+VERBS = {reproduce: REPRODUCE, run: RUN, design: DESIGN, export: EXPORT, score: SCORE, doctor: ()}

@@ -5,19 +5,19 @@ from __future__ import annotations
 import json
 import os
 import platform
-from importlib import metadata
 
 import torch
 
 from graphnas_lib import datasets, store
 
-PACKAGES = ("torch", "numpy", "scikit-learn", "torchdiffeq", "transformers", "papermill")
+PACKAGES = ("graphnas-lib", "torch", "numpy", "scikit-learn", "torchdiffeq", "transformers", "papermill")
 
 
 def lines() -> tuple[list[str], bool]:
     """Lines to print, and whether nothing is damaged."""
-    told = [f"graphnas_lib {_version('graphnas-lib')}, Python {platform.python_version()}, {platform.platform()}"]
-    told += [", ".join(f"{name} {_version(name)}" for name in PACKAGES)]
+    version = store.versions(PACKAGES)
+    told = [f"Python {version['python']}, {platform.platform()}"]
+    told += [", ".join(f"{name} {version.get(name, 'not installed')}" for name in PACKAGES)]
     device = store.pick_device("auto")
     if device.type == "cuda":
         facts = torch.cuda.get_device_properties(device)
@@ -25,20 +25,9 @@ def lines() -> tuple[list[str], bool]:
     else:
         cores, threads = os.cpu_count(), torch.get_num_threads()
         told.append(f"device: CPU, {cores} cores, {threads} threads; no CUDA device is visible")
-    told += _data()
-    healthy = True
-    for scale in store.SCALE_NAMES:
-        found, damaged = _artifacts(scale)
-        told += found
-        healthy &= not damaged
-    return told, healthy
-
-
-def _version(name: str) -> str:
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return "not installed"
+    found = [_artifacts(scale) for scale in store.SCALE_NAMES]
+    told += [*_data(), *(line for lines, _ in found for line in lines)]
+    return told, not any(damaged for _, damaged in found)
 
 
 def _data() -> list[str]:

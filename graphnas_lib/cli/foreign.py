@@ -18,6 +18,7 @@ import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -25,27 +26,10 @@ from torch import Tensor, nn
 
 from graphnas_lib import datasets
 from graphnas_lib.macro import Architecture, stack_cell
+from graphnas_lib.proxies import MEANINGS
 from graphnas_lib.space import Cell
 
 SPECIFIED = re.compile(r"(?P<file>.+\.py)(?::(?P<what>.*))?", re.DOTALL)
-MEANINGS = {
-    "params": "parameters",
-    "macs": "multiply-adds of convolutions and linear layers, one input",
-    "flops": "2 x all multiply-adds, norms, ReLU and pooling too, one input",
-    "tcet": "trainability times expressivity, summed over layers (Eq. 11)",
-    "tcet_none": "T-CET without the logarithm of its trainability",
-    "tcet_train": "tcet_none with its trainability in train mode",
-    "tcet_log": "T-CET with log in place of log1p",
-    "naswot": "expressivity: how differently the layers code the images, log|K|; 0 when two codes agree",
-    "naswot_relu": "NASWOT over the ReLU units alone",
-    "lnwot": "NASWOT layer by layer, summed",
-    "snip_ssnr": "trainability: weight sensitivity, its sum over its spread, summed over layers",
-    "snip": "sum of |weight x gradient|",
-    "grad_norm": "gradient norms of the layers, summed",
-    "synflow": "sum of |weight x gradient| with moduli for weights and ones for images",
-    "zico": "size and steadiness of gradients between two halves of the batch",
-    "zen": "expressivity: how the maps answer a small change of a random input",
-}  # in one line each; the formulas are in `proxies`
 COSTS = ("params", "macs", "flops")  # a price, neither good nor bad
 
 
@@ -70,11 +54,8 @@ def load(text: str, *, seed: int) -> nn.Module:
     if not path.is_file():
         raise FileNotFoundError(f"A network of your own is FILE.py:CLASS; no file {str(path)!r}.")
     with _foreign(path, f"{path.name} cannot be read"):
-        names = [
-            n.name
-            for n in ast.parse(path.read_bytes(), path.name).body
-            if isinstance(n, (ast.ClassDef, ast.FunctionDef))
-        ]
+        body = ast.parse(path.read_bytes(), path.name).body
+    names = [node.name for node in body if isinstance(node, (ast.ClassDef, ast.FunctionDef))]
     offered = f"it defines {', '.join(names)}" if names else "it defines no class and no function"
     if not what:
         raise ForeignError(f"Say which network: {path.name}:CLASS; {offered}.")
@@ -117,7 +98,7 @@ def check_forward(model: nn.Module, images: Tensor, text: str) -> int:
 
 
 def batch(name: str, shape: tuple[int, ...] | None, n: int, *, seed: int) -> tuple[Tensor, Tensor | None, int, str]:
-    """n images of a data set where it has that shape, else noise: images, labels (None for noise), classes, words.
+    """n images to score on: images, labels (None for noise), classes, and what they are in words.
 
     Args:
         name: a data set, "noise", or "auto": real images where the shape is (3, H, H), else noise.
@@ -129,8 +110,7 @@ def batch(name: str, shape: tuple[int, ...] | None, n: int, *, seed: int) -> tup
     if name == "noise" or (name == "auto" and shape is not None and not (square and shape[0] == 3)):
         if shape is None:
             raise ValueError("Noise needs a shape: give --input, for example 3x32x32.")
-        source = torch.Generator().manual_seed(seed)
-        images = torch.randn(n, *shape, generator=source)
+        images = torch.randn(n, *shape, generator=torch.Generator().manual_seed(seed))
         why = "" if name == "noise" else ", for want of real images of this shape"
         return images, None, 0, f"standard normal noise with random labels{why}"
     dataset = datasets.load(name, resolution=shape[-1] if square else None)
@@ -184,13 +164,7 @@ def architecture(text: str) -> Architecture:
         data = json.loads(content)
     except json.JSONDecodeError as error:
         raise ValueError(f"{path.name} must be JSON; line {error.lineno}: {error.msg}.") from error
-    nested = data.get("architecture") if isinstance(data, dict) else None
-    return Architecture.from_dict(nested if nested is not None else data)
-
-
-def random_labels(n: int, classes: int, *, seed: int) -> Tensor:
-    """Labels for noise, (n,)."""
-    return torch.randint(classes, (n,), generator=torch.Generator().manual_seed(seed))
+    return Architecture.from_dict(data.get("architecture", data) if isinstance(data, dict) else data)
 
 
 def table(values: dict[str, float]) -> str:
@@ -230,16 +204,16 @@ def _imported(path: Path):
     """The file as a module; its folder comes first on the path, so that it finds its neighbours."""
     spec = importlib.util.spec_from_file_location(path.stem, path.resolve())
     module = importlib.util.module_from_spec(spec)
-    before, known = list(sys.path), sys.modules.get(path.stem)
-    sys.path.insert(0, str(path.resolve().parent))
+    known = sys.modules.get(path.stem)
     sys.modules[path.stem] = module  # dataclasses look their module up
     try:
-        with _foreign(path, f"{path.name} cannot be run"):
+        with (
+            patch.object(sys, "path", [str(path.resolve().parent), *sys.path]),
+            _foreign(path, f"{path.name} cannot be run"),
+        ):
             spec.loader.exec_module(module)
     finally:
-        sys.path[:] = before
-        if known is not None:
-            sys.modules[path.stem] = known
+        sys.modules[path.stem] = known or module
     return module
 
 

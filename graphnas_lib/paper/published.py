@@ -6,10 +6,10 @@ A number keeps its printed form (`Printed.text`) beside the parsed one (`Printed
 from __future__ import annotations
 
 import re
-import tomllib
 from collections.abc import Iterator
-from dataclasses import MISSING, dataclass, field, fields
-from pathlib import Path
+from dataclasses import MISSING, dataclass, field, fields, replace
+
+from graphnas_lib.paper.scales import frozen, read
 
 _NUMBER = re.compile(r"(?:c\. |<)?(\d[\d,]*(?:\.\d+)?(?:e-?\d+)?)(?:±(\d+(?:\.\d+)?))?")
 _RATIO = re.compile(r"(\d+)/(\d+)")
@@ -107,11 +107,10 @@ def check(entry: dict, where: str, must: set[str], may: set[str]) -> None:
 def entries(kind: type, name: str, source: dict[str, dict]) -> tuple:
     """One `Claim` or `Deviation` for each entry of the file `name`."""
     keys = {f.name: f.default is MISSING and f.default_factory is MISSING for f in fields(kind) if f.name != "id"}
-    must, found = {key for key, needed in keys.items() if needed}, []
+    must = {key for key, needed in keys.items() if needed}
     for key, entry in source.items():
         check(entry, f"{name}, [{key}]", must, keys.keys() - must)
-        found.append(kind(key, **{k: tuple(v) if isinstance(v, list) else v for k, v in entry.items()}))
-    return tuple(found)
+    return tuple(kind(key, **frozen(entry)) for key, entry in source.items())
 
 
 def row(number: int, columns: list[str], line: dict) -> Row:
@@ -126,7 +125,7 @@ def row(number: int, columns: list[str], line: dict) -> Row:
     for column, text in zip(columns, line["cells"], strict=True):
         rank, note = {"*": 1, "_": 2}.get(text[:1], 0), line.get("notes", {}).get(column, "")
         cells.append((column, Printed(text.strip("*_") or None, f"Tab. {number}, {head.key}, {column}", rank, note)))
-    return Row(number, head.group, head.name, tuple(cells), head.quoted)
+    return replace(head, cells=tuple(cells))
 
 
 def table(number: int, source: dict) -> tuple[Row, ...]:
@@ -135,13 +134,9 @@ def table(number: int, source: dict) -> tuple[Row, ...]:
     return tuple(row(number, source["columns"], line) for line in source["rows"])
 
 
-def _read(name: str) -> dict[str, dict]:
-    return tomllib.loads(Path(__file__).with_name(name).read_text(encoding="utf-8"))
-
-
-CLAIMS: tuple[Claim, ...] = entries(Claim, "claims.toml", _read("claims.toml"))
-DEVIATIONS: tuple[Deviation, ...] = entries(Deviation, "deviations.toml", _read("deviations.toml"))
-_SOURCE = _read("tables.toml")
+CLAIMS: tuple[Claim, ...] = entries(Claim, "claims.toml", read("claims.toml"))
+DEVIATIONS: tuple[Deviation, ...] = entries(Deviation, "deviations.toml", read("deviations.toml"))
+_SOURCE = read("tables.toml")
 NATS_TAU: dict[str, dict[str, float]] = _SOURCE.pop("nats_tau")  # source -> proxy -> Kendall's tau
 TABLES: dict[int, tuple[Row, ...]] = {i: table(i, source) for i, source in enumerate(_SOURCE.values(), 1)}
 CAPTIONS: dict[int, str] = {i: source["caption"] for i, source in enumerate(_SOURCE.values(), 1)}

@@ -6,12 +6,10 @@ what it reads cannot differ.
 
 from __future__ import annotations
 
-import tomllib
 from dataclasses import dataclass
-from pathlib import Path
 from types import SimpleNamespace
 
-from graphnas_lib.paper.scales import SCALES
+from graphnas_lib.paper.scales import SCALES, frozen, read
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,18 +24,13 @@ class Sizes(SimpleNamespace):
     """The name of a scale and those of its sizes that one stage declares, as attributes; AttributeError for others."""
 
     def __getattr__(self, name: str):
-        if name.startswith("__"):  # asked for by Python itself, pickle for example
-            raise AttributeError(name)
         raise AttributeError(
             f"A stage must declare the sizes it reads in graphnas_lib/paper/stages.toml; this one declares "
             f"{', '.join(vars(self))} and asks for {name!r}. Declare it there."
         )
 
 
-STAGES: dict[str, Declared] = {
-    stage: Declared(**{key: tuple(names) for key, names in entry.items()})
-    for stage, entry in tomllib.loads(Path(__file__).with_name("stages.toml").read_text(encoding="utf-8")).items()
-}
+STAGES: dict[str, Declared] = {stage: Declared(**frozen(entry)) for stage, entry in read("stages.toml").items()}
 
 
 def sizes(stage: str, scale: str) -> Sizes:

@@ -1,6 +1,6 @@
-"""What the paper prints and how much of it we run: tables as data, the scales, and every departure.
+"""How much of the paper we run: the sizes of the three scales, and what its symbols mean here.
 
-The paper is *Towards Neural Architecture Search through Hierarchical Generative Modeling*. Symbols that collide in
+Symbols that collide in
 its text are settled here once: `z` is the zero-cost vector (never the VAE latent, which is `latent`); `t` is ODE time
 in `ccnf` and a triple elsewhere (never a bare `t` outside `ccnf`); `m` is latent size and margin (`latent_dim`,
 `margin`); `S` is a space and a stride set; `T` is flow end time and iterations. `macs` and `flops` are two quantities:
@@ -102,12 +102,16 @@ class Scale:
     quick_epochs: int
 
 
-def _tuples(value: Any) -> Any:
-    """Lists of TOML, nested ones too, as tuples."""
-    return tuple(map(_tuples, value)) if isinstance(value, list) else value
+def read(name: str) -> dict[str, dict]:
+    """A TOML file beside this module."""
+    return tomllib.loads(Path(__file__).with_name(name).read_text(encoding="utf-8"))
 
 
-SCALES = {
-    name: Scale(name=name, **{size: _tuples(value) for size, value in entry.items()})
-    for name, entry in tomllib.loads(Path(__file__).with_name("scales.toml").read_text(encoding="utf-8")).items()
-}
+def frozen(value: Any) -> Any:
+    """A value of TOML with tuples for its lists, in a table or a list too."""
+    if isinstance(value, dict):
+        return {key: frozen(item) for key, item in value.items()}
+    return tuple(map(frozen, value)) if isinstance(value, list) else value
+
+
+SCALES = {name: Scale(name=name, **frozen(entry)) for name, entry in read("scales.toml").items()}

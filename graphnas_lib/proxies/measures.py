@@ -265,10 +265,25 @@ def module_costs(model: nn.Module, shape: Sequence[int]) -> Costs:
 
 # ---- many at once
 
-NAMES = (
-    *("naswot", "lnwot", "naswot_relu", "snip", "snip_ssnr", "tcet", "tcet_none", "tcet_train", "tcet_log"),
-    *("grad_norm", "synflow", "zico", "zen", "params", "macs", "flops"),
-)
+MEANINGS = {  # of each proxy, in one line; `score` has the formulas
+    "naswot": "expressivity: how differently the layers code the images, log|K|; 0 when two codes agree",
+    "lnwot": "NASWOT layer by layer, summed",
+    "naswot_relu": "NASWOT over the ReLU units alone",
+    "snip": "sum of |weight x gradient|",
+    "snip_ssnr": "trainability: weight sensitivity, its sum over its spread, summed over layers",
+    "tcet": "trainability times expressivity, summed over layers (Eq. 11)",
+    "tcet_none": "T-CET without the logarithm of its trainability",
+    "tcet_train": "tcet_none with its trainability in train mode",
+    "tcet_log": "T-CET with log in place of log1p",
+    "grad_norm": "gradient norms of the layers, summed",
+    "synflow": "sum of |weight x gradient| with moduli for weights and ones for images",
+    "zico": "size and steadiness of gradients between two halves of the batch",
+    "zen": "expressivity: how the maps answer a small change of a random input",
+    "params": "parameters",
+    "macs": "multiply-adds of convolutions and linear layers, one input",
+    "flops": "2 x all multiply-adds, norms, ReLU and pooling too, one input",
+}
+NAMES = tuple(MEANINGS)
 
 
 def score(

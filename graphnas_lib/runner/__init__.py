@@ -1,4 +1,4 @@
-"""The notebooks, headlessly: which there are, in which order, which are fresh, how one runs, and the generated README.
+"""The notebooks, headlessly: which there are, in which order, which are fresh, how one runs; README.md and REPORT.md.
 
 Nothing here imports PyTorch, so that deciding what is fresh takes a second.
 """

@@ -1,20 +1,18 @@
 """All notebooks, headlessly: order from `notebooks/manifest.toml`, skipped when fresh, resumed after a kill.
 
-A notebook is fresh when nothing that can change its result has changed since its last success
-(`manifest.freshness`) and all its outputs are there. The state is JSON, one file a scale
+A notebook is skipped when it is fresh (`manifest`) and all its outputs are there. The state is JSON, one file a scale
 (`data/<scale>/.notebooks.json`), written after every notebook, so that a killed run goes on where it was.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import sys
-import threading
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack
 from functools import partial
+from pathlib import Path
 from typing import Any, TextIO
 
 from graphnas_lib import store
@@ -39,11 +37,9 @@ def reproduce(
 
     Args:
         project: where everything lies.
-        scale: "smoke", "lite" or "paper".
+        scale, seed, device: parameters of every notebook.
         notebooks: numbers or names; None for all. Notebooks before a chosen one are not run: a missing input is told.
         force: run fresh notebooks too.
-        seed: parameter of every notebook.
-        device: parameter of every notebook.
         stream: where to report; standard output by default.
 
     Returns:
@@ -57,7 +53,9 @@ def reproduce(
     results: dict[str, str] = {}
     tell(f"{len(chosen)} notebooks at scale {scale}")
     try:
-        with _sigterm_interrupts():
+        with ExitStack() as stack:
+            # SIGTERM (a cancelled job) ends the run as Ctrl-C does
+            stack.callback(signal.signal, signal.SIGTERM, signal.signal(signal.SIGTERM, signal.default_int_handler))
             for number, notebook in enumerate(chosen):
                 makers = {other.name for other in chosen if set(other.makes) & set(notebook.needs)}
                 lost = sorted(name for name in makers if results.get(name) in (FAILED, NOT_RUN))
@@ -94,7 +92,7 @@ class _Run:
         self.project, self.parameters, self.scale, self.tell = project, parameters, parameters["scale"], tell
         self.path = project.state(self.scale)
         try:
-            self.state = json.loads(self.path.read_text(encoding="utf-8")) if self.path.exists() else {}
+            self.state = store.read(self.path) if self.path.exists() else {}
         except ValueError as error:
             raise ValueError(
                 f"{self.path.name} must be readable JSON; it is not. Delete data/{self.scale}/{self.path.name}."
@@ -122,7 +120,10 @@ class _Run:
         key = freshness(project, notebook, self.parameters)  # before the run: an edit during it makes it stale
         if self.state.pop(notebook.name, None):
             store.write(self.path, self.state)
-        environment = {"GRAPHNAS_HOME": str(project.root), "PYTHONPATH": runner.python_path(project.package_parent)}
+        # a kernel imports the package from any working directory, installed or not
+        paths = [str(Path(item).resolve()) for item in os.environ.get("PYTHONPATH", "").split(os.pathsep) if item]
+        path = os.pathsep.join([str(project.package_parent), *paths])
+        environment = {"GRAPHNAS_HOME": str(project.root), "PYTHONPATH": path}
         if scale == "smoke":  # its networks gain nothing from a second thread, and lose much where a core is shared
             environment["OMP_NUM_THREADS"] = os.environ.get("OMP_NUM_THREADS", "1")
         try:
@@ -148,39 +149,23 @@ class _Run:
 
 def _check_inputs(project: Project, notebook: Notebook, scale: str) -> None:
     """Refuse a notebook whose input artifacts are not there, naming the notebooks that make them."""
-    makers = {stage: other for other in project.notebooks() for stage in other.makes}
-    missing = todo = [stage for stage in notebook.needs if not project.stage(stage, scale).is_file()]
-    if not missing:
+
+    def lacking(one: Notebook) -> list[str]:
+        return [stage for stage in one.needs if not project.stage(stage, scale).is_file()]
+
+    if not (missing := lacking(notebook)):
         return
-    numbers = {notebook.number}
-    while todo:  # what is missing may itself need what is missing
-        lost = {makers[stage].name: makers[stage] for stage in todo if stage in makers}.values()
-        todo = [s for maker in lost if maker.number not in numbers for s in maker.needs]
-        todo = [stage for stage in todo if not project.stage(stage, scale).is_file()]
-        numbers |= {maker.number for maker in lost}
-    first = ", ".join(sorted({makers[stage].name for stage in missing if stage in makers}))
+    todo, numbers, others = set(missing), {notebook.number}, project.notebooks()
+    for other in reversed(others):  # what is missing may itself need what is missing
+        if todo & set(other.makes):
+            todo |= set(lacking(other))
+            numbers.add(other.number)
+    first = ", ".join(sorted(other.name for other in others if set(missing) & set(other.makes)))
     raise runner.NotebookError(
         f"{notebook.name} reads the stages {', '.join(missing)}, which data/{scale} lacks. "
         f"Run {first or 'what makes them'} first: "
         f"python -m graphnas_lib reproduce --scale {scale} --notebooks {' '.join(sorted(numbers))}"
     )
-
-
-@contextmanager
-def _sigterm_interrupts() -> Iterator[None]:
-    """SIGTERM (a cancelled job) ends what is inside as Ctrl-C does."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def interrupt(number: int, frame: Any) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def duration(seconds: float) -> str:
@@ -193,8 +178,6 @@ def duration(seconds: float) -> str:
 def past_seconds(project: Project, scale: str) -> dict[str, float]:
     """Run times by notebook: of this checkout's receipts, else those committed in notebooks/runtimes.json."""
     committed = project.root / "notebooks" / "runtimes.json"
-    known = json.loads(committed.read_text()).get(scale, {}) if committed.is_file() else {}
-    for path in project.executed("x", scale).parent.glob("*.receipt.json"):
-        receipt = json.loads(path.read_text())
-        known[receipt["notebook"]] = receipt["seconds"]
-    return known
+    known = store.read(committed).get(scale, {}) if committed.is_file() else {}
+    receipts = map(store.read, project.executed("x", scale).parent.glob("*.receipt.json"))
+    return known | {receipt["notebook"]: receipt["seconds"] for receipt in receipts}

@@ -8,10 +8,10 @@ last success: code cells and their tags, parameters, the library files that it s
 from __future__ import annotations
 
 import hashlib
-import heapq
 import json
 import tomllib
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from graphlib import CycleError, TopologicalSorter
@@ -49,11 +49,6 @@ class Notebook:
         """Leading digits of the name."""
         return self.name.split("_")[0]
 
-    @property
-    def default_scale(self) -> str:
-        """What its parameters cell states: "lite" once all that it reads and makes ships at lite, else "smoke"."""
-        return store.default_scale(*self.needs, *self.makes)
-
 
 @dataclass(frozen=True)
 class Project:
@@ -73,12 +68,11 @@ class Project:
 
     def cells(self, name: str) -> list[dict]:
         """Code cells of a notebook."""
-        path = self.source(name)
-        if not path.is_file():
+        if not self.source(name).is_file():
             raise FileNotFoundError(
-                f"notebooks/{path.name} must be there: notebooks/manifest.toml names it. Restore it."
+                f"notebooks/{name}.ipynb must be there: notebooks/manifest.toml names it. Restore it."
             )
-        return runner.code_cells(json.loads(path.read_text(encoding="utf-8")))
+        return runner.code_cells(runner.read(self.source(name)))
 
     def executed(self, name: str, scale: str) -> Path:
         return self.root / "notebooks" / "executed" / scale / f"{name}.ipynb"
@@ -92,10 +86,9 @@ class Project:
         if not manifest.is_file():
             return "missing"
         content = manifest.read_bytes()
-        try:
-            return _sha(json.dumps(json.loads(content)["files"], sort_keys=True).encode())
-        except (ValueError, KeyError, TypeError):
-            return _sha(content)
+        with suppress(ValueError, KeyError, TypeError):
+            content = json.dumps(json.loads(content)["files"], sort_keys=True).encode()
+        return _sha(content)
 
     def state(self, scale: str) -> Path:
         return self.root / "data" / scale / ".notebooks.json"
@@ -115,17 +108,16 @@ class Project:
         return in_order(read_manifest(self.root / "notebooks" / "manifest.toml", self.road))
 
     def default_scale(self, chosen: Iterable[str] | None = None) -> str:
-        """ "lite" where all that these notebooks (names or numbers; None for all) read and make ships, else "smoke"."""
+        """ "lite" where all that these notebooks (names or numbers; None for all) read and make ships, else "smoke".
+
+        It is the scale that the parameters cell of a committed notebook states.
+        """
         notebooks = select(self.notebooks(), chosen)
         return store.default_scale(*{stage for one in notebooks for stage in (*one.needs, *one.makes)})
 
 
 def read_manifest(path: Path, road: Mapping[str, tuple[str, ...]] = ROAD) -> list[Notebook]:
-    """Entries of a manifest in their order, each with what it needs.
-
-    Args:
-        path: of the manifest.
-        road: stage -> stages that it reads.
+    """Entries of a manifest in their order, each with what it needs by `road`: stage -> stages that it reads.
 
     Raises:
         ManifestError: a name, made stage, figure or table occurs twice; an entry has an unknown key, names an unknown
@@ -148,8 +140,7 @@ def read_manifest(path: Path, road: Mapping[str, tuple[str, ...]] = ROAD) -> lis
         needs = tuple(stage for stage in road if stage in (implied | set(reads)) - set(makes))
         notebooks.append(Notebook(**entry, needs=needs))
     for what in ("name", "makes", "figures", "tables"):
-        parts = [getattr(notebook, what) for notebook in notebooks]
-        items = parts if what == "name" else [item for part in parts for item in part]
+        items = [item for one in notebooks for item in ([one.name] if what == "name" else getattr(one, what))]
         if twice := sorted({item for item in items if items.count(item) > 1}):
             raise ManifestError(f"Each of `{what}` belongs to one notebook; {', '.join(twice)} has several. Keep one.")
     return notebooks
@@ -165,13 +156,11 @@ def in_order(notebooks: list[Notebook]) -> list[Notebook]:
     except CycleError as error:
         stuck = ", ".join(sorted(set(error.args[1])))
         raise ManifestError(f"What notebooks read and make must not go in a circle; these do: {stuck}.") from error
-    ready: list[str] = []
-    ordered: list[Notebook] = []
+    ready, ordered = [], []
     while graph.is_active():
-        for name in graph.get_ready():
-            heapq.heappush(ready, name)
-        graph.done(name := heapq.heappop(ready))
-        ordered.append(by_name[name])
+        first, *ready = sorted([*ready, *graph.get_ready()])
+        graph.done(first)
+        ordered.append(by_name[first])
     return ordered
 
 
@@ -214,8 +203,7 @@ def changes(before: dict[str, str], now: dict[str, str]) -> list[str]:
     """Differences between two freshness keys, in words."""
     if not before:
         return ["it has not run to its end yet"]
-    told = [f"{part} changed" for part in now if part in before and before[part] != now[part]]
-    told += [f"{part} is new" for part in now if part not in before]
+    told = [f"{part} {'changed' if part in before else 'is new'}" for part in now if before.get(part) != now[part]]
     return told + [f"{part} is gone" for part in before if part not in now]
 
 

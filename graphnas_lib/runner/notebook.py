@@ -8,8 +8,9 @@ when every code cell has completed and every declared output exists, and a recei
 
 from __future__ import annotations
 
-import contextlib
+import ast
 import json
+import logging
 import os
 import platform
 import re
@@ -17,11 +18,16 @@ import threading
 import time
 from collections.abc import Callable, Collection, Iterable
 from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
+
+import psutil
+
+from graphnas_lib import store
 
 KERNEL = {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"}
 KERNEL_ENVIRONMENT = {
@@ -63,11 +69,6 @@ class Progress:
             if execute_reply["content"].get("status") == "ok":
                 self.tell(f"{self.name}  cell {self.cell}/{self.total}  {self.seconds[-1]:.1f} s")
 
-    @property
-    def where(self) -> str:
-        """The running cell, in words."""
-        return f"cell {self.cell}/{self.total}" if self.cell else "start-up"
-
 
 def run_notebook(
     source: Path,
@@ -81,9 +82,9 @@ def run_notebook(
 ) -> dict:
     """Run `source` and leave the executed copy at `executed`, with `<name>.receipt.json` beside it.
 
+    Until success the copy is `<name>.part.ipynb`, which is kept after a failure.
+
     Args:
-        source: the notebook; it is not written to.
-        executed: the executed copy. Until success it is `<name>.part.ipynb`, which is kept after a failure.
         parameters: values for the cell tagged `parameters`; a name that the notebook lacks is refused.
         outputs: files that must exist afterwards.
         timeout: seconds a cell may take.
@@ -96,26 +97,22 @@ def run_notebook(
     Raises:
         NotebookError: the notebook did not run to its end.
     """
-    cells = json.loads(source.read_text(encoding="utf-8"))["cells"]
-    progress = Progress(source.stem, sum(_counts(cell) for cell in cells), tell)
+    notebook = read(source)
+    progress = Progress(source.stem, len(code_cells(notebook)), tell)
     part = executed.with_name(f"{executed.stem}.part.ipynb")
     part.parent.mkdir(parents=True, exist_ok=True)
     part.unlink(missing_ok=True)
-    check_parameters(source, parameters)
     begun = time.monotonic()
     try:
+        check_parameters(notebook, parameters)
         with patch.dict(os.environ, KERNEL_ENVIRONMENT | (environment or {})):  # which the kernel inherits
             _in_thread(lambda: _papermill(source, part, parameters, timeout, progress), progress)
-    except NotebookError:
-        raise
+        if missing := [path.name for path in outputs if not path.is_file() or not path.stat().st_size]:
+            raise NotebookError(
+                f"it did not write {', '.join(missing)}, which notebooks/manifest.toml declares. Mend one of them"
+            )
     except Exception as error:  # every way papermill, nbclient and the kernel can fail ends in one line
         raise NotebookError(_explain(error, progress, part, timeout)) from error
-    missing = [path for path in outputs if not path.is_file() or not path.stat().st_size]
-    if missing:
-        raise NotebookError(
-            f"{progress.name} ran to its end without writing {', '.join(path.name for path in missing)}, which "
-            f"notebooks/manifest.toml declares. Mend the notebook or the manifest."
-        )
     receipt = {
         "notebook": progress.name,
         "parameters": parameters,
@@ -127,27 +124,30 @@ def run_notebook(
         "python": platform.python_version(),
     }
     os.replace(part, executed)
-    receipt_path(executed).write_text(json.dumps(receipt, indent=1) + "\n")
+    store.write(executed.with_name(f"{executed.stem}.receipt.json"), receipt)
     return receipt
 
 
-def receipt_path(executed: Path) -> Path:
-    """Where the receipt of an executed copy lies."""
-    return executed.with_name(f"{executed.stem}.receipt.json")
-
-
-def check_parameters(source: Path, parameters: dict[str, Any]) -> None:
+def check_parameters(notebook: dict, parameters: dict[str, Any]) -> None:
     """Refuse parameters that the notebook's cell tagged `parameters` does not assign (papermill only warns)."""
-    from papermill.inspection import inspect_notebook
-
-    with _quiet():
-        known = sorted(inspect_notebook(str(source)))
-    unknown = sorted(set(parameters) - set(known))
-    if unknown:
+    known = parameters_of(notebook)
+    if unknown := sorted(parameters.keys() - known.keys()):
         raise NotebookError(
-            f"{source.stem} must assign each parameter it is given in its cell tagged 'parameters'; it has "
-            f"{', '.join(known) or 'none'} and was given {', '.join(unknown)}. Mend the name or the cell."
+            f"its cell tagged 'parameters' must assign each parameter that it is given; it has "
+            f"{', '.join(known) or 'none'} and was given {', '.join(unknown)}. Mend the name or the cell"
         )
+
+
+def parameters_of(notebook: dict) -> dict[str, Any]:
+    """Literals that the cell tagged `parameters` assigns; ValueError where something else is assigned."""
+    cells = [source_of(cell) for cell in code_cells(notebook) if "parameters" in tags_of(cell)]
+    nodes = [node for cell in cells for node in ast.parse(cell).body if isinstance(node, ast.Assign)]
+    return {node.targets[0].id: ast.literal_eval(node.value) for node in nodes}
+
+
+def read(path: Path) -> dict:
+    """A notebook as JSON."""
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def code_cells(notebook: dict) -> list[dict]:
@@ -167,8 +167,8 @@ def tags_of(cell: dict) -> list[str]:
 
 def _counts(cell: Any) -> bool:
     """Whether a cell is run and is one of the source's own."""
-    is_code = cell["cell_type"] == "code" and bool("".join(cell["source"]).strip())
-    return is_code and "injected-parameters" not in cell.get("metadata", {}).get("tags", [])
+    filled = cell["cell_type"] == "code" and source_of(cell).strip() != ""
+    return filled and "injected-parameters" not in tags_of(cell)
 
 
 def _papermill(source: Path, part: Path, parameters: dict, timeout: int | None, progress: Progress) -> None:
@@ -176,7 +176,8 @@ def _papermill(source: Path, part: Path, parameters: dict, timeout: int | None, 
     from papermill.execute import execute_notebook
     from traitlets.config import Config
 
-    with _quiet():
+    # what papermill would log is raised, and told in one line
+    with patch.object(logging.getLogger("papermill"), "disabled", True):
         execute_notebook(
             str(source),
             str(part),
@@ -190,13 +191,12 @@ def _papermill(source: Path, part: Path, parameters: dict, timeout: int | None, 
             on_cell_start=progress.start,
             on_cell_executed=progress.done,
         )
-    cells = code_cells(json.loads(part.read_text(encoding="utf-8")))
-    left = [i for i, cell in enumerate(cells, 1) if cell["metadata"].get("papermill", {}).get("status") != "completed"]
-    if left:
+    ends = [cell["metadata"].get("papermill", {}).get("status") for cell in code_cells(read(part))]
+    if left := [number for number, end in enumerate(ends, 1) if end != "completed"]:
+        progress.cell = left[0]
         raise NotebookError(
-            f"{progress.name} failed at cell {left[0]}/{progress.total}: it ended early, by sys.exit() or the like; "
-            f"{len(left)} cells did not complete. A notebook must not exit; remove the call. The partial copy is "
-            f"{_shown(part)}."
+            f"it ended early, by sys.exit() or the like; {len(left)} cells did not complete. "
+            "A notebook must not exit; remove the call"
         )
 
 
@@ -233,21 +233,20 @@ def _in_thread(work: Callable[[], None], progress: Progress) -> None:
 
 def _of_children(what: Callable[[Any], Any], but: Collection[int] = ()) -> list:
     """`what` of every process below this one, those `but` aside, as far as they still live."""
-    import psutil
-
     found = []
     for child in psutil.Process().children(recursive=True):
         if child.pid not in but:
-            with contextlib.suppress(psutil.Error):
+            with suppress(psutil.Error):
                 found.append(what(child))
     return found
 
 
 def _explain(error: BaseException, progress: Progress, part: Path, timeout: int | None) -> str:
     """One line on a failure: notebook, cell, reason, remedy."""
-    kind, name = type(error).__name__, progress.name
-    copy = f" The partial copy is {_shown(part)}." if part.exists() else ""
+    kind = type(error).__name__
+    copy = f" The partial copy is {'/'.join(part.parts[-4:])}." if part.exists() else ""
     told = {
+        "NotebookError": str(error),
         "DeadKernelError": f"the kernel died (out of memory? it held {progress.peak_mb:.0f} MB at its peak). Free "
         "memory or take a smaller scale",
         "CellTimeoutError": f"the cell ran longer than its {timeout} s. Raise `timeout` in notebooks/manifest.toml or "
@@ -259,29 +258,5 @@ def _explain(error: BaseException, progress: Progress, part: Path, timeout: int 
         what = f"{error.ename}: {error.evalue}"
         what += ". A notebook must not exit; remove the call" * (error.ename == "SystemExit")
     what = re.sub(r"\s+", " ", what).strip().rstrip(".")[:600]
-    return f"{name} failed at {progress.where}: {what}.{copy}"
-
-
-@contextlib.contextmanager
-def _quiet():
-    """Keep papermill's log off the terminal: what matters is raised, and told in one line."""
-    import logging
-
-    logger = logging.getLogger("papermill")
-    level = logger.level
-    logger.setLevel(logging.CRITICAL + 1)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
-
-
-def _shown(path: Path) -> str:
-    """The last parts of a path that name it inside the repository."""
-    return "/".join(path.parts[-4:]) if "executed" in path.parts[-4:] else path.name
-
-
-def python_path(package_parent: Path) -> str:
-    """PYTHONPATH that lets a kernel import the package from any working directory, installed or not."""
-    rest = [str(Path(item).resolve()) for item in os.environ.get("PYTHONPATH", "").split(os.pathsep) if item]
-    return os.pathsep.join(dict.fromkeys([str(package_parent), *rest]))
+    where = f"cell {progress.cell}/{progress.total}" if progress.cell else "start-up"
+    return f"{progress.name} failed at {where}: {what}.{copy}"

@@ -7,7 +7,6 @@ can tell whether it is stale.
 
 from __future__ import annotations
 
-import ast
 import csv
 import json
 import re
@@ -28,15 +27,13 @@ STATUSES = {  # of a claim, in the order of the scoreboard; "not run" is followe
     "differs": "the direction does not hold, or the paper's own numbers contradict the claim",
     "not decided": "these numbers give no verdict",
     "not run": "what the claim needs was not trained or not at hand",
-    "quoted": "the paper quotes other work",
 }
 
 
 def update(project: Project) -> list[str]:
     """Bring notebooks/runtimes.json, README.md and REPORT.md up to date; returns what was changed, in words."""
-    known = {scale: past_seconds(project, scale) for scale in store.SCALE_NAMES}
-    times = json.dumps({scale: took for scale, took in known.items() if took}, indent=1, sort_keys=True) + "\n"
-    told = []
+    known = {scale: took for scale in store.SCALE_NAMES if (took := past_seconds(project, scale))}
+    times, told = json.dumps(known, indent=1, sort_keys=True) + "\n", []
     for path in (project.root / "notebooks" / "runtimes.json", *(project.root / name for name in BLOCKS)):
         old = path.read_text(encoding="utf-8") if path.is_file() else ""
         new = render(project, path.name, old) if path.name in BLOCKS else times
@@ -82,8 +79,7 @@ def by_status(project: Project) -> dict[str, dict[str, list[dict[str, str]]]]:
     """Notebook 12's table of claims: scale -> status -> rows. Scales without committed claims are left out."""
     found = {}
     for scale in ARTIFACT_SCALES:
-        path = project.root / "data" / scale / "results" / "claims.csv"
-        if path.is_file():
+        if (path := project.root / "data" / scale / "results" / "claims.csv").is_file():
             rows = list(csv.DictReader(path.read_text(encoding="utf-8").splitlines()))
             found[scale] = {status: [row for row in rows if row["status"].startswith(status)] for status in STATUSES}
     return found
@@ -111,7 +107,7 @@ def claims(project: Project) -> str:
 
 def notebooks(project: Project) -> str:
     """Which notebook rebuilds what, by which command, in what time."""
-    times = _read(project.root / "notebooks" / "runtimes.json")
+    times = store.read(project.root / "notebooks" / "runtimes.json")
     rows = []
     for notebook in _by_name(project):
         seconds = [times.get(scale, {}).get(notebook.name) for scale in ("smoke", "lite")]
@@ -123,12 +119,12 @@ def notebooks(project: Project) -> str:
 
 def costs(project: Project) -> str:
     """Time and device of every stage whose artifacts are committed."""
-    rows = []
-    for scale, notebook in product(ARTIFACT_SCALES, _by_name(project)):
-        for stage in notebook.makes:
-            if (path := project.stage(stage, scale)).is_file():
-                made = _read(path)
-                rows.append((scale, stage, notebook.number, duration(made["seconds"]), made["device"]))
+    rows = [
+        (scale, stage, notebook.number, duration(made["seconds"]), made["device"])
+        for scale, notebook in product(ARTIFACT_SCALES, _by_name(project))
+        for stage in notebook.makes
+        if (path := project.stage(stage, scale)).is_file() and (made := store.read(path))
+    ]
     return _table(["scale", "stage", "notebook", "time:", "device"], rows)
 
 
@@ -193,11 +189,9 @@ def save_outputs(project: Project, scale: str, notebooks: Iterable[str] | None =
                 f"{notebook.name} has no executed copy at scale '{scale}'. "
                 f"Run `python -m graphnas_lib reproduce --scale {scale} --notebooks {notebook.number}` first."
             )
-        merged = with_outputs(_read(source), _read(executed), scale, notebook.name)
+        merged = with_outputs(runner.read(source), runner.read(executed), scale, notebook.name)
         text = json.dumps(merged, indent=1, ensure_ascii=False) + "\n"
-        part = source.with_name(f".{source.name}.part")
-        part.write_text(text, encoding="utf-8")
-        part.replace(source)
+        store.write(source, text)
         told.append(f"{notebook.name}  {len(text) / 1024:.0f} KB")
     return told
 
@@ -210,28 +204,13 @@ def with_outputs(source: dict, executed: dict, scale: str, name: str) -> dict:
     own, run = runner.code_cells(source), runner.code_cells(executed)
     if [runner.source_of(cell) for cell in own] != [runner.source_of(cell) for cell in run]:
         raise ValueError(f"{name} was edited after its run at scale '{scale}'. Run it again, then save its outputs.")
-    stated = parameters_of(source).get("scale")
+    stated = runner.parameters_of(source).get("scale")
     if stated != scale:
         raise ValueError(f"{name} states scale = {stated!r} and can carry only that scale's outputs; got {scale!r}.")
     for count, (cell, done) in enumerate(zip(own, run, strict=True), 1):
         cell["execution_count"] = count
-        cell["outputs"] = [{k: v for k, v in output.items() if k != "transient"} for output in done["outputs"]]
-        for output in cell["outputs"]:
-            if "execution_count" in output:
-                output["execution_count"] = count
+        outputs = [{k: v for k, v in output.items() if k != "transient"} for output in done["outputs"]]
+        cell["outputs"] = [o | {"execution_count": count} if "execution_count" in o else o for o in outputs]
         cell["metadata"] = {k: v for k, v in cell["metadata"].items() if k not in ("papermill", "execution")}
     source["metadata"] = {"kernelspec": dict(runner.KERNEL), "language_info": {"name": "python"}}
     return source
-
-
-def parameters_of(notebook: dict) -> dict:
-    """Literals that the cell tagged `parameters` assigns."""
-    for cell in runner.code_cells(notebook):
-        if "parameters" in runner.tags_of(cell):
-            nodes = [node for node in ast.parse(runner.source_of(cell)).body if isinstance(node, ast.Assign)]
-            return {node.targets[0].id: ast.literal_eval(node.value) for node in nodes}
-    return {}
-
-
-def _read(path: Path) -> dict:
-    return json.loads(path.read_text(encoding="utf-8"))

@@ -1,4 +1,4 @@
-"""Where things lie, and how they are written: atomic files, verified by SHA-256, resumable checkpoints.
+"""Where things lie, and how they are written: atomic files, verified by SHA-256.
 
 A stage writes its files into `data/<scale>/` and last of all `<stage>.manifest.json`, which names each file with its
 SHA-256, the sizes, the seed, the versions and the device. A stage without its manifest does not exist, so a killed run
@@ -12,6 +12,7 @@ import json
 import os
 import platform
 import subprocess
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import lru_cache
 from importlib import metadata
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 SCALE_NAMES = ("smoke", "lite", "paper")
 DESIGN_FORMATS = ("json", "py", "onnx", "png", "pdf", "svg")  # endings that a design is written with
+NUMERIC_PACKAGES = ("torch", "numpy", "scikit-learn", "torchdiffeq", "transformers")  # numbers depend on them
 
 
 class MissingArtifactError(FileNotFoundError):
@@ -45,8 +47,7 @@ class TrainLog:
 
 def root() -> Path:
     """Folder that holds `notebooks/`, `data/` and `figures/`: the repository, or `$GRAPHNAS_HOME` when it is set."""
-    home = os.environ.get("GRAPHNAS_HOME")
-    return Path(home) if home else Path(__file__).resolve().parents[2]
+    return Path(os.environ.get("GRAPHNAS_HOME") or Path(__file__).resolve().parents[2])
 
 
 def check_scale(scale: str) -> str:
@@ -155,11 +156,8 @@ def read(path: Path | str) -> Any:
 
 def sha256(path: Path | str) -> str:
     """SHA-256 of a file's bytes, hexadecimal."""
-    digest = hashlib.sha256()
     with open(path, "rb") as file:
-        for block in iter(lambda: file.read(1 << 20), b""):
-            digest.update(block)
-    return digest.hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 # ---- stages
@@ -184,10 +182,7 @@ def save(
     """Write a stage's files, then its manifest; returns the manifest.
 
     Args:
-        stage: name of the stage, for example "gvae".
         files: file name (suffix decides the format, see `write`) to content.
-        scale: "smoke", "lite" or "paper".
-        seed: the seed the stage ran with.
         seconds: wall-clock seconds the stage took.
         device: device the stage ran on, in words.
         config: sizes and options worth knowing beside the result.
@@ -198,14 +193,8 @@ def save(
     for name, content in files.items():
         write(folder / name, content)
     manifest = {
-        "stage": stage,
-        "scale": scale,
-        "seed": seed,
-        "seconds": round(seconds, 2),
-        "device": str(device),
-        "config": config or {},
-        "key": key,
-        "commit": _commit(),
+        **{"stage": stage, "scale": scale, "seed": seed, "seconds": round(seconds, 2), "device": device},
+        **{"config": config or {}, "key": key, "commit": _commit()},
         "versions": versions(),
         "files": {name: {"sha256": sha256(folder / name), "bytes": (folder / name).stat().st_size} for name in files},
     }
@@ -221,7 +210,7 @@ def load_manifest(stage: str, scale: str) -> dict:
             f"No artifact of stage '{stage}' at scale '{scale}' ({_shown(path)}). "
             f"Run `python -m graphnas_lib run {stage} --scale {scale}` first."
         )
-    return json.loads(path.read_text())
+    return read(path)
 
 
 def load(stage: str, filename: str, scale: str) -> Any:
@@ -233,44 +222,38 @@ def load(stage: str, filename: str, scale: str) -> Any:
     """
     manifest = load_manifest(stage, scale)
     path = data_dir(scale) / filename
-    entry = manifest["files"].get(filename)
+    if filename not in manifest["files"] or not path.exists():
+        wrong = f"must be there with stage '{stage}' but is not"
+    elif sha256(path) != manifest["files"][filename]["sha256"]:
+        wrong = "must match the SHA-256 in its manifest; it was truncated or altered"
+    else:
+        return read(path)
     remedy = f"Restore it from the repository, or run `python -m graphnas_lib run {stage} --scale {scale} --fresh`."
-    if entry is None or not path.exists():
-        raise CorruptArtifactError(f"{_shown(path)} must be there with stage '{stage}' but is not. {remedy}")
-    if sha256(path) != entry["sha256"]:
-        raise CorruptArtifactError(
-            f"{_shown(path)} must match the SHA-256 in its manifest; it was truncated or altered. {remedy}"
-        )
-    return read(path)
+    raise CorruptArtifactError(f"{_shown(path)} {wrong}. {remedy}")
 
 
 def _shown(path: Path) -> str:
     """Path relative to the repository, so that no machine's folders enter an output."""
-    try:
-        return str(path.relative_to(root()))
-    except ValueError:
-        return path.name
+    return str(path.relative_to(root())) if path.is_relative_to(root()) else path.name
 
 
 @lru_cache
-def versions() -> dict[str, str]:
-    """Versions of Python and of the packages that numbers depend on."""
+def versions(packages: tuple[str, ...] = NUMERIC_PACKAGES) -> dict[str, str]:
+    """Versions of Python and of those of the packages that are installed."""
     found = {"python": platform.python_version()}
-    for name in ("torch", "numpy", "scikit-learn", "torchdiffeq", "transformers"):
-        try:
+    for name in packages:
+        with suppress(metadata.PackageNotFoundError):
             found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
     return found
 
 
 @lru_cache
 def _commit() -> str:
     """Current commit, with '+' when the tree differs; '' outside a git checkout."""
+    command = ["git", "status", "--porcelain=v2", "--branch", "--", "graphnas_lib"]
     try:
-        run = lambda *a: subprocess.run(["git", *a], cwd=root(), capture_output=True, text=True, timeout=10)  # noqa: E731
-        head = run("rev-parse", "--short=12", "HEAD")
-        dirty = run("status", "--porcelain", "--", "graphnas_lib")
-    except (OSError, subprocess.TimeoutExpired):
+        told = subprocess.run(command, cwd=root(), capture_output=True, text=True, timeout=10, check=True).stdout
+    except (OSError, subprocess.SubprocessError):
         return ""
-    return head.stdout.strip() + ("+" if dirty.stdout.strip() else "") if head.returncode == 0 else ""
+    head, *_ = [line.split()[-1] for line in told.splitlines() if line.startswith("# branch.oid")]
+    return head[:12] + "+" * any(not line.startswith("#") for line in told.splitlines())

@@ -10,10 +10,7 @@ import json
 import os
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    import torch
+from typing import Any
 
 
 class CorruptArtifactError(ValueError):
@@ -46,11 +43,11 @@ class Checkpoint:
             return
         from safetensors.torch import save_file
 
-        tensors: dict[str, torch.Tensor] = {}
-        skeleton = _split(state, tensors)
+        tensors = {}
+        skeleton = json.dumps(_split(state, tensors))
         self.path.parent.mkdir(parents=True, exist_ok=True)
         part = self.path.with_name(f".{self.path.name}.part")
-        save_file(tensors, str(part), metadata={"state": json.dumps(skeleton)})
+        save_file(tensors, str(part), metadata={"state": skeleton})
         os.replace(part, self.path)
         self._last = time.monotonic()
 
@@ -60,10 +57,12 @@ class Checkpoint:
             return None
         from safetensors import SafetensorError, safe_open
 
+        def joined(node: dict) -> Any:
+            return file.get_tensor(node["__tensor__"]) if "__tensor__" in node else dict(node["__dict__"])
+
         try:
             with safe_open(str(self.path), framework="pt") as file:
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-                return _join(json.loads(file.metadata()["state"]), tensors)
+                return json.loads(file.metadata()["state"], object_hook=joined)
         except (SafetensorError, KeyError, json.JSONDecodeError) as error:
             raise CorruptArtifactError(
                 f"{self.path.name} must be a readable checkpoint; it is not ({error}). Delete it and run again."
@@ -87,14 +86,4 @@ def _split(value: Any, tensors: dict) -> Any:
         return {"__dict__": [[key, _split(item, tensors)] for key, item in value.items()]}
     if isinstance(value, (list, tuple)):
         return [_split(item, tensors) for item in value]
-    return value
-
-
-def _join(value: Any, tensors: dict) -> Any:
-    if isinstance(value, dict) and "__tensor__" in value:
-        return tensors[value["__tensor__"]]
-    if isinstance(value, dict):
-        return {key: _join(item, tensors) for key, item in value["__dict__"]}
-    if isinstance(value, list):
-        return [_join(item, tensors) for item in value]
     return value

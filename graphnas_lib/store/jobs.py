@@ -51,11 +51,11 @@ class Journal:
             self.path.write_text(json.dumps(settings) + "\n", encoding="utf-8")
             return
         before = json.loads(lines[0])
-        if before != settings:
-            names = [name for name in {**before, **settings} if before.get(name) != settings.get(name)]
+        names = [name for name in {**before, **settings} if before.get(name) != settings.get(name)]
+        if names:
             changed = ", ".join(f"{name}: {before.get(name)} -> {settings.get(name)}" for name in names)
             raise ValueError(
-                f"Results of one file must share settings; {self.path.name} differs: {changed}. Name another."
+                f"Results of a file must share settings; {self.path.name} differs: {changed}. Name another."
             )
         self.results = dict(json.loads(line) for line in lines[1:])
 
@@ -85,8 +85,7 @@ def collect(
         jobs: name -> picklable function without arguments; what it returns is JSON-ready where there is a journal.
         journal: results of an earlier run, killed perhaps; each new one is added at once.
         workers: processes of one thread each; 1 runs the jobs in this process, with its threads.
-        progress: draw a bar with the time left.
-        desc, unit: of the bar.
+        progress, desc, unit: whether a bar with the time left is drawn, its name, and what it counts.
         dask: address of a dask scheduler ("tcp://host:port"); its workers replace `workers`.
 
     Raises:
@@ -131,10 +130,8 @@ def single_threaded() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-        if sys.platform == "linux":
-            trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc alone
-            if trim is not None:
-                trim(0)
+        if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "malloc_trim"):  # glibc alone
+            libc.malloc_trim(0)
 
 
 def _finished(jobs: Mapping[str, Callable], workers: int, dask: str | None) -> Iterator[tuple[str, Any]]:
@@ -152,10 +149,8 @@ def _finished(jobs: Mapping[str, Callable], workers: int, dask: str | None) -> I
                 yield from pool(tasks)
             except KilledWorker as error:  # lost more workers than the cluster allows
                 raise BrokenProcessPool(str(error)) from error
-    elif workers == 1:
-        yield from ((name, job()) for name, job in jobs.items())
-    elif len(jobs) == 1:
-        yield from (_alone(name, job) for name, job in jobs.items())
+    elif workers == 1 or len(jobs) == 1:
+        yield from ((name, job()) if workers == 1 else _alone(name, job) for name, job in jobs.items())
     else:
         with parallel_config(backend="loky"):
             pool = Parallel(n_jobs=workers, return_as="generator_unordered")
