@@ -304,7 +304,6 @@ def home(tmp_path, monkeypatch):
 
 def test_stage_saves_scores_without_accuracies(home, monkeypatch):
     write_accuracies(home / "data", nats.sample(2, seed=0), [10.0, 20.0])
-    monkeypatch.setattr(validation, "SHARD", 5)  # one task: no second process
     monkeypatch.setattr(validation, "RESAMPLES", 20)
     table = stages.validation_table("smoke", seed=0, device="cpu")
     scores = artifacts.load("validation", "validation_scores.parquet", "smoke")
