@@ -1,5 +1,6 @@
 """G-VAE: cells as tensors, the losses of Eq. 4-5 against closed forms, training, decode, artifacts."""
 
+import importlib.util
 import math
 import os
 import pickle
@@ -40,6 +41,8 @@ from graphnas_lib.gvae.training import cycle, gvae_loss
 from graphnas_lib.space import (
     EDGES,
     KERNEL_OF,
+    KERNELS,
+    OP_TYPES,
     OPERATIONS,
     REFERENCE_CELL,
     TYPE_OF,
@@ -54,9 +57,12 @@ from graphnas_lib.space import (
     sample_cells,
     soft_decodes,
 )
+from graphnas_lib.space import cell as cell_module
+from graphnas_lib.space import codes as codes_module
 from graphnas_lib.stages import cells as corpus
 from graphnas_lib.store import Checkpoint, artifacts
 
+N_TYPES = len(OP_TYPES) + 1  # of a slot: "unused" is one
 TINY = GVAEConfig(hidden=8, latent_dim=4, decoder_hidden=8, layers=2, learning_rate=1e-2)
 UNFOLDED = Cell.from_edges([(0, 1), (1, 7), (0, 7), (0, 2), (2, 7)], ["skip", "conv_3", None, None, None, None])
 
@@ -74,8 +80,8 @@ def codes(cells):
 def truth(codes):
     """Logits of a decoder that is sure of the given cells."""
     operations = codes.operations.long()
-    types = 20.0 * F.one_hot(TYPE_OF[operations], 11)
-    kernels = 20.0 * F.one_hot(KERNEL_OF[operations].clamp(min=0), 3)
+    types = 20.0 * F.one_hot(TYPE_OF[operations], N_TYPES)
+    kernels = 20.0 * F.one_hot(KERNEL_OF[operations].clamp(min=0), len(KERNELS))
     return Logits(40.0 * codes.edges.float() - 20.0, types.float(), kernels.float())
 
 
@@ -107,6 +113,23 @@ def test_view_has_the_papers_shape_and_a_global_node(codes):
     assert bool((adjacency[:, 0] == 1).all()) and bool((adjacency.diagonal(dim1=1, dim2=2) == 1).all())
     assert bool((adjacency[:, 1:, 0] == 0).all())
     assert features[0, [0, 1, 8]].argmax(dim=-1).tolist() == [11, 9, 10]
+
+
+def test_view_of_one_more_type_has_one_more_column(codes, monkeypatch):
+    monkeypatch.setattr(cell_module, "OP_TYPES", (*OP_TYPES, "more"))
+    monkeypatch.setattr(cell_module, "OPERATIONS", (*OPERATIONS, *(f"more_{k}" for k in KERNELS)))
+    spec = importlib.util.spec_from_file_location("codes_of_eleven_types", codes_module.__file__)
+    other = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, spec.name, other)
+    spec.loader.exec_module(other)
+    more = torch.arange(len(OPERATIONS), other.UNUSED, dtype=torch.uint8)
+    made = other.CellCodes(codes.edges[:1], F.pad(more, (0, 3), value=0)[None])
+    features = other.graph_view(made)[1][0]
+    assert [row.nonzero().flatten().tolist() for row in features[[0, 1, 8]]] == [[12], [10], [11]]
+    assert [row.nonzero().flatten().tolist() for row in features[2:6]] == [[9, 13], [9, 14], [9, 15], [13]]
+    old = graph_view(codes)[1]
+    wider = other.CellCodes(codes.edges, torch.where(codes.operations == UNUSED, other.UNUSED, codes.operations))
+    assert torch.equal(other.graph_view(wider)[1][..., [*range(9), *range(10, 16)]], old)
 
 
 def test_view_is_invertible(cells):
@@ -192,9 +215,9 @@ def test_equal_latents_decode_equally_in_the_order_given():
 
 
 def test_reconstruction_of_uniform_logits_is_the_code_length(codes):
-    uniform = Logits(torch.zeros(64, 28), torch.zeros(64, 6, 11), torch.zeros(64, 6, 3))
+    uniform = Logits(torch.zeros(64, 28), torch.zeros(64, 6, N_TYPES), torch.zeros(64, 6, len(KERNELS)))
     with_kernel = (KERNEL_OF[codes.operations.long()] >= 0).sum() / 64
-    expected = 28 * math.log(2) + 6 * math.log(11) + with_kernel * math.log(3)
+    expected = 28 * math.log(2) + 6 * math.log(N_TYPES) + with_kernel * math.log(len(KERNELS))
     torch.testing.assert_close(reconstruction_loss(uniform, codes), expected)
     assert reconstruction_loss(truth(codes), codes) < 1e-5
 
@@ -227,9 +250,8 @@ def test_triples_are_ordered_by_d_and_never_hold_the_anchor_twice():
 
 def test_gradients_of_every_loss(codes):
     few = codes[:2]
-    draws = [
-        torch.randn(shape, dtype=torch.float64, generator=generator()) for shape in ((2, 28), (2, 6, 11), (2, 6, 3))
-    ]
+    shapes = (2, 28), (2, 6, N_TYPES), (2, 6, len(KERNELS))
+    draws = [torch.randn(shape, dtype=torch.float64, generator=generator()) for shape in shapes]
     logits = [draw.requires_grad_() for draw in draws]
     assert torch.autograd.gradcheck(lambda *parts: reconstruction_loss(Logits(*parts), few), logits)
     latent = torch.randn(4, 3, dtype=torch.float64, generator=generator()).requires_grad_()
@@ -245,8 +267,8 @@ def test_gradients_of_every_loss(codes):
 def logits_of(codes, sharpness):
     """Decoder outputs whose arg-max is `codes`."""
     operations = codes.operations.long()
-    kernels = F.one_hot(KERNEL_OF[operations].clamp(min=0), 3) * sharpness
-    types = F.one_hot(TYPE_OF[operations], 11) * sharpness
+    kernels = F.one_hot(KERNEL_OF[operations].clamp(min=0), len(KERNELS)) * sharpness
+    types = F.one_hot(TYPE_OF[operations], N_TYPES) * sharpness
     return Logits((codes.edges.float() - 0.5) * sharpness, types.float(), kernels.float())
 
 

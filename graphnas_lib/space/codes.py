@@ -30,7 +30,9 @@ from graphnas_lib.space.cell import (
 )
 
 VIEW_NODES = N_NODES + 1  # paper: Tab. 6, [9 x 9, 15 x 9]
-VIEW_FEATURES = 15  # nine types without skip, input / output / global flags, three kernels
+_FLAG_AT = len(OP_TYPES) - 1  # features of a node: types without skip, input / output / global flags, kernels
+_KERNEL_AT = _FLAG_AT + 3
+VIEW_FEATURES = _KERNEL_AT + len(KERNELS)  # 15
 UNUSED = len(OPERATIONS)  # code of an empty slot
 _NAMES = (*OPERATIONS, None)
 _CODE = {name: code for code, name in enumerate(_NAMES)}
@@ -160,10 +162,10 @@ class MixedBatches:
 
 
 _TABLE = torch.zeros(UNUSED + 1, VIEW_FEATURES)  # features of each operation code; those of an unused slot are zero
-_TABLE[0, -len(KERNELS)] = 1  # a skip is the kernel-1 bit alone
+_TABLE[0, _KERNEL_AT] = 1  # a skip is the kernel-1 bit alone
 for _code in range(1, UNUSED):
-    _TABLE[_code, [TYPE_OF[_code] - 1, VIEW_FEATURES - len(KERNELS) + KERNEL_OF[_code]]] = 1
-_FLAGS = F.one_hot(torch.tensor([11, 9, 10]), VIEW_FEATURES).float()  # rows of the global, input and output node
+    _TABLE[_code, [TYPE_OF[_code] - 1, _KERNEL_AT + KERNEL_OF[_code]]] = 1
+_FLAGS = F.one_hot(torch.tensor([2, 0, 1]) + _FLAG_AT, VIEW_FEATURES).float()  # of the global, input and output node
 
 
 def graph_view(codes: CellCodes) -> tuple[Tensor, Tensor]:
@@ -239,7 +241,7 @@ def soft_decodes(logits: Logits) -> tuple[CellCodes, Tensor, Tensor]:
     types, kernels = logits.types[chosen].softmax(dim=-1), logits.kernels[chosen].softmax(dim=-1)
     named = types[..., 1:-1]  # nine; a skip is the kernel-1 bit alone, an unused slot zero (`_TABLE`)
     bits = named.sum(dim=-1, keepdim=True) * kernels + F.pad(types[..., :1], (0, len(KERNELS) - 1))
-    slots = torch.cat([named, torch.zeros_like(kernels), bits], dim=-1)  # (n, 6, 15); the middle three are flags
+    slots = torch.cat([named, named.new_zeros(*named.shape[:2], _KERNEL_AT - _FLAG_AT), bits], dim=-1)  # (n, 6, 15)
     source = np.zeros((len(rows), OP_NODES), np.int64)  # the raw slot that each canonical one comes from
     row, slot = np.nonzero(numbers[rows, 1:-1] > 0)
     source[row, numbers[rows, 1:-1][row, slot] - 1] = slot
