@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from graphnas_lib.ccnf import CCNF, CCNFConfig, PosteriorBatches, gaussian_baselines, train
+from graphnas_lib.ccnf import CCNF, CCNFConfig, PosteriorBatches, gaussian_baselines, latents, train
 from graphnas_lib.ccnf.dynamics import (
     Dynamics,
     SolverError,
@@ -367,7 +367,7 @@ def test_a_loss_that_is_not_finite_stops_the_training():
 # ---- what it is trained on, and what it must beat
 
 
-def test_a_collapsed_dimension_gets_noise_and_is_counted():
+def test_a_collapsed_dimension_gets_noise_and_is_counted(monkeypatch):
     mu = torch.cat([normal(4000, 1), torch.full((4000, 1), 2.0)], dim=1)
     batches = PosteriorBatches(mu, torch.full((4000, 2), -20.0), torch.zeros(4000, 2), batch_size=4000)
     latent, zc = batches(generator())
@@ -375,7 +375,8 @@ def test_a_collapsed_dimension_gets_noise_and_is_counted():
     assert abs(latent[:, 1].std() - 0.05) < 0.005
     assert abs(zc.std() - 0.02) < 0.002
     rows = torch.arange(4000)
-    kept = PosteriorBatches(mu, torch.full((4000, 2), -20.0), torch.zeros(4000, 2), min_std=0.0).draw(rows, generator())
+    monkeypatch.setattr(latents, "MIN_STD", 0.0)
+    kept = PosteriorBatches(mu, torch.full((4000, 2), -20.0), torch.zeros(4000, 2)).draw(rows, generator())
     torch.testing.assert_close(kept[0], mu, atol=1e-3, rtol=0)
     with pytest.raises(ValueError, match="one row a cell; got 3, 3, 2 rows"):
         PosteriorBatches(mu[:3], mu[:3], mu[:2])

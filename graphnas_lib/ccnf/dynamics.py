@@ -65,16 +65,13 @@ class VectorField(nn.Module):
 
 
 def exact_trace(velocity: Tensor, u: Tensor, *, create_graph: bool = False, chunk: int = 64) -> Tensor:
-    """Tr(d velocity / d u) for each row, by m vector-Jacobian products taken `chunk` at a time.
+    """Tr(d velocity / d u), (B,), a row each, by m vector-Jacobian products taken `chunk` at a time.
 
     Args:
         velocity: g(u), (B, m), attached to the graph of `u`; row i may depend on row i of `u` only.
         u: (B, m), requires grad.
         create_graph: keep the trace differentiable.
         chunk: products computed at once; memory grows with it.
-
-    Returns:
-        (B,).
     """
     trace = torch.zeros(len(u), dtype=u.dtype, device=u.device)
     for rows in torch.eye(u.shape[1], dtype=u.dtype, device=u.device).split(chunk):
@@ -87,16 +84,9 @@ def exact_trace(velocity: Tensor, u: Tensor, *, create_graph: bool = False, chun
 
 
 def hutchinson_trace(velocity: Tensor, u: Tensor, noise: Tensor, *, create_graph: bool = False) -> Tensor:
-    """Unbiased estimate e^T J e of the trace, by one vector-Jacobian product (Sec. 3.2; Grathwohl et al. 2019).
+    """Unbiased estimate e^T J e of `exact_trace`, by one vector-Jacobian product (Sec. 3.2; Grathwohl et al. 2019).
 
-    Args:
-        velocity: g(u), (B, m), attached to the graph of `u`.
-        u: (B, m), requires grad.
-        noise: e with zero mean and unit covariance, (B, m).
-        create_graph: keep the estimate differentiable.
-
-    Returns:
-        (B,).
+    `noise` is e, (B, m), with zero mean and unit covariance.
     """
     (product,) = torch.autograd.grad(velocity, u, noise, create_graph=create_graph, retain_graph=True)
     return (product * noise).sum(dim=1)
@@ -115,11 +105,9 @@ class Dynamics(nn.Module):
     """The right-hand side of one solve: condition and noise stay fixed, `evaluations` counts calls.
 
     Args:
-        field: module called as field(t, u, zc).
-        zc: (B, P).
+        field, zc: module called as field(t, u, zc), with zc (B, P).
         limit: evaluations after which a solve counts as diverged.
-        trace: None (state is u), "exact" or "hutchinson" (state is u and the accumulated trace).
-        noise: Hutchinson noise, (B, m).
+        trace: None (state is u), "exact" or "hutchinson" with `noise` (B, m) (state is u and the accumulated trace).
     """
 
     def __init__(
@@ -155,7 +143,6 @@ def solve(
     """State at the other end of t in [0, 1]: noise to data when `forward`, data to noise else.
 
     Args:
-        dynamics: right-hand side.
         state: u (B, m), or the tuple (u, trace (B,)).
         method: torchdiffeq solver; the names in `ADAPTIVE` choose their own steps, by `tolerance`.
         steps: equal steps of any other method.

@@ -78,8 +78,7 @@ class CCNF(nn.Module):
             seed: source of the noise, the same on every device.
             noise: u_0, (n, m); replaces `seed`.
             temperature: factor on the noise; 1 is the paper's, below 1 stays nearer to the condition's centre.
-            method: torchdiffeq solver; a fixed-step one keeps rows independent of each other.
-            steps: steps of a fixed-step method.
+            method, steps: torchdiffeq solver, and steps of a fixed-step one, which keeps rows independent.
             units: standardised vectors to raw ones (`ZCTransform.inverse`), in which the warning speaks.
 
         Returns:
@@ -88,9 +87,7 @@ class CCNF(nn.Module):
         Raises:
             ValueError: `zc` lacks P columns, or `noise` is not (n, m).
             SolverError: the solve failed.
-
-        Warns:
-            UserWarning: a condition lies outside the range seen in training.
+            UserWarning (a warning): a condition lies outside the range seen in training.
         """
         zc = self._condition(zc)
         outside = ((zc < self.zc_low) | (zc > self.zc_high)).any(dim=0)
@@ -194,10 +191,7 @@ class CCNF(nn.Module):
 
     @classmethod
     def load(cls, scale: str | None = None, *, name: str = "ccnf", device: str | torch.device = "cpu") -> CCNF:
-        """The flow that stage "ccnf" trained; `name` is that given to `to_files`.
-
-        Raises: as `artifacts.load`.
-        """
+        """The flow that stage "ccnf" trained; `name` is that given to `to_files`. Raises as `store.load`."""
         scale = scale or store.default_scale("ccnf")
         stored = store.load("ccnf", f"{name}.json", scale)
         flow = cls(CCNFConfig(**stored | {"condition_names": tuple(stored["condition_names"])}))

@@ -10,39 +10,31 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+MIN_STD = 0.05  # smallest spread that a dimension may have, in the latents' units
+
 
 class PosteriorBatches:
     """Batches of latents drawn from the encoder's posteriors, with their ZC vectors.
 
-    Dimensions whose spread over the corpus stays below `min_std` get noise of that size; `noised` counts them.
+    Dimensions whose spread over the corpus stays below `MIN_STD` get noise of that size; `noised` counts them.
 
     Args:
         mu, logvar: posterior of each cell, (N, m).
         zc: standardised ZC vectors, (N, P).
         batch_size: rows a batch.
         condition_jitter: standard deviation of the noise on `zc`, in standardised units.
-        min_std: smallest spread a dimension may have, in the latents' units.
     """
 
     def __init__(
-        self,
-        mu: Tensor,
-        logvar: Tensor,
-        zc: Tensor,
-        *,
-        batch_size: int = 256,
-        condition_jitter: float = 0.02,
-        min_std: float = 0.05,
+        self, mu: Tensor, logvar: Tensor, zc: Tensor, *, batch_size: int = 256, condition_jitter: float = 0.02
     ):
         if not len(mu) == len(logvar) == len(zc):
-            raise ValueError(
-                f"mu, logvar and zc must have one row a cell; got {len(mu)}, {len(logvar)}, {len(zc)} rows."
-            )
+            raise ValueError(f"mu, logvar, zc must have one row a cell; got {len(mu)}, {len(logvar)}, {len(zc)} rows.")
         self.mu, self.zc, self.batch_size, self.condition_jitter = mu, zc, batch_size, condition_jitter
         sigma = torch.exp(0.5 * logvar)
         spread = (mu.var(dim=0) + sigma.square().mean(dim=0)).sqrt()  # (m,) over the whole corpus
-        self.noised = int((spread < min_std).sum())
-        self.sigma = torch.where(spread < min_std, (sigma.square() + min_std**2).sqrt(), sigma)
+        self.noised = int((spread < MIN_STD).sum())
+        self.sigma = torch.where(spread < MIN_STD, (sigma.square() + MIN_STD**2).sqrt(), sigma)
 
     def __call__(self, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """One batch: latents (B, m), conditions (B, P). The generator lives on the tensors' device."""
@@ -76,11 +68,7 @@ class Whitening(nn.Module):
         self.register_buffer("factor", torch.eye(latent_dim))
 
     def fit(self, latent: Tensor, zc: Tensor) -> Whitening:
-        """Least squares in z, and the residual's covariance L L^T, in double precision.
-
-        Args:
-            latent: (n, m).
-            zc: (n, P).
+        """Least squares in z (n, P) of f (n, m), and the residual's covariance L L^T, in double precision.
 
         Raises:
             ValueError: too few rows for a full covariance.
@@ -97,8 +85,8 @@ class Whitening(nn.Module):
         weights = torch.linalg.lstsq(torch.cat([z, torch.ones(n, 1, dtype=z.dtype)], dim=1), f).solution  # (P + 1, m)
         residual = f - z @ weights[:-1] - weights[-1]  # (n, m)
         covariance = residual.T @ residual / n + 1e-9 * torch.eye(m, dtype=f.dtype)
-        for buffer, value in ((self.slope, weights[:-1]), (self.mean, weights[-1])):
-            buffer.copy_(value)
+        self.slope.copy_(weights[:-1])
+        self.mean.copy_(weights[-1])
         self.factor.copy_(torch.linalg.cholesky(covariance))
         return self
 
@@ -121,11 +109,8 @@ def gaussian_baselines(
 ) -> dict[str, float]:
     """Negative log-likelihood of three Gaussians on held-out latents, nats per dimension, in the G-VAE's units.
 
-    A flow that does not beat "linear_conditional" adds nothing.
-
-    Args:
-        train_latent, test_latent: (n, m), drawn from the posteriors as for the flow.
-        train_zc, test_zc: standardised conditions, (n, P).
+    Latents (n, m) are drawn from the posteriors as for the flow, conditions (n, P) are standardised. A flow that does
+    not beat "linear_conditional" adds nothing.
 
     Returns:
         "standard_normal"; "diagonal": a mean and a variance each dimension; "linear_conditional": mean linear in z,

@@ -38,11 +38,7 @@ def flow_matching_loss(flow: CCNF, latent: Tensor, zc: Tensor, *, generator: tor
 
 
 def nll_loss(flow: CCNF, latent: Tensor, zc: Tensor, *, generator: torch.Generator) -> tuple[Tensor, Dynamics]:
-    """Mean negative log-density in nats per dimension (Eq. 6), with gradients by the adjoint method.
-
-    Returns:
-        The loss, and the dynamics whose `evaluations` counts function evaluations.
-    """
+    """Mean negative log-density in nats per dimension (Eq. 6), by the adjoint method, and the dynamics of the solve."""
     density, dynamics = flow.density(latent, zc, "hutchinson", generator, gradient="adjoint")
     return -density.mean() / latent.shape[1], dynamics
 
@@ -68,7 +64,7 @@ def train(
 
     Args:
         batches: function of a generator (on `device`) to a batch (latent (B, m), zc (B, P)) on `device`; or the tensors
-            (mu, logvar, zc) of a corpus, see `PosteriorBatches`.
+            (mu, logvar, zc) of a corpus anywhere, see `PosteriorBatches`.
         config: sizes and solver; None takes those of `start`, else the paper's.
         objective: "fm" or "nll".
         steps: optimiser steps in all.
@@ -77,10 +73,8 @@ def train(
         cosine: decay the rate to 0; by default in "fm" only (App. A: fixed).
         ema: decay of the averaged weights that are returned, 0 for none; by default 0.999 in "fm", 0 in "nll".
         seed: of the weights and of every draw.
-        device: where to train; the tensors are moved there.
         start: flow to go on from (its affine map is kept), for example a flow-matched one before "nll".
         checkpoint: where to keep the state; left in place, complete, for the caller to clear once the result is saved.
-        progress: draw a bar.
 
     Returns:
         The flow on `device`, and the log: mean loss since the last row, gradient norm, and for "nll" mean function

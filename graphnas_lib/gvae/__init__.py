@@ -7,11 +7,5 @@ Only what encodes or trains imports PyTorch Geometric, in whose layers the encod
 from graphnas_lib.gvae.embedding import cluster_metrics, embed
 from graphnas_lib.gvae.model import GVAE, VARIANTS
 from graphnas_lib.gvae.networks import GVAEConfig
-from graphnas_lib.gvae.roundtrip import (
-    element_accuracy,
-    random_latents,
-    reconstruction_rate,
-    valid_draws,
-    validity,
-)
+from graphnas_lib.gvae.roundtrip import element_accuracy, random_latents, reconstruction_rate, valid_draws, validity
 from graphnas_lib.gvae.training import train

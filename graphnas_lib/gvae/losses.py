@@ -42,12 +42,9 @@ def choose_triplets(zc: Tensor, *, min_gap: float, generator: torch.Generator) -
     those with d(x, b) - d(x, a) >= min_gap.
     """
     n = len(zc)
-    first, second = (
-        torch.randint(1, max(n, 2), (n,), generator=generator, device=zc.device),
-        torch.randint(1, max(n, 2), (n,), generator=generator, device=zc.device),
-    )
-    anchor = torch.arange(n, device=zc.device)
-    first, second = (anchor + first) % n, (anchor + second) % n  # never the anchor itself
+    anchor, most = torch.arange(n, device=zc.device), max(n, 2)
+    steps = (torch.randint(1, most, (n,), generator=generator, device=zc.device) for _ in range(2))
+    first, second = ((anchor + step) % n for step in steps)  # never the anchor itself
     gap = zc_distance(zc, zc[second]) - zc_distance(zc, zc[first])
     return anchor, torch.where(gap > 0, first, second), torch.where(gap > 0, second, first), gap.abs() >= min_gap
 

@@ -24,7 +24,6 @@ class GVAE(nn.Module):
     """Encoder f, decoder f^-1 and predictor q (Sec. 3.1).
 
     Attributes:
-        config: sizes.
         regularised: trained with the triplet and predictor terms (Eq. 5); a naive one has no trained q.
         zc_hash: `ZCTransform.hash` of the labels' transform, "" when not given.
         latent_mean, latent_std: aggregate over the training cells' mu, (m,); zeros and ones before training.
@@ -70,10 +69,8 @@ class GVAE(nn.Module):
     def decode_raw(self, latent: Tensor, *, repair: str | None = None) -> list[Decoded]:
         """f^-1 with its outcome, one `Decoded` a row of `latent` (n, m); equal graphs are made canonical once.
 
-        Args:
-            latent: (n, m).
-            repair: None decodes what the decoder says; "loose_ends" first joins nodes that nothing leaves to the output
-                and nodes that nothing enters to the input (`space.connect_loose_ends`).
+        `repair` None decodes what the decoder says; "loose_ends" first joins nodes that nothing leaves to the output
+        and nodes that nothing enters to the input (`space.connect_loose_ends`).
         """
         if repair not in (None, "loose_ends"):
             raise ValueError(f"repair must be None or 'loose_ends'; got {repair!r}.")
@@ -101,22 +98,16 @@ class GVAE(nn.Module):
         latent = torch.as_tensor(latent, dtype=self.latent_mean.dtype, device=self.device)
         if latent.dim() != 2 or latent.shape[1] != self.config.latent_dim:
             raise ValueError(f"latent must be (n, {self.config.latent_dim}); got {tuple(latent.shape)}.")
-        starts = range(0, max(len(latent), 1), CELLS_A_PASS)
-        parts = [hard_decode(self.logits(latent[i : i + CELLS_A_PASS])) for i in starts]
+        parts = [hard_decode(self.logits(part)) for part in latent.split(CELLS_A_PASS)]
         return CellCodes(torch.cat([p.edges for p in parts]), torch.cat([p.operations for p in parts]))
 
     def to_files(self, prefix: str = "gvae", *, half: bool = False) -> dict:
-        """Files for `store.save("gvae", ...)` under `prefix`: weights (with `half` float16 on disk), and configuration.
-
-        `load` gives float32 in any case.
-        """
+        """Files for `store.save("gvae", ...)`: weights (with `half` float16 on disk; `load` gives float32), sizes."""
         weights = dict(self.state_dict())
         if half:
             weights |= {key: weight.half() for key, weight in self.named_parameters()}
-        return {
-            f"{prefix}.safetensors": weights,
-            f"{prefix}.json": {"config": asdict(self.config), "zc_hash": self.zc_hash},
-        }
+        facts = {"config": asdict(self.config), "zc_hash": self.zc_hash}
+        return {f"{prefix}.safetensors": weights, f"{prefix}.json": facts}
 
     @classmethod
     def load(cls, scale: str | None = None, variant: str = "regularised") -> GVAE:

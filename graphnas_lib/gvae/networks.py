@@ -57,19 +57,13 @@ class GVAEConfig:
     patience: int = 10  # paper: App. A, epochs without a fall of the loss
 
 
-def units(config: GVAEConfig) -> Tensor:
-    """What 1 is in f, (m,): `width` in the dimensions that the triplet term orders, so that L1(f) follows them."""
-    unit = torch.ones(config.latent_dim)
-    unit[: config.triplet_dims] = config.width
-    return unit
-
-
 class Rescaled(nn.Module):
-    """Latents in the units of `units`, (B, m) -> (B, m)."""
+    """Latents in units of `unit`, (m,): `width` in the dimensions that the triplet term orders, which L1(f) follows."""
 
     def __init__(self, config: GVAEConfig):
         super().__init__()
-        self.register_buffer("unit", units(config), persistent=False)
+        self.register_buffer("unit", torch.ones(config.latent_dim), persistent=False)
+        self.unit[: config.triplet_dims] = config.width
 
     def forward(self, latent: Tensor) -> Tensor:
         return latent / self.unit
@@ -110,7 +104,7 @@ class GraphEncoder(nn.Module):
         for weight in (*self.along.parameters(), *self.against.parameters()):  # as if one layer read all three
             nn.init.uniform_(weight, -((3 * width) ** -0.5), (3 * width) ** -0.5)
         self.readout = nn.Linear(self.nodes * width, 2 * config.latent_dim)
-        self.register_buffer("unit", units(config), persistent=False)
+        self.register_buffer("unit", Rescaled(config).unit, persistent=False)
         nn.init.constant_(self.readout.bias[config.latent_dim :], START_LOGVAR)
 
     def forward(self, codes: CellCodes) -> tuple[Tensor, Tensor]:

@@ -98,11 +98,9 @@ def train(
 
     Args:
         cells: unlabelled cells, or their `CellCodes` (saves making 400,000 cells canonical again).
-        labelled: labelled cells.
-        zc_standardised: their z after `ZCTransform`, (n_labelled, 4).
-        steps: upper bound, and length of the cosine.
+        zc_standardised: z of the labelled cells after `ZCTransform`, (n_labelled, 4).
+        steps: upper bound, and length of the cosine; a log row averages over `log_every` of them.
         batch_size: cells a step, `config.labelled_fraction` of them labelled.
-        log_every: steps a log row averages over.
         zc_hash: `ZCTransform.hash` of the transform, kept with the model.
 
     Raises:
@@ -163,8 +161,7 @@ def _stalled(rows: list[dict], *, epoch: int, patience: int) -> bool:
 
 def _trained(model: GVAE, optimizer, generator: torch.Generator) -> dict:
     """The part of a checkpoint that `_restored` puts back in place."""
-    states = {"model": dict(model.state_dict()), "optimizer": optimizer.state_dict()}
-    return states | {"generator": generator.get_state()}
+    return {"model": dict(model.state_dict()), "optimizer": optimizer.state_dict(), "generator": generator.get_state()}
 
 
 def _restored(state: dict | None, model: GVAE, optimizer, generator: torch.Generator) -> dict:

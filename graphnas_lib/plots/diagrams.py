@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from graphnas_lib.plots.draw import CellGrid, draw_box
-from graphnas_lib.plots.style import DARK, GREY, LIGHT, PALETTE, cluster_style, figure, subplots
+from graphnas_lib.plots.style import DARK, GREY, LIGHT, PALETTE, STYLE, WIDEST, cluster_style, figure, subplots
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 
 _HATCHES = ("", "////", "....", "xxxx")  # bars have no markers: eight colours four times
 _STRIP_HEIGHT = 2.7  # inches
-_TINT = {"data": "#E8EDF2", "model": "#FBEBCB", "search": "#D9EFE6", "result": "#F4E0EC"}
 _BOX, _STEP = (2.5, 0.98), (3.55, 1.62)  # size of a box; distance of columns and of rows
 
 
@@ -43,7 +42,7 @@ def plot_architecture(architecture, title: str = "", *, resolution: int | None =
     names = [letters[kind] if concrete else str(kind) for kind in kinds]
     width = 1.2 + 0.5 * (len(triples) + 3)
     if cells and concrete:
-        grid = CellGrid(distinct, max(width, 10.8))
+        grid = CellGrid(distinct, max(width, WIDEST))
         heights = [_STRIP_HEIGHT, sum(grid.heights)]
         fig = plt.figure(figsize=(max(width, grid.width), sum(heights)))
         top, bottom = fig.subfigures(2, 1, height_ratios=heights)
@@ -112,7 +111,7 @@ def plot_pipeline(which: str = "overview") -> Figure:
         _draw_arrow(ax, boxes[source]["at"], boxes[target]["at"], label)
     for box in boxes.values():
         x, y = (place * step for place, step in zip(box["at"], _STEP, strict=True))
-        draw_box(ax, (x, y), _BOX, _TINT[box["kind"]], "#8A8A8A")
+        draw_box(ax, (x, y), _BOX, STYLE["boxes"][box["kind"]], "#8A8A8A")
         ax.text(x, y + 0.27, box["title"], ha="center", va="center", fontsize=8.3, weight="bold", color="#1A1A1A")
         ax.text(x, y - 0.16, box["text"], ha="center", va="center", fontsize=7.2, color=DARK, linespacing=1.2)
     ends = [(max(box["at"][i] for box in boxes.values()) * _STEP[i], _BOX[i] / 2 + 0.1) for i in (0, 1)]

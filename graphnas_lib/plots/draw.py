@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from graphnas_lib.plots.layout import BOX_HEIGHT, BOX_WIDTH, layered_layout
-from graphnas_lib.plots.style import GREY, figure
+from graphnas_lib.plots.style import GREY, STYLE, WIDEST, figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -20,15 +20,6 @@ if TYPE_CHECKING:
 
 INCHES_PER_UNIT = 0.74  # of the layout, where there is room
 READABLE_INCHES_PER_UNIT = 0.5  # three cells a row only where boxes are at least this large
-_TINTS = {  # by operation type: light fills under dark text
-    "skip": "#F2F2F2",
-    "avg_pool": "#E3E3E3",
-    "conv": "#B9D7EA",
-    "sep_conv": "#C5E5DA",
-    "dil_conv": "#DCEBC3",
-    "mbconv": "#F6DDB0",
-    "bconv": "#EBCFE0",
-}
 _EDGE = "#4A4A4A"
 
 
@@ -53,7 +44,7 @@ class CellDrawing:
             _draw_line(ax, points)
         for node, name in self.names.items():
             kind, _, kernel = name.rpartition("_")
-            tint = next((fill for prefix, fill in _TINTS.items() if (kind or name).startswith(prefix)), "white")
+            tint = next((fill for prefix, fill in STYLE["operations"].items() if name.startswith(prefix)), "white")
             terminal = node in (0, 7)
             draw_box(ax, self.place[node], (BOX_WIDTH, BOX_HEIGHT), _EDGE if terminal else tint, _EDGE)
             text, colour = f"{kind}\n{kernel}×{kernel}" if kind else name, "white" if terminal else "#1A1A1A"
@@ -101,17 +92,11 @@ def draw_box(ax: Axes, centre: tuple, size: tuple, fill: str, edge: str) -> None
 
 
 @figure
-def plot_cells(cells: Sequence, titles: Sequence[str] = (), *, width: float = 10.8) -> Figure:
-    """Several cells in a grid at one scale, each under its title; None (no valid decode) leaves its place empty.
-
-    Args:
-        cells: cells or None.
-        titles: one a cell, or none at all.
-        width: of the figure, inches, where the cells fill it.
-    """
+def plot_cells(cells: Sequence, titles: Sequence[str] = ()) -> Figure:
+    """Several cells in a grid at one scale, each under its title; None (no valid decode) leaves its place empty."""
     import matplotlib.pyplot as plt
 
-    grid = CellGrid(cells, width)
+    grid = CellGrid(cells, WIDEST)
     fig = plt.figure(figsize=(grid.width, sum(grid.heights)))
     grid.draw(fig, titles)
     return fig

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from graphnas_lib.plots.style import DARK, GREY, MARKERS, PALETTE, cluster_style, figure, subplots
+from graphnas_lib.plots.style import DARK, GREY, MARKERS, PALETTE, WIDEST, cluster_style, figure, subplots
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -25,18 +25,13 @@ ZC_AXES = {  # column of clusters.ZC_NAMES -> (axis label, logarithmic)
     "params": ("parameters", True),
     "flops": ("FLOPs (2 × MACs)", True),
 }
-WIDEST = 10.8  # inches of a figure in a notebook
 
 
 def farthest_families(zc, labels, n: int = 4) -> list[int]:
-    """n families far apart in z: the largest first, then each time the farthest centre (L1) from those chosen.
+    """n families, or all where there are fewer, far apart in standardised z (n_cells, 4), of cells with these labels.
 
-    Families with fewer than 1% of the cells are left out, so that a highlighted one can be seen.
-
-    Args:
-        zc: standardised ZC vectors, (n_cells, 4).
-        labels: family of each cell, (n_cells,).
-        n: how many; fewer come back when there are fewer families.
+    The largest comes first, then each time the farthest centre (L1) from those chosen. Families with fewer than 1% of
+    the cells are left out, so that a highlighted one can be seen.
     """
     zc, labels = _array(zc), _array(labels).astype(int)
     names, counts = np.unique(labels, return_counts=True)
@@ -70,9 +65,8 @@ def _draw_families(axes: Sequence[Axes], panels: Sequence[np.ndarray], labels, h
     import seaborn as sns
 
     labels = _array(labels).astype(int)
-    names = {
-        k: f"family {k} (n = {(labels == k).sum():,})" for k in sorted(set(labels) if highlight is None else highlight)
-    }
+    coloured = sorted(set(labels) if highlight is None else highlight)
+    names = {k: f"family {k} (n = {(labels == k).sum():,})" for k in coloured}
     look = _looks(list(names.values()), MARKERS)
     if highlight is None:
         look["palette"], look["markers"] = zip(*map(cluster_style, names), strict=True)
@@ -95,8 +89,7 @@ def plot_clusters(zc, labels, names: Sequence[str], highlight: int | Sequence[in
     """Families of cells in ZC space (Fig. 2a): four of them in colour, pairwise views of the proxies.
 
     Args:
-        zc: raw ZC vectors, (n, 4).
-        labels: family of each cell, (n,).
+        zc, labels: raw ZC vectors, (n, 4), and family of each cell, (n,).
         names: the columns of `zc`, as `clusters.ZC_NAMES`.
         highlight: the families to colour, or how many (chosen by `farthest_families` on ranks of z).
     """
@@ -118,10 +111,8 @@ def plot_clusters(zc, labels, names: Sequence[str], highlight: int | Sequence[in
 def plot_latents(embeddings: Mapping[str, object], labels, *, highlight: Sequence[int] | None = None) -> Figure:
     """Latent spaces of the same cells in two dimensions, side by side (Fig. 2b-c).
 
-    Args:
-        embeddings: title -> (n, 2), from `gvae.embed`.
-        labels: family of each cell, (n,).
-        highlight: families to colour, the others grey; None colours every family.
+    `embeddings` is title -> (n, 2), from `gvae.embed`; `labels` (n,) are the cells' families, of which `highlight` (by
+    default every one) are in colour, the others grey.
     """
     fig, axes = subplots(1, len(embeddings), figsize=(4.6 * len(embeddings), 4.7), squeeze=False)
     panels = [_array(points) for points in embeddings.values()]
@@ -135,9 +126,7 @@ def plot_latents(embeddings: Mapping[str, object], labels, *, highlight: Sequenc
 def plot_criterion(curve: pd.DataFrame, marked: Mapping[str, int]) -> Figure:
     """Information criteria against the number of families, some numbers marked (Sec. 3.1).
 
-    Args:
-        curve: columns k, bic, aic (lower is better).
-        marked: what is said of a number -> the number.
+    `curve` has the columns k, bic, aic (lower is better); `marked` is what is said of a number -> the number.
     """
     import seaborn as sns
 
@@ -159,10 +148,7 @@ def plot_log(rows: Sequence[Mapping], keys: Sequence[str], *, x: str = "step") -
 
     Several runs in one table are drawn as their mean over the band of all of them; many steps under a running mean.
 
-    Args:
-        rows: `TrainLog.rows`, the `TrainLog` itself, or a DataFrame of them.
-        keys: quantities to show, names of the rows' entries.
-        x: entry on the horizontal axis.
+    `rows` are those of a `TrainLog`, it itself, or a DataFrame; `keys` and `x` are names of the rows' entries.
     """
     import pandas as pd
     import seaborn as sns
@@ -196,10 +182,8 @@ def plot_log(rows: Sequence[Mapping], keys: Sequence[str], *, x: str = "step") -
 def plot_search(curves: Mapping[str, Sequence], ylabel: str = "best T-CET so far") -> Figure:
     """Best score found against the number of evaluations, one line a method.
 
-    Args:
-        curves: name -> best-so-far after each evaluation; or name -> several such runs, (runs, evaluations), drawn as
-            their median over the band of all runs.
-        ylabel: what the score is.
+    `curves` is name -> best-so-far after each evaluation; or name -> several such runs, (runs, evaluations), drawn as
+    their median over the band of all runs.
     """
     import pandas as pd
     import seaborn as sns
@@ -228,8 +212,7 @@ def plot_scatter(x, y, labels: tuple[str, str], identity: bool = False, *, group
     """Points with rank correlation and n in the corner.
 
     Args:
-        x: (n,).
-        y: (n,).
+        x, y: (n,).
         labels: of the two axes, with units.
         identity: draw y = x (predicted against true).
         groups: name of each point's group, (n,), one colour and marker each.
@@ -307,12 +290,8 @@ def plot_families_over_depth(hl_architectures: Sequence) -> Figure:
     import pandas as pd
     import seaborn as sns
 
-    rows = [
-        {"depth": depth, "family": triple.cluster, "channels": triple.channels, "halves": triple.stride == 2}
-        for architecture in hl_architectures
-        for depth, triple in enumerate(architecture.triples, start=1)
-    ]
-    table = pd.DataFrame(rows)
+    rows = [(i, t.cluster, t.channels, t.stride == 2) for a in hl_architectures for i, t in enumerate(a.triples, 1)]
+    table = pd.DataFrame(rows, columns=["depth", "family", "channels", "halves"])
     share = pd.crosstab(table["family"], table["depth"], normalize="columns")
     fig, axes = subplots(2, 2, figsize=(WIDEST, 4.2), width_ratios=[1.25, 1])
     (family, channels), (below, halves) = axes
@@ -341,9 +320,7 @@ def plot_intervals(
 
     Args:
         names: (n,), one line for each distinct one, in order.
-        values: (n,).
-        low: (n,), lower ends of the intervals.
-        high: (n,), upper ends.
+        values, low, high: (n,), with the ends of their intervals.
         xlabel: of the values, with unit.
         groups: (n,), colour and marker.
         marks: label -> (n,) other values of the same names, drawn once a name.
@@ -357,10 +334,8 @@ def plot_intervals(
     fig, ax = subplots(figsize=(6.4, 1.2 + 0.3 * len(order)))
     for i, kind in enumerate(kinds):
         part = table[table["kind"] == i].dropna(subset="value")
-        ends, y = (
-            [part["value"] - part["low"], part["high"] - part["value"]],
-            part["y"] + 0.26 * (i - (len(kinds) - 1) / 2),
-        )
+        ends = [part["value"] - part["low"], part["high"] - part["value"]]
+        y = part["y"] + 0.26 * (i - (len(kinds) - 1) / 2)
         look = {"color": PALETTE[i % len(PALETTE)], "fmt": MARKERS[i % len(MARKERS)], "markersize": 5}
         if len(part):
             ax.errorbar(part["value"], y, xerr=ends, elinewidth=1.2, label=kind, **look)

@@ -15,11 +15,7 @@ BOX_WIDTH, BOX_HEIGHT, LAYER = 1.04, 0.56, 1.62  # data units; a layer is a box 
 
 
 def layered_layout(nodes: Sequence[int], edges: Sequence[tuple[int, int]]) -> tuple[dict, dict]:
-    """Positions of a small DAG drawn left to right.
-
-    Args:
-        nodes: node numbers in topological order; the last one is drawn in the last layer.
-        edges: (source, target) pairs, source before target.
+    """Positions of a small DAG, its nodes in topological order, drawn left to right, the last one in the last layer.
 
     Returns:
         node -> (x, y), and edge -> list of the lanes (x, y) in the layers that it passes between its ends.

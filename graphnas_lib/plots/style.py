@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import contextlib
 import io
+import tomllib
 from collections.abc import Callable
 from functools import wraps
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -18,22 +20,8 @@ if TYPE_CHECKING:
 PALETTE = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#8C6D1F", "#000000")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 GREY, LIGHT, DARK = "#9A9A9A", "#E3E3E3", "#333333"
-_RC = {  # over seaborn's style "ticks" at the size "paper"
-    "figure.dpi": 110,
-    "savefig.dpi": 160,
-    "font.sans-serif": ["DejaVu Sans"],  # comes with matplotlib: the same text on every machine
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.color": "#E6E6E6",
-    "legend.frameon": False,
-    "lines.linewidth": 1.7,
-    "hatch.linewidth": 0.6,
-    "pdf.fonttype": 42,
-    "svg.hashsalt": "graphnas_lib",
-    "svg.fonttype": "none",
-    "figure.constrained_layout.use": True,
-}
+WIDEST = 10.8  # inches of a figure in a notebook
+STYLE = tomllib.loads(Path(__file__).with_name("style.toml").read_text(encoding="utf-8"))  # settings, fills of boxes
 
 
 def style() -> contextlib.AbstractContextManager:
@@ -41,7 +29,7 @@ def style() -> contextlib.AbstractContextManager:
     import matplotlib.pyplot as plt
     import seaborn as sns
 
-    return plt.rc_context({**sns.axes_style("ticks"), **sns.plotting_context("paper"), **_RC})
+    return plt.rc_context({**sns.axes_style("ticks"), **sns.plotting_context("paper"), **STYLE["rc"]})
 
 
 def subplots(*args, **kwargs) -> tuple:

@@ -29,21 +29,15 @@ COLUMNS = ("row", "quantity", "paper", "ours", "delta", "n", "scale", "note")
 def save_figure(fig: Figure, name: str, *, scale: str, data: pd.DataFrame | Mapping | list) -> list[Path]:
     """Write a figure into `figures/<scale>/` as <name>.pdf, .png, .csv (the plotted data) and .json (the receipt).
 
-    Args:
-        fig: from a `plot_*` function.
-        name: file name without suffix.
-        scale: "smoke" (adds a small note to the picture), "lite" or "paper".
-        data: what is plotted, one row a point; a DataFrame or anything it is made of.
-
-    Returns:
-        The four paths.
+    `scale` "smoke" adds a small note to the picture; `data` is what is plotted, one row a point, a DataFrame or
+    anything it is made of. Returns the four paths.
     """
     import pandas as pd
 
     if not name or Path(name).name != name or name.startswith("."):
         raise ValueError(f"A figure's name must be a plain file name without folders; got {name!r}.")
     folder = store.figures_dir(scale)
-    table = data if isinstance(data, pd.DataFrame) else pd.DataFrame(data)
+    table = pd.DataFrame(data)
     if scale == "smoke" and SMOKE_NOTE not in [text.get_text() for text in fig.texts]:
         lowest = min(0.0, fig.get_tightbbox().y0 / fig.get_figheight())  # a legend may hang under the figure
         fig.text(0.995, lowest - 0.005, SMOKE_NOTE, ha="right", va="top", fontsize=6.5, color="#8A8A8A")
@@ -67,10 +61,9 @@ def render(fig: Figure, path: Path) -> Path:
     """One file (.pdf, .png, .svg), atomically and without dates or program versions in it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.stem}.{os.getpid()}.part{path.suffix}")
-    fixed = _UNDATED[path.suffix]
     try:
         with style():
-            fig.savefig(part, metadata=fixed, bbox_inches="tight", pad_inches=0.06)
+            fig.savefig(part, metadata=_UNDATED[path.suffix], bbox_inches="tight", pad_inches=0.06)
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)
@@ -97,18 +90,14 @@ def text(value) -> str:
     """One value for a reader: "12,345", "0.0123", "93.1"; "" for None and NaN."""
     if value is None or (isinstance(value, (float, np.floating)) and np.isnan(value)):
         return ""
-    if isinstance(value, (bool, np.bool_, str)):
-        return str(value).replace("\n", " ")
-    if isinstance(value, (int, np.integer)):
+    if isinstance(value, (int, np.integer)) and not isinstance(value, bool):
         return f"{value:,}"
     if isinstance(value, (float, np.floating)):
-        if not np.isfinite(value) or value == 0:
-            return f"{value:g}"
         size = abs(value)
         if size < 1e-3:
-            return f"{value:.2e}"
+            return f"{value:.2e}" if size else f"{value:g}"
         return f"{value:,.0f}" if size >= 1000 else f"{value:.{2 if size >= 10 else 3 if size >= 1 else 4}f}"
-    return str(value)
+    return str(value).replace("\n", " ")
 
 
 def compare(
@@ -125,7 +114,6 @@ def compare(
         paper_rows: one of `paper.TABLE_1` to `TABLE_6`, or some of its rows.
         ours: row key -> quantity -> number, or -> dict with value and, where known, spread, n, note. Rows the paper
             lacks come last.
-        scale: the scale of our numbers.
         columns: quantities to show; default all that are numbers in the paper.
         why: reason for numbers not run, one for all or by row key ("" key: default).
 
@@ -184,11 +172,7 @@ def mean_interval(values: np.ndarray) -> dict[str, float]:
 def mean_difference(a: np.ndarray, b: np.ndarray) -> dict[str, float]:
     """Mean of `a` minus mean of `b`, with Welch's 95% interval: samples are small, and their variances differ.
 
-    Args:
-        a, b: (n,) and (m,), at least one value each.
-
-    Returns:
-        "difference", "low", "high"; the ends are NaN where one sample has a single value.
+    Keys are "difference", "low", "high"; the ends are NaN where one sample has a single value.
     """
     from scipy import stats
 

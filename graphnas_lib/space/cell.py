@@ -12,24 +12,15 @@ import hashlib
 import re
 import reprlib
 from functools import cached_property
+from itertools import compress
 
 import numpy as np
 import torch
 
 from graphnas_lib.space.canonical import INPUT, N_NODES, NONE, OP_NODES, OUTPUT, SHIFT, canonical, live_nodes
 
-OP_TYPES = (
-    "skip",
-    "avg_pool",
-    "conv",
-    "sep_conv",
-    "dil_conv",
-    "mbconv2",
-    "mbconv3",
-    "mbconv6",
-    "bconv0.5",
-    "bconv0.25",
-)  # paper: App. B, nine types and skip
+_BOTTLENECKS = ("mbconv2", "mbconv3", "mbconv6", "bconv0.5", "bconv0.25")  # with the factor of the inner width
+OP_TYPES = ("skip", "avg_pool", "conv", "sep_conv", "dil_conv", *_BOTTLENECKS)  # paper: App. B, nine types and skip
 KERNELS = (1, 3, 5)
 OPERATIONS = ("skip", *(f"{op}_{k}" for op in OP_TYPES[1:] for k in KERNELS))
 EDGES = tuple((a, b) for b in range(1, N_NODES) for a in range(b))  # the 28 possible edges, by target
@@ -37,9 +28,8 @@ EDGES = tuple((a, b) for b in range(1, N_NODES) for a in range(b))  # the 28 pos
 _OP_INDEX = {name: i for i, name in enumerate(OPERATIONS)}
 _NATS_NODES = {(0, 1): 1, (0, 2): 2, (1, 2): 3, (0, 3): 4, (1, 3): 5, (2, 3): 6}  # NATS edge -> our operation node
 _NATS_OPS = {"skip_connect": "skip", "nor_conv_1x1": "conv_1", "nor_conv_3x3": "conv_3", "avg_pool_3x3": "avg_pool_3"}
-_NATS_PATTERN = re.compile(
-    r"\|OP~0\|\+\|OP~0\|OP~1\|\+\|OP~0\|OP~1\|OP~2\|".replace("OP", f"(none|{'|'.join(_NATS_OPS)})")
-)
+_NATS_OP = f"(none|{'|'.join(_NATS_OPS)})"
+_NATS_PATTERN = re.compile(r"\|OP~0\|\+\|OP~0\|OP~1\|\+\|OP~0\|OP~1\|OP~2\|".replace("OP", _NATS_OP))
 _COLUMNS = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1, bitorder="little")  # mask -> its 8 bits
 _SHORT = reprlib.Repr()  # what came, in a message that stays readable
 _SHORT.maxstring = _SHORT.maxother = 120
@@ -57,10 +47,8 @@ def nats_operations(text: str) -> tuple[str, ...]:
     """
     found = _NATS_PATTERN.fullmatch(text) if isinstance(text, str) else None
     if found is None:
-        raise InvalidCellError(
-            f"A NATS-Bench string must look like |op~0|+|op~0|op~1|+|op~0|op~1|op~2|, each op none or one of "
-            f"{tuple(_NATS_OPS)}; got {_SHORT.repr(text)}."
-        )
+        must = f"|op~0|+|op~0|op~1|+|op~0|op~1|op~2|, each op none or one of {tuple(_NATS_OPS)}"
+        raise InvalidCellError(f"A NATS-Bench string must look like {must}; got {_SHORT.repr(text)}.")
     return found.groups()
 
 
@@ -111,11 +99,9 @@ class Cell:
                 f"got {type(data).__name__} with shapes {came}."
             )
         edges = ends.T.tolist()
-        twice = [edge for i, edge in enumerate(edges) if edge in edges[:i]]
-        if twice:
-            raise InvalidCellError(
-                f"A cell's edge_index must hold an edge once; got {twice[0][0]} -> {twice[0][1]} twice."
-            )
+        for i, (a, b) in enumerate(edges):
+            if [a, b] in edges[:i]:
+                raise InvalidCellError(f"A cell's edge_index must hold an edge once; got {a} -> {b} twice.")
         return cls.from_edges(edges, _operations_of(x.detach().cpu()))
 
     @classmethod
@@ -127,9 +113,8 @@ class Cell:
             if name == "none":
                 continue
             operations[node - 1], live[source, target] = _NATS_OPS[name], node
-        edges = [(0, node) for (a, _), node in live.items() if a == 0] + [
-            (node, OUTPUT) for (_, b), node in live.items() if b == 3
-        ]
+        edges = [(0, node) for (a, _), node in live.items() if a == 0]
+        edges += [(node, OUTPUT) for (_, b), node in live.items() if b == 3]
         edges += [(n, m) for (_, b), n in live.items() for (a, _), m in live.items() if a == b]
         return cls.from_edges(edges, operations)
 
@@ -148,9 +133,8 @@ class Cell:
     def from_dict(cls, data: dict) -> Cell:
         """Inverse of `to_dict`."""
         if not isinstance(data, dict) or not {"edges", "operations"} <= data.keys():
-            raise InvalidCellError(
-                f"A cell must be {{'edges': [[a, b], ...], 'operations': [six names]}}; got {_SHORT.repr(data)}."
-            )
+            must = "{'edges': [[a, b], ...], 'operations': [six names]}"
+            raise InvalidCellError(f"A cell must be {must}; got {_SHORT.repr(data)}.")
         return cls.from_edges(data["edges"], data["operations"])
 
     # ---- views
@@ -161,10 +145,9 @@ class Cell:
         f = np.zeros((N_NODES, len(OP_TYPES) + len(KERNELS)), np.uint8)
         for node, name in enumerate(self.operations, start=1):
             if name is not None:
-                op, _, kernel = name.rpartition("_") if name != "skip" else (name, "", "")
-                f[node, OP_TYPES.index(op)] = 1
-                if kernel:
-                    f[node, len(OP_TYPES) + KERNELS.index(int(kernel))] = 1
+                kind, kernel = divmod(_OP_INDEX[name] + len(KERNELS) - 1, len(KERNELS))
+                f[node, kind] = 1
+                f[node, len(OP_TYPES) + kernel] = kind > 0
         return f
 
     @property
@@ -271,9 +254,7 @@ def _checked(adjacency, operations) -> tuple[np.ndarray, tuple]:
     matrix = _binary(adjacency, "adjacency", (N_NODES, N_NODES))
     if np.tril(matrix).any():
         a, b = np.argwhere(np.tril(matrix))[0]
-        raise InvalidCellError(
-            f"Cell edges must run forward (Sec. 3: node n reads only earlier nodes); got {a} -> {b}."
-        )
+        raise InvalidCellError(f"Cell edges must run forward (Sec. 3: node n reads earlier nodes); got {a} -> {b}.")
     operations = _listed(operations, "operations must be a list of six names")
     if len(operations) != OP_NODES:
         raise InvalidCellError(f"A cell must name six operations (None = unused node); got {len(operations)}.")
@@ -301,9 +282,8 @@ def _binary(value, name: str, shape: tuple[int, int]) -> np.ndarray:
     wrong = (array != 0) & (array != 1)  # NaN is neither
     if wrong.any():
         row, column = np.argwhere(wrong)[0]
-        raise InvalidCellError(
-            f"A cell's {name} must hold 0 and 1 alone; got {array[row, column]} in row {row}, column {column}."
-        )
+        found = f"{array[row, column]} in row {row}, column {column}"
+        raise InvalidCellError(f"A cell's {name} must hold 0 and 1 alone; got {found}.")
     return array.astype(np.uint8)
 
 
@@ -361,33 +341,24 @@ def random_cell(generator: torch.Generator) -> Cell:
     The paper does not print its sampling law; this one gives cells of every size (2 to 6 live nodes).
     """
     p = 0.3 + 0.4 * torch.rand((), generator=generator).item()
-    keep = torch.rand(len(EDGES), generator=generator) < p
+    keep = (torch.rand(len(EDGES), generator=generator) < p).tolist()
     ops = torch.randint(len(OPERATIONS), (OP_NODES,), generator=generator)
-    edges = [edge for edge, k in zip(EDGES, keep.tolist(), strict=True) if k]
-    return Cell.from_edges(edges, [OPERATIONS[i] for i in ops.tolist()])
+    return Cell.from_edges(compress(EDGES, keep), [OPERATIONS[i] for i in ops.tolist()])
 
 
 def sample_cells(n: int, *, seed: int) -> list[Cell]:
-    """`n` distinct valid cells in canonical form; the first k of a longer draw are the draw of k.
-
-    Args:
-        n: how many, at least 0.
-        seed: equal seeds give equal cells.
-    """
+    """`n` distinct valid cells in canonical form, equal for equal seeds; a longer draw begins with them."""
     generator = torch.Generator().manual_seed(seed)
-    cells: list[Cell] = []
-    seen: set[str] = set()
+    cells: dict[str, Cell] = {}
     while len(cells) < n:
         cell = random_cell(generator)
-        if cell.is_valid and (cell := cell.canonical()).is_valid and cell.key() not in seen:
-            seen.add(cell.key())
-            cells.append(cell)
-    return cells
+        if cell.is_valid and (cell := cell.canonical()).is_valid:
+            cells.setdefault(cell.key(), cell)
+    return list(cells.values())
 
 
-NATS_REFERENCE = (
-    "|nor_conv_3x3~0|+|nor_conv_3x3~0|nor_conv_3x3~1|+|skip_connect~0|nor_conv_1x1~1|nor_conv_3x3~2|"  # #13714
-)
+# NATS-Bench's architecture 13714
+NATS_REFERENCE = "|nor_conv_3x3~0|+|nor_conv_3x3~0|nor_conv_3x3~1|+|skip_connect~0|nor_conv_1x1~1|nor_conv_3x3~2|"
 
 # paper: Table 1's reference row, 1.15M parameters and 327M FLOPs: four 3x3 and one 1x1 convolution count exactly so
 REFERENCE_CELL = Cell.from_edges(

@@ -16,18 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from graphnas_lib.space.canonical import NONE, SHIFT, canonical, live_nodes
-from graphnas_lib.space.cell import (
-    EDGES,
-    KERNELS,
-    N_NODES,
-    OP_NODES,
-    OP_TYPES,
-    OPERATIONS,
-    Cell,
-    InvalidCellError,
-    predecessor_masks,
-)
+from graphnas_lib.space.canonical import N_NODES, NONE, OP_NODES, SHIFT, canonical, live_nodes
+from graphnas_lib.space.cell import EDGES, KERNELS, OP_TYPES, OPERATIONS, Cell, InvalidCellError, predecessor_masks
 
 VIEW_NODES = N_NODES + 1  # paper: Tab. 6, [9 x 9, 15 x 9]
 _FLAG_AT = len(OP_TYPES) - 1  # features of a node: types without skip, input / output / global flags, kernels
@@ -89,7 +79,7 @@ class CellCodes:
         if self.operations.is_floating_point() or bool(((self.operations < 0) | (self.operations > UNUSED)).any()):
             kind, found = self.operations.dtype, sorted(set(self.operations.flatten().tolist()))
             raise InvalidCellError(f"Operation codes must be integers from 0 to {UNUSED}; got {kind} of {found[-5:]}.")
-        rows = zip(_adjacency(self.edges), self.operations.tolist(), strict=True)
+        rows = zip(edge_matrix(self.edges).cpu().numpy(), self.operations.tolist(), strict=True)
         return [Cell(matrix, [_NAMES[code] for code in codes]) for matrix, codes in rows]
 
     def canonical(self) -> CellCodes:
@@ -123,9 +113,9 @@ def edge_matrix(values: Tensor) -> Tensor:
     return matrix
 
 
-def _adjacency(edges: Tensor) -> np.ndarray:
-    """(n, 8, 8) of edge bits (n, 28)."""
-    return edge_matrix(edges).cpu().numpy()
+def _masks(edges: Tensor) -> np.ndarray:
+    """Predecessors of each node, (n, 8), of edge bits (n, 28)."""
+    return predecessor_masks(edge_matrix(edges).cpu().numpy())
 
 
 def _canonical(codes: CellCodes) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -133,7 +123,7 @@ def _canonical(codes: CellCodes) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     operations = np.full((len(codes), N_NODES), NONE, np.int8)
     operations[:, 1:-1] = codes.operations.cpu().numpy()
     operations[operations == UNUSED] = NONE
-    return canonical(operations, predecessor_masks(_adjacency(codes.edges)))
+    return canonical(operations, _masks(codes.edges))
 
 
 @dataclass(frozen=True)
@@ -157,8 +147,7 @@ class MixedBatches:
         known = torch.randint(max(len(self.labelled), 1), (n_labelled,), generator=generator, device=device)
         other = torch.randint(len(self.cells), (size - n_labelled,), generator=generator, device=device)
         a, b = self.labelled[known], self.cells[other]
-        codes = CellCodes(torch.cat([a.edges, b.edges]), torch.cat([a.operations, b.operations]))
-        return codes, self.zc[known]
+        return CellCodes(torch.cat([a.edges, b.edges]), torch.cat([a.operations, b.operations])), self.zc[known]
 
 
 _TABLE = torch.zeros(UNUSED + 1, VIEW_FEATURES)  # features of each operation code; those of an unused slot are zero
@@ -216,15 +205,15 @@ def decoded(codes: CellCodes) -> list[Decoded]:
     rows = torch.cat([kept, codes.operations, clean], dim=1).cpu()  # (n, 28 + 6 + 1)
     distinct, inverse = torch.unique(rows, dim=0, return_inverse=True)
     raw = CellCodes(distinct[:, : len(EDGES)], distinct[:, len(EDGES) : -1])
-    on_path = torch.from_numpy(live_nodes(predecessor_masks(_adjacency(raw.edges))))
+    on_path = torch.from_numpy(live_nodes(_masks(raw.edges)))
     tight = distinct[:, -1].bool() & (on_path == (raw.operations != UNUSED)).all(dim=1)
     found, lengths, _ = _canonical(raw)
-    outcomes = []
-    for code, length, strict in zip(found.tolist(), lengths.tolist(), tight.tolist(), strict=True):
-        if length:
-            outcomes.append(Decoded(Cell.of_code(tuple(code[: length + 1])), "ok", strict))
-        else:  # the only path is an edge from input to output, or there is none
-            outcomes.append(Decoded(None, "identity" if code[0] else "no_path", False))
+    outcomes = [  # without a live node the only path is an edge from input to output, or there is none
+        Decoded(Cell.of_code(tuple(code[: length + 1])), "ok", strict)
+        if length
+        else Decoded(None, "identity" if code[0] else "no_path", False)
+        for code, length, strict in zip(found.tolist(), lengths.tolist(), tight.tolist(), strict=True)
+    ]
     return [outcomes[i] for i in inverse.tolist()]
 
 
@@ -247,9 +236,8 @@ def soft_decodes(logits: Logits) -> tuple[CellCodes, Tensor, Tensor]:
     source[row, numbers[rows, 1:-1][row, slot] - 1] = slot
     index = torch.from_numpy(source).to(device)
     soft = slots.gather(1, index[..., None].expand(-1, -1, VIEW_FEATURES))
-    _, features = graph_view(cells)
     used = (cells.operations != UNUSED)[..., None]
-    return cells, chosen, features + F.pad((soft - soft.detach()) * used, (0, 0, 2, 1))
+    return cells, chosen, graph_view(cells)[1] + F.pad((soft - soft.detach()) * used, (0, 0, 2, 1))
 
 
 def _used_edges(codes: CellCodes) -> CellCodes:
