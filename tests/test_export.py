@@ -15,7 +15,8 @@ import torch
 from graphnas_lib.cli import main
 from graphnas_lib.design import Design
 from graphnas_lib.macro import CHANNELS, Architecture, Triple
-from graphnas_lib.network import build, count, export
+from graphnas_lib.network import build, count, export, layers
+from graphnas_lib.network.operations import sequence
 from graphnas_lib.space import OPERATIONS, Cell, sample_cells
 
 CELLS = sample_cells(60, seed=3)
@@ -213,3 +214,15 @@ def test_export_verb(tmp_path, capsys):
     assert main(["export", str(source)]) == 1
     told = capsys.readouterr().err
     assert re.fullmatch(r"error: d\.json: A design must be valid JSON; line 1.*\n", told)
+
+
+@pytest.mark.parametrize("name", [name for name in OPERATIONS if name != "skip"])
+def test_an_operation_without_a_helper_is_spelled_layer_by_layer(name):
+    """What the written file says of a new kind of operation is what `build` makes of its layers."""
+    for inputs, outputs, stride in ((16, 16, 1), (16, 24, 2)):
+        listed = layers(name, inputs, outputs, stride)
+        written = ", ".join(map(export.spelled, listed)).replace("@", "2d")
+        assert repr(eval(f"nn.Sequential({written})", {"nn": torch.nn})) == repr(sequence(listed, 2))
+    known = export._operation(name, listed, 16, 24, 2)
+    other = export._operation(f"new_{name}", listed, 16, 24, 2)
+    assert "nn.Sequential(" in other and "nn.Sequential(" not in known

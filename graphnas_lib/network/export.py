@@ -102,7 +102,23 @@ def _operation(name: str, layers: Sequence[Layer], inputs: int, outputs: int, st
     if kind in ("sep_conv", "dil_conv"):
         dilated = ", dilation=2" if kind == "dil_conv" else ""
         return f"separable({inputs}, {outputs}, {kernel}{_stride(stride)}{dilated})"
-    return f"bottleneck({inputs}, {layers[1].outputs}, {outputs}, {kernel}{_stride(stride)})"
+    if kind.startswith(("mbconv", "bconv")):
+        return f"bottleneck({inputs}, {layers[1].outputs}, {outputs}, {kernel}{_stride(stride)})"
+    return f"nn.Sequential({', '.join(map(spelled, layers))})"
+
+
+def spelled(layer: Layer) -> str:
+    """A layer as PyTorch writes it; for operations that have no helper in the written file."""
+    if layer.kind == "relu":
+        return "nn.ReLU()"
+    if layer.kind == "norm":
+        return f"nn.BatchNorm@({layer.outputs}, affine={layer.bias})"
+    if layer.kind == "avg_pool":
+        return f"nn.AvgPool@({layer.kernel}, {layer.stride}, padding={layer.kernel // 2}, count_include_pad=False)"
+    padding = layer.dilation * (layer.kernel // 2)
+    options = {"stride": layer.stride, "padding": padding, "dilation": layer.dilation, "groups": layer.groups}
+    told = ", ".join(f"{name}={value}" for name, value in (options | {"bias": layer.bias}).items())
+    return f"nn.Conv@({layer.inputs}, {layer.outputs}, {layer.kernel}, {told})"
 
 
 def _stride(stride: int) -> str:
