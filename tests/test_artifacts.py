@@ -128,6 +128,10 @@ def test_library_files_are_those_that_define_what_is_used():
     assert before == library.library_hash(["graphnas_lib.macro.Triple"]) != library.library_hash(["graphnas_lib.space"])
 
 
+def test_a_function_named_like_its_module_is_found():
+    assert "costs.py" in {path.name for path in library.library_files(["graphnas_lib.stages.costs"])}
+
+
 def test_names_used_are_seen_across_pieces_of_code():
     pieces = [
         "from graphnas_lib import plots, space as s, stages",

@@ -156,7 +156,7 @@ def test_cells_of_another_family_are_drawn_again(parts):
         return (found == torch.tensor(asked)).float().mean().item()
 
     once = sampler._decode(sampler.centres(asked), torch.Generator().manual_seed(0), 1.0).cells
-    assert None not in once and inside(once) < 0.9
+    assert None not in once and inside(once) < 0.95
     cells = sampler.generate_cells(asked, seed=0)
     assert inside(cells) > 0.97 and sampler.fallbacks == 0
     real = sampler.families.transform(made_up_zc(cells))
@@ -326,11 +326,11 @@ def test_realise_keeps_the_macro_design_and_fills_in_cells(sampler):
 
 def test_synonyms_are_distinct_valid_and_not_the_cell_itself(sampler, parts):
     for cell in parts[3][:3]:
-        found = synonyms(cell, n=12, seed=0, sampler=sampler)
-        assert len(found) == len(set(keys(found))) == 12
+        found = synonyms(cell, n=5, seed=0, sampler=sampler)
+        assert len(found) == len(set(keys(found))) == 5
         assert cell.key() not in keys(found) and all(c.is_valid for c in found)
-        assert keys(found) == keys(synonyms(cell, n=12, seed=0, sampler=sampler))
-        assert keys(found) != keys(synonyms(cell, n=12, seed=1, sampler=sampler))
+        assert keys(found) == keys(synonyms(cell, n=5, seed=0, sampler=sampler))
+        assert keys(found) != keys(synonyms(cell, n=5, seed=1, sampler=sampler))
 
 
 def test_a_nats_string_has_the_synonyms_of_its_cell(sampler):

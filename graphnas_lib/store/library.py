@@ -78,7 +78,7 @@ def _file(name: str) -> Path:
         init = folder / "__init__.py"
         offered = {used.rpartition(".")[2]: used for used in _uses(init, init.stat().st_mtime_ns)}
         here = f"{_dotted(folder)}.{part}"
-        if offered.get(part, here) != here:
+        if not f"{offered.get(part, here)}.".startswith(f"{here}."):  # else: the module itself, or its namesake in it
             return _file(offered[part])
         if (folder / f"{part}.py").is_file():
             return folder / f"{part}.py"
