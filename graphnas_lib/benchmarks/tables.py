@@ -1,0 +1,296 @@
+"""Public tables of fully trained networks that lie inside the paper's space: accuracies, latencies, and whose they are.
+
+NATS-Bench's 15,625 cells are cells of this space wherever they are connected; HW-NAS-Bench-360 trained the same cells
+on two tasks of NAS-Bench-360, TransNAS-Bench-101 those without pooling on seven. Networks of NAS-Bench-Macro and of
+TransNAS-Bench-101's macro space are sequences of triples. Cells that compute the same function (`Cell.key`) were
+trained more than once, which tells each table's noise. Every file is checked by rows and MD5 before it is believed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from graphnas_lib.benchmarks.nats import is_connected
+from graphnas_lib.datasets import MissingDataError, roots
+from graphnas_lib.macro import Architecture, Triple
+from graphnas_lib.space import Cell
+from graphnas_lib.store import CorruptArtifactError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    """One file of a public benchmark.
+
+    Attributes:
+        file: its name, in `$GRAPHNAS_DATA/tables`, `data/tables` or one folder up.
+        rows, md5: what a complete file has.
+        source: repository and commit that the numbers were copied from.
+        licence: of that repository; "none stated" keeps a table out of this repository.
+    """
+
+    file: str
+    rows: int
+    md5: str
+    source: str
+    licence: str
+
+    @property
+    def ships(self) -> bool:
+        """True when the licence lets this repository carry the table."""
+        return self.licence != "none stated"
+
+
+PUBLIC = {
+    "nats": Table(
+        file="nb201_accuracy.csv.xz",
+        rows=15_625,
+        md5="7ab6117337dd063341430711cca7d84c",
+        source="NATS-Bench-TSS, from v-tao/nats-bench-landscape, hzf1174/RoBoT and automl/NASLib",
+        licence="Apache-2.0",
+    ),
+    "nb360": Table(
+        file="nb201_nb360_accuracy.csv.xz",
+        rows=15_625,
+        md5="744942ad82c778471f3468af2e05de71",
+        source="HW-NAS-Bench-360, roldebijvank/HW-NAS-Bench-360 @ a9b243e07fb8",
+        licence="none stated",
+    ),
+    "latency": Table(
+        file="nb201_latency_27_devices.csv.xz",
+        rows=15_625,
+        md5="d2144eba049a2ccc1ac78c14072d29ce",
+        source="HELP and HW-NAS-Bench, HayeonLee/HELP @ 45f70eb92d0d",
+        licence="MIT",
+    ),
+    "edge": Table(
+        file="nb201_edge_latency_energy.csv.xz",
+        rows=6_466,
+        md5="343ea979933e5fd312475de69d287b02",
+        source="HW-NAS-Bench-360, roldebijvank/HW-NAS-Bench-360 @ a9b243e07fb8",
+        licence="none stated",
+    ),
+    "nb_macro": Table(
+        file="nb_macro_cifar10.csv.xz",
+        rows=6_561,
+        md5="c68aecf2d8008ce70574720407fa1524",
+        source="NAS-Bench-Macro, xiusu/NAS-Bench-Macro @ 61a2bfc2ca0d",
+        licence="Apache-2.0",
+    ),
+    "tnb_micro": Table(
+        file="tnb101_micro.csv.xz",
+        rows=4_096,
+        md5="a1cabffc9a41dbd232b771cf4c639d2d",
+        source="TransNAS-Bench-101, from automl/NASLib @ 8c45f19dc259 and @ ba4ffd845db5",
+        licence="Apache-2.0",
+    ),
+    "tnb_macro": Table(
+        file="tnb101_macro.csv.xz",
+        rows=3_256,
+        md5="f2988b723e31a035314fe9d676cd44e5",
+        source="TransNAS-Bench-101, from automl/NASLib @ 8c45f19dc259 and @ ba4ffd845db5",
+        licence="Apache-2.0",
+    ),
+}
+NATS_TASKS = {"cifar10": "cifar10", "cifar100": "cifar100", "ImageNet16-120": "imagenet16"}  # printed -> ours
+NB360_TASKS = {"ninapro_test_acc": "ninapro", "darcy_one_minus_rel_l2": "darcy"}
+TNB_TASKS = (*("class_object", "class_scene", "jigsaw", "room_layout", "segmentsemantic", "normal", "autoencoder"),)
+CELL_TASKS = (*NATS_TASKS.values(), *NB360_TASKS.values(), *TNB_TASKS)  # on each, larger is better
+NB_MACRO_WIDTHS = (64, 64, 128, 128, 128, 256, 256, 256)
+NB_MACRO_STRIDES = (2, 1, 2, 1, 1, 2, 1, 1)
+NB_MACRO_BLOCKS = ("skip", "mbconv3_3", "mbconv6_5")  # digits 0, 1, 2
+NB_MACRO_FIRST_NORM = 512  # parameters that `count` has and the printed figure lacks: the norm before the head, 2 x 256
+TNB_MODULE = {"1": (1, 1), "2": (2, 1), "3": (1, 2), "4": (2, 2)}  # digit -> (width factor, stride)
+TNB_FIRST_WIDTH = 64
+
+
+# ---- files
+
+
+def find(name: str, root: Path | str | None = None) -> Path:
+    """Where a table lies.
+
+    Raises:
+        MissingDataError: it is nowhere; the message says whose it is.
+    """
+    table = PUBLIC[name]
+    for place in roots(root):
+        for path in (place / "tables" / table.file, place / table.file):
+            if path.is_file():
+                return path
+    place = "the given root" if root is not None else "$GRAPHNAS_DATA or data/"
+    raise MissingDataError(
+        f"The benchmark table '{name}' must be at hand as tables/{table.file} in {place}; it is not. "
+        f"It comes from {table.source}."
+    )
+
+
+def read(name: str, root: Path | str | None = None) -> pd.DataFrame:
+    """A table as its file has it, architectures as text.
+
+    Raises:
+        MissingDataError: it is not at hand.
+        CorruptArtifactError: the file is not the published one, by MD5 or rows.
+    """
+    path = find(name, root)
+    return _read(path, path.stat().st_mtime_ns, name).copy()
+
+
+@lru_cache(maxsize=16)
+def _read(path: Path, _changed: int, name: str) -> pd.DataFrame:
+    table, found = PUBLIC[name], hashlib.md5(path.read_bytes()).hexdigest()
+    if found != table.md5:
+        raise CorruptArtifactError(
+            f"{path.name} must have the MD5 {table.md5}; it has {found}. Copy it again: it comes from {table.source}."
+        )
+    frame = pd.read_csv(path, dtype={"arch": str})
+    if len(frame) != table.rows:
+        raise CorruptArtifactError(f"{path.name} must have {table.rows:,} rows; it has {len(frame):,}. Copy it again.")
+    return frame
+
+
+def available(root: Path | str | None = None) -> list[str]:
+    """Names of the tables at hand."""
+    there = []
+    for name in PUBLIC:
+        try:
+            find(name, root)
+        except MissingDataError:
+            continue
+        there.append(name)
+    return there
+
+
+# ---- cells
+
+
+def cells(root: Path | str | None = None) -> pd.DataFrame:
+    """Every NATS-Bench cell with what the tables at hand know of it, in the benchmark's own order.
+
+    Returns:
+        Index: the benchmark's index. Columns: arch; key, of the function that the cell computes ("" where it is
+        disconnected, and so no cell of this space); epoch12, validation accuracy after 12 epochs (CIFAR-10); and those
+        of `CELL_TASKS` whose tables are there, larger being better, NaN where a cell was not trained.
+    """
+    nats = read("nats", root)
+    found = pd.DataFrame({"arch": nats["arch_str"], "key": [_key(text) for text in nats["arch_str"]]})
+    found["epoch12"] = nats["nb201_cifar10_hp12_val_acc"]
+    for printed, task in NATS_TASKS.items():
+        found[task] = nats[f"nats_tss_test_acc_{printed}"]
+    there = available(root)
+    if "nb360" in there:
+        nb360 = read("nb360", root).set_index("index")
+        for printed, task in NB360_TASKS.items():
+            found[task] = nb360[printed]
+    if "tnb_micro" in there:
+        micro = read("tnb_micro", root).set_index("nb201_index")
+        for task in TNB_TASKS:
+            found[task] = micro[f"val_{task}"]
+    return found
+
+
+@lru_cache(maxsize=1 << 15)
+def _key(text: str) -> str:
+    return Cell.from_nats(text).key() if is_connected(text) else ""
+
+
+def distinct(table: pd.DataFrame) -> pd.DataFrame:
+    """One row a function: means over the cells that compute it, `copies` of them, arch of the first.
+
+    Args:
+        table: from `cells` or `macro_networks`, or rows of it.
+    """
+    kept = table[table["key"] != ""]
+    grouped = kept.groupby("key", sort=False)
+    values = grouped[list(kept.select_dtypes("number").columns)].mean()
+    return pd.concat([grouped["arch"].first(), values, grouped.size().rename("copies")], axis=1)
+
+
+def noise(table: pd.DataFrame, task: str) -> float:
+    """Standard deviation of training anew: pooled within the cells that compute one function, in the task's unit."""
+    known = table[(table["key"] != "") & table[task].notna()]
+    groups = known.groupby("key")[task]
+    sizes = groups.size()
+    return float(np.sqrt((groups.var(ddof=1).fillna(0) * (sizes - 1)).sum() / (sizes - 1).sum()))
+
+
+# ---- networks
+
+
+def _block(operation: str, *, residual: bool) -> Cell:
+    """One operation, with an edge past it where the block is residual."""
+    return Cell.from_edges([(0, 1), (1, 7), *([(0, 7)] if residual else [])], [operation] + [None] * 5)
+
+
+def nb_macro_architecture(code: str) -> Architecture:
+    """A network of NAS-Bench-Macro as a sequence of triples: stem, eight blocks in three stages, head of 1,280.
+
+    Its `count()` parameters exceed the printed ones by `NB_MACRO_FIRST_NORM`; MACs agree exactly. A block that enters a
+    stage has no residual edge.
+
+    Args:
+        code: eight digits: 0 identity (a projection where it enters a stage), 1 inverted bottleneck of expansion 3 and
+            kernel 3, 2 of expansion 6 and kernel 5.
+    """
+    if len(code) != len(NB_MACRO_WIDTHS) or set(code) - set("012"):
+        raise ValueError(f"A NAS-Bench-Macro code must be eight digits of 0, 1 and 2; got {code!r}.")
+    triples = [Triple(_block("skip", residual=False), 32, 1)]
+    for digit, width, stride in zip(code, NB_MACRO_WIDTHS, NB_MACRO_STRIDES, strict=True):
+        residual = digit != "0" and triples[-1].channels == width
+        triples.append(Triple(_block(NB_MACRO_BLOCKS[int(digit)], residual=residual), width, stride))
+    return Architecture(tuple(triples), head_channels=1280)
+
+
+def nb_macro_key(code: str) -> str:
+    """Equal for codes of one network: identities inside a stage stand anywhere after the stage's entry."""
+    stages = (code[:2], code[2:5], code[5:])
+    return "".join(stage[0] + stage[1:].replace("0", "").ljust(len(stage) - 1, "0") for stage in stages)
+
+
+def tnb_macro_architecture(code: str) -> Architecture:
+    """A macro network of TransNAS-Bench-101: four to six modules of two residual blocks of two 3x3 convolutions.
+
+    Args:
+        code: a digit a module: 1 keeps width and side, 2 doubles the width, 3 halves the side, 4 does both; trailing
+            zeros pad. The benchmark's stem halves the side once more.
+    """
+    digits = code.rstrip("0")
+    if not 4 <= len(digits) <= 6 or set(digits) - set(TNB_MODULE):
+        raise ValueError(f"A TransNAS macro code must be four to six digits of 1 to 4; got {code!r}.")
+    plain = Cell.from_edges([(0, 1), (1, 2), (2, 7), (0, 7)], ["conv_3", "conv_3", *[None] * 4])
+    width, triples = TNB_FIRST_WIDTH, []
+    for digit in digits:
+        factor, stride = TNB_MODULE[digit]
+        width *= factor
+        triples += [Triple(plain, width, stride), Triple(plain, width, 1)]
+    return Architecture(tuple(triples), stem_stride=2)
+
+
+def nb_macro_networks(root: Path | str | None = None) -> pd.DataFrame:
+    """NAS-Bench-Macro: arch, key, cifar10 (mean of three seeds, percent), sd over them, params and macs as printed."""
+    table = read("nb_macro", root)
+    runs = table[[f"test_acc_{i}" for i in range(3)]]
+    known = {"cifar10": runs.mean(axis=1), "sd": runs.std(axis=1, ddof=1)}
+    keys = table["arch"].map(nb_macro_key)
+    return pd.DataFrame({"arch": table["arch"], "key": keys, **known, "params": table["params"], "macs": table["macs"]})
+
+
+def tnb_macro_networks(root: Path | str | None = None) -> pd.DataFrame:
+    """TransNAS-Bench-101 macro: arch, key, and `TNB_TASKS`, larger being better."""
+    table = read("tnb_macro", root)
+    tasks = {task: table[f"val_{task}"] for task in TNB_TASKS}
+    return pd.DataFrame({"arch": table["arch"], "key": table["arch"], **tasks})
+
+
+# ---- devices
+
+
+def latencies(root: Path | str | None = None) -> pd.DataFrame:
+    """Measured milliseconds of each NATS-Bench cell's CIFAR-10 network; index as in `cells`, one column a setting."""
+    table = read("latency", root).set_index("index")
+    return table.rename(columns=lambda name: name.removesuffix("_ms"))
