@@ -22,7 +22,8 @@ from graphnas_lib.runner.manifest import read_manifest
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "graphnas_lib"
-MOST_ROOMS, MOST_FLOORS, MOST_LINES = 24, 8, 16_500
+MOST_ROOMS, MOST_FLOORS = 24, 8
+MOST_LINES = 16_500 + 550  # the redesign, and since then: tables of public benchmarks and proxies of spectra
 LONGEST_MODULE, LONGEST_BODY, MOST_CALLED_ONCE = 400, 40, 114  # lines, lines, private functions
 
 
