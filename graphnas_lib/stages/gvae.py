@@ -99,8 +99,8 @@ def make(stage: Stage) -> tuple[dict, dict]:
         (model, log), told = models[run], {"variant": run.kind, "seed": run.seed}
         latent = model.encode(data.unseen)
         near = cluster_metrics(latent, data.unseen_zc, family, run.seed)
-        tables["log"].append(pd.DataFrame(log.rows).assign(**told))
-        tables["measures"].append(pd.DataFrame([measures(model, data, run.seed)]).assign(**told))
+        tables["log"].append(pd.DataFrame([told | row for row in log.rows]))
+        tables["measures"].append(pd.DataFrame([told | measures(model, data, run.seed)]))
         tables["neighbours"].append(near.assign(**told))
         if run.seed == stage.seed:
             files |= model.to_files(gvae.VARIANTS[run.kind], half=run.kind == "naive")
