@@ -1,10 +1,9 @@
 """How much of the paper we run: the sizes of the three scales, and what its symbols mean here.
 
-Symbols that collide in
-its text are settled here once: `z` is the zero-cost vector (never the VAE latent, which is `latent`); `t` is ODE time
-in `ccnf` and a triple elsewhere (never a bare `t` outside `ccnf`); `m` is latent size and margin (`latent_dim`,
-`margin`); `S` is a space and a stride set; `T` is flow end time and iterations. `macs` and `flops` are two quantities:
-`flops` is the paper's unit, 2 x MACs with batch normalisation, ReLU and pooling counted.
+Symbols that collide in the paper's text are settled here once: `z` is the zero-cost vector (never the VAE latent, which
+is `latent`); `t` is ODE time in `ccnf` and a triple elsewhere (never a bare `t` outside `ccnf`); `m` is latent size and
+margin (`latent_dim`, `margin`); `S` is a space and a stride set; `T` is flow end time and iterations. `macs` and
+`flops` are two quantities: `flops` is the paper's unit, 2 x MACs with batch normalisation, ReLU and pooling counted.
 """
 
 from __future__ import annotations
