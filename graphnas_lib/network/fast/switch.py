@@ -30,24 +30,19 @@ def accelerated(model: nn.Module) -> Iterator[None]:
     attribute is what it was, also when an exception leaves the `with`; a second `with` inside adds nothing. Other
     networks stay as they are, but for their narrow strided 1x1 convolutions (see `pointwise`).
     """
+    modules = list(model.modules())  # walked once: this is entered for every pass
     with ExitStack() as undo:
-        for module in model.modules():
-            if pointwise.applies(module):
-                _put(undo, module, "_conv_forward", pointwise.convolve)
-        kinds = {(p.dtype, p.device.type) for p in model.parameters()}
+        for module in filter(pointwise.applies, modules):
+            _put(undo, module, "_conv_forward", pointwise.convolve)
+        kinds = {(p.dtype, p.device.type) for module in modules for p in module.parameters(recurse=False)}
         watched = _has_any_global_hook() or torch.is_autocast_enabled("cpu")
         if type(model) is Network and kinds == {(torch.float32, "cpu")} and not watched:
-            sums = {
-                node
-                for cell in model.modules()
-                if type(cell) is CellModule and not folding.is_seen([cell])
-                for node, places in zip(cell.nodes.values(), cell.wiring)
-                if len(places) > 1
-            }
-            for module in model.modules():
-                if type(module) is CellModule and not folding.is_seen([module]):
-                    _put(undo, module, "forward", sum_in_place)
-                elif type(module) is nn.Sequential:
+            cells = [module for module in modules if type(module) is CellModule and not folding.is_seen([module])]
+            sums = {node for cell in cells for node, places in zip(cell.nodes.values(), cell.wiring) if len(places) > 1}
+            for cell in cells:
+                _put(undo, cell, "forward", sum_in_place)
+            for module in modules:
+                if type(module) is nn.Sequential:
                     speed_up(undo, module, owned=module in sums)
         yield
 
