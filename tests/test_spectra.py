@@ -58,7 +58,7 @@ def plain_az(model, shape, seed):
                 module.bias.data.zero_()
     model.train()
     x, maps = torch.randn(*shape, generator=generator), []
-    for part in model.sequential_parts()[:-1]:
+    for part in [model.stem, *model.cells]:
         x = part(x)
         maps.append(x)
     entropies, sizes = [], []

@@ -8,7 +8,6 @@ Intervals are percentile bootstrap over networks; published values (`published.N
 
 from __future__ import annotations
 
-import hashlib
 import warnings
 from collections.abc import Sequence
 from functools import partial
@@ -103,8 +102,7 @@ def score_all(
         raise ValueError(f"images must be two batches of one size, one after the other; got {len(images)} images.")
     options = {"seed": seed, "classes": classes}
     batch = images.cpu(), labels.cpu()  # a CUDA tensor cannot go to another process
-    digest = hashlib.sha256(b"".join(part.contiguous().numpy().tobytes() for part in batch)).hexdigest()[:16]
-    settings = {"scores": SCORES, "batch": f"{tuple(images.shape)} {digest}", "device": images.device.type}
+    settings = {"scores": SCORES, "batch": proxies.batch_name(*batch), "device": images.device.type}
     job = partial(row, images=batch[0], labels=batch[1], device=images.device, **options)
     jobs = {f"{name} {text}": partial(job, text, name) for text in architectures for name in nats.SKELETONS}
     how = {"workers": workers, "progress": progress, "dask": dask, "desc": "scores", "unit": "net"}

@@ -3,6 +3,6 @@
 A proxy leaves the network as it was, bit for bit, and raises ProxyError rather than return a number that means nothing.
 """
 
-from graphnas_lib.proxies.corpus import label, labelled_only, zc_matrix
+from graphnas_lib.proxies.corpus import batch_name, label, labelled_only, zc_matrix
 from graphnas_lib.proxies.measures import MEANINGS, module_costs, naswot, score, tcet, zc_vector
 from graphnas_lib.proxies.probe import ProxyError

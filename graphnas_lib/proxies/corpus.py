@@ -122,9 +122,8 @@ def label(
         RuntimeError: processes were killed; what was finished is kept, and the same call goes on from there.
     """
     options = {"seed": seed, "width": width, "repeats": repeats, "classes": classes}
-    digest = hashlib.sha256(b"".join(part.cpu().contiguous().numpy().tobytes() for part in (images, labels)))
-    journal = store.Journal(out, options | {"batch": f"{tuple(images.shape)} {digest.hexdigest()[:16]}"})
     batch = images.cpu(), labels.cpu()  # a CUDA tensor cannot go to another process
+    journal = store.Journal(out, options | {"batch": batch_name(*batch)})
     table = cells_table(cells)
     names = [" ".join(map(str, row)) for row in table[list(CELL_COLUMNS[1:])].itertuples(index=False)]
     jobs = {name: partial(_label, cell, *batch, options, images.device) for name, cell in zip(names, cells)}
@@ -132,6 +131,12 @@ def label(
     rows = dict(zip(jobs, found))
     values = pd.DataFrame([rows[name] for name in names], columns=[*ZC_NAMES, "error"])
     return _reported(pd.concat([table, values], axis=1))
+
+
+def batch_name(images: Tensor, labels: Tensor) -> str:
+    """Shape and hash of a batch on the CPU, by which a file of scores knows what they were taken on."""
+    digest = hashlib.sha256(b"".join(part.contiguous().numpy().tobytes() for part in (images, labels)))
+    return f"{tuple(images.shape)} {digest.hexdigest()[:16]}"
 
 
 def labelled_only(table: pd.DataFrame) -> pd.DataFrame:

@@ -24,6 +24,7 @@ from graphnas_lib.macro import stack_cell
 from graphnas_lib.network import Costs, accelerated, build, count
 from graphnas_lib.proxies.probe import (
     LAYERS,
+    NORMS,
     Loss,
     Pass,
     ProxyError,
@@ -39,7 +40,6 @@ from graphnas_lib.proxies.probe import (
 )
 from graphnas_lib.space import Cell
 
-NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
 POOLS = (nn.AvgPool1d, nn.AvgPool2d, nn.MaxPool1d, nn.MaxPool2d, nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d)
 ROUNDING = 1e-12  # a deviation below this share of the mean is rounding: the saliency is constant
 ZEN_GAMMA = 1e-2  # Zen-score: size of the perturbation

@@ -20,6 +20,7 @@ from torch.nn import functional as F
 from graphnas_lib.network import accelerated
 
 LAYERS = (nn.Conv1d, nn.Conv2d, nn.Linear)  # the layers that proxies score, by their `weight`
+NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
 SINGULAR = 1e-8  # a code kernel with a pivot below this share of its largest is singular: log-determinant 0
 BLOCK = 1 << 16  # units a matrix product; far below 2^24, so float32 counts exactly
 CHUNK = 16  # images of an eval-mode gradient pass on a CPU

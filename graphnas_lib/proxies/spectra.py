@@ -1,7 +1,7 @@
 """Proxies since the paper that read spectra: AZ-NAS's three terms and VKDNW's entropy.
 
 Both score a network with Kaiming weights on standard normal inputs, so they need its shape alone and no data. AZ-NAS
-(Lee & Ham, CVPR 2024) looks at the features f_1, f_2, ... after each block of `sequential_parts()`; its fourth term,
+(Lee & Ham, CVPR 2024) looks at the features f_1, f_2, ... after the stem and each cell; its fourth term,
 complexity, is FLOPs. VKDNW (Tybl & Neumann, CVPR 2025) looks at the empirical Fisher information of one weight a
 parameter tensor. Both were made to be added as logarithms of ranks among candidates (`rank_sum`), not as values.
 """
@@ -18,9 +18,8 @@ from scipy.stats import rankdata
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from graphnas_lib.proxies.probe import LAYERS, ProxyError, finite, moded
+from graphnas_lib.proxies.probe import LAYERS, NORMS, ProxyError, finite, hooked, moded
 
-NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
 SMALLEST = 1e-8  # AZ-NAS: added inside the logarithm
 SMOOTHING = 0.05  # VKDNW: weight of the uniform distribution in the predicted one
 DECILES = torch.arange(1, 10) / 10
@@ -35,7 +34,7 @@ def az_terms(model: nn.Module, shape: Sequence[int], *, seed: int = 0) -> dict[s
     trainability is the mean of 2 - s_l - 1 / s_l, at best 0 where signals keep their size.
 
     Args:
-        model: a network with `.sequential_parts()`, whose last part is the classifier.
+        model: a network with `.sequential_parts()`, whose last two parts are the head and the classifier.
         shape: of the input batch, (B, C, ...).
         seed: of weights, inputs and signs.
 
@@ -43,7 +42,7 @@ def az_terms(model: nn.Module, shape: Sequence[int], *, seed: int = 0) -> dict[s
         ProxyError: the network has no parts, fewer than two blocks, or a term is not finite.
     """
     clone, generator = _redrawn(model, seed)
-    parts = clone.sequential_parts()[:-1] if hasattr(clone, "sequential_parts") else []
+    parts = clone.sequential_parts()[:-2] if hasattr(clone, "sequential_parts") else []
     if len(parts) < 2:
         raise ProxyError("AZ-NAS needs a network with `.sequential_parts()`, two blocks or more; this one has fewer.")
     features, x = [], torch.randn(*shape, generator=generator).to(next(clone.parameters()).device)
@@ -150,20 +149,15 @@ def first_weight_jacobian(model: nn.Module, images: Tensor) -> tuple[Tensor, Ten
     reached: dict[int, Tensor] = {}  # call -> gradient at its output, before anything overwrites it in place
     calls = count()
 
-    def see(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+    def see(_name: str, module: nn.Module, x: Tensor, output: Tensor) -> None:
         call = next(calls)
-        factors.extend((call, factor) for factor in _first_factors(module, inputs[0].detach()))
+        factors.extend((call, factor) for factor in _first_factors(module, x.detach()))
         output.register_hook(lambda gradient: reached.update({call: gradient}))
 
-    layers = [module for module in model.modules() if isinstance(module, (*LAYERS, *NORMS))]
-    handles = [module.register_forward_hook(see) for module in layers]
-    try:
-        with moded(model, "eval"), torch.enable_grad():
-            start = images.detach().requires_grad_()
-            logits = model(start)
-    finally:
-        for handle in handles:
-            handle.remove()
+    layers = {name: module for name, module in model.named_modules() if isinstance(module, (*LAYERS, *NORMS))}
+    with moded(model, "eval"), torch.enable_grad(), hooked(layers, see):
+        start = images.detach().requires_grad_()
+        logits = model(start)
     rows = []
     for column in logits.unbind(1):
         reached.clear()
