@@ -8,6 +8,7 @@ A cell whose output no path of other operations than `none` joins to its input i
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import product
 from pathlib import Path
 
@@ -127,9 +128,17 @@ class NatsNetwork(nn.Module):
         """(B, 3, H, W) -> (B, 64, H / 4, W / 4), the maps that global pooling reads."""
         return self.head(self.blocks(self.stem(x)))
 
+    def scores(self, features: Tensor) -> Tensor:
+        """(B, 64, ...) -> (B, classes)."""
+        return self.classifier(self.pool(features).flatten(1))
+
     def forward(self, x: Tensor) -> Tensor:
         """(B, 3, H, W) -> (B, classes)."""
-        return self.classifier(self.pool(self.features(x)).flatten(1))
+        return self.scores(self.features(x))
+
+    def sequential_parts(self) -> list[Callable[[Tensor], Tensor]]:
+        """Functions whose composition is `forward`: stem, blocks, head, classifier."""
+        return [self.stem, *self.blocks, self.head, self.scores]
 
 
 def skeleton(text: str, name: str, *, classes: int = 10, seed: int = 0) -> nn.Module:

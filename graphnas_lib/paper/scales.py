@@ -27,6 +27,7 @@ class Scale:
     label_resolution: int
     # proxies against trained accuracy (NATS-Bench, same batch and resolution); no text states it
     validation_networks: int
+    benchmark_networks: int | None = None  # of each kind of public table; None for all
     # families (Eq. 3)
     n_clusters: int
     cluster_grid: tuple[int, ...]

@@ -1,0 +1,135 @@
+"""Scores at initialisation of every network that the public tables trained: each once, however often it stands there.
+
+Cells of NATS-Bench are scored on the skeleton that was trained and on the paper's alpha_x (Eq. 1-2); networks of
+NAS-Bench-Macro and TransNAS-Bench-101's macro space as they are. One batch of images serves all; AZ-NAS and VKDNW draw
+their own inputs. Accuracies take no part: a rule of selection sees these scores alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from graphnas_lib import proxies, store
+from graphnas_lib.benchmarks import nats, tables
+from graphnas_lib.clusters import ZC_NAMES
+from graphnas_lib.network import build
+from graphnas_lib.proxies import ProxyError
+from graphnas_lib.store import single_threaded
+
+BATCH = 16  # images, and random inputs of AZ-NAS and VKDNW; ours: T-CET and AZ-NAS rank as with 64 (Spearman 0.95-1)
+KINDS = ("alpha_x", "nats", "nb_macro", "tnb_macro")
+PROXIES = (*ZC_NAMES, "tcet", "tcet_none", "tcet_train", "layers")
+SPECTRA = ("az_expressivity", "az_progressivity", "az_trainability", "vkdnw_entropy")
+FIRST = 0.25  # share of the spectra, and of the large networks of "tnb_macro", that do not wait for all other scores
+COLUMNS = ("kind", "arch", *PROXIES, *SPECTRA, "error")
+
+
+def network(kind: str, arch: str, *, side: int, classes: int, seed: int) -> nn.Module:
+    """One network of a benchmark, initialised reproducibly, for images of `side` x `side` in three channels."""
+    if kind in nats.SKELETONS:
+        model = nats.skeleton(arch, kind, classes=classes, seed=seed)
+    else:
+        make = tables.nb_macro_architecture if kind == "nb_macro" else tables.tnb_macro_architecture
+        model = build(make(arch), input_shape=(3, side, side), classes=classes, seed=seed)
+    return model.to(memory_format=torch.channels_last)
+
+
+def scored(part: str, kind: str, arch: str, images: Tensor, labels: Tensor, *, seed: int, classes: int) -> dict:
+    """One part of a network's scores, and error: NaN and the reason where a proxy fails. One thread.
+
+    Args:
+        part: "proxies" for `PROXIES`, or "spectra" for `SPECTRA`.
+        kind: one of `KINDS`. On "alpha_x" the whole batch gives the ZC vector, as the paper has it; elsewhere the first
+            `BATCH` images give T-CET too.
+        images: (B, 3, H, W), normalised, on the device that computes.
+        seed: of the initial weights and of random inputs.
+    """
+    names = PROXIES if part == "proxies" else SPECTRA
+    try:
+        with single_threaded():
+            model = network(kind, arch, side=images.shape[-1], classes=classes, seed=seed).to(images.device)
+            if part == "spectra":
+                shape = (BATCH, *images.shape[1:])
+                terms = proxies.az_terms(model, shape, seed=seed)
+                return terms | {"vkdnw_entropy": proxies.vkdnw_entropy(model, shape, seed=seed), "error": ""}
+            layers = float(sum(isinstance(module, (nn.Conv2d, nn.Linear)) for module in model.modules()))
+            taken, batch = (ZC_NAMES, len(images)) if kind == "alpha_x" else (PROXIES[:-1], BATCH)
+            found = proxies.score(model, images[:batch], labels[:batch], taken, seed=seed)
+            return dict.fromkeys(names, float("nan")) | found | {"layers": layers, "error": ""}
+    except ProxyError as reason:
+        return dict.fromkeys(names, float("nan")) | {"error": str(reason)}
+
+
+def score_networks(
+    networks: Sequence[tuple[str, str]],
+    images: Tensor,
+    labels: Tensor,
+    *,
+    seed: int,
+    out: Path | str,
+    classes: int = 10,
+    workers: int = 2,
+    progress: bool = True,
+    dask: str | None = None,
+) -> pd.DataFrame:
+    """Scores of (kind, arch) pairs, in parallel, each part kept at once; a killed run goes on.
+
+    Arguments are those of `proxies.label`; `out` keeps one JSON line a part.
+
+    Returns:
+        `COLUMNS`, a row a network in the order given; spectra are NaN on "alpha_x", whose accuracies nobody knows.
+
+    Raises:
+        ValueError: `out` holds rows of other settings.
+        RuntimeError: processes were killed; what was finished is kept, and the same call goes on from there.
+    """
+    options = {"seed": seed, "classes": classes}
+    batch = images.cpu(), labels.cpu()  # a CUDA tensor cannot go to another process
+    settings = {"proxies": PROXIES, "spectra": SPECTRA, "part": BATCH, "batch": proxies.batch_name(*batch)}
+    journal = store.Journal(out, options | settings | {"device": images.device.type})
+    job = partial(_scored, batch=batch, device=images.device, **options)
+    jobs = {f"{part} {kind} {arch}": partial(job, part, kind, arch) for part, kind, arch in _parts(networks)}
+    store.collect(jobs, journal, workers=workers, progress=progress, dask=dask, desc="scores", unit="part")
+    rows = []
+    for kind, arch in networks:
+        parts = [journal.results.get(f"{part} {kind} {arch}", {}) for part in ("spectra", "proxies")]
+        errors = dict.fromkeys(filter(None, (part.get("error") for part in parts)))
+        rows.append({"kind": kind, "arch": arch, **parts[0], **parts[1], "error": "; ".join(errors)})
+    return pd.DataFrame(rows, columns=list(COLUMNS))
+
+
+def _scored(part: str, kind: str, arch: str, *, batch: tuple[Tensor, Tensor], device, **options) -> dict:
+    images, labels = (tensor.to(device) for tensor in batch)
+    return scored(part, kind, arch, images, labels, **options)
+
+
+def _parts(networks: Sequence[tuple[str, str]]) -> list[tuple[str, str, str]]:
+    """(part, kind, arch) in the order of work: kinds keep pace with each other, what is dear comes last (`FIRST`)."""
+    places = []
+    for kind in KINDS:
+        archs = [arch for of, arch in networks if of == kind]
+        for i, arch in enumerate(archs):
+            share = i / len(archs)
+            later = share if share < FIRST else 1 + share
+            places.append((later if kind == "tnb_macro" else share, "proxies", kind, arch))
+            places += [(later, "spectra", kind, arch)] * (kind != "alpha_x")
+    return [tuple(place[1:]) for place in sorted(places)]
+
+
+def every_network(root: Path | str | None = None, *, seed: int = 0) -> list[tuple[str, str]]:
+    """(kind, arch) of each distinct network, by kind and then in a random order: any first part is a fair sample.
+
+    Raises:
+        MissingDataError: a table is not at hand.
+    """
+    cells = tables.distinct(tables.cells(root))["arch"]
+    macro = tables.distinct(tables.nb_macro_networks(root))["arch"]
+    other = tables.distinct(tables.tnb_macro_networks(root))["arch"]
+    every = zip(KINDS, (cells, cells, macro, other), strict=True)
+    return [(kind, arch) for kind, archs in every for arch in archs.sample(frac=1, random_state=seed)]

@@ -1,0 +1,22 @@
+"""Stage "benchmark_scores": proxies of every network that the public tables trained, for the evidence on accuracy."""
+
+from __future__ import annotations
+
+from graphnas_lib import benchmarks
+from graphnas_lib.stages import labels
+from graphnas_lib.stages.stage import Stage
+
+
+def make(stage: Stage) -> tuple[dict, dict]:
+    """Score each distinct network, or the first few of each kind, each kept at once.
+
+    Raises:
+        MissingDataError: a table of accuracies is not at hand.
+    """
+    networks = benchmarks.every_network(seed=stage.seed)
+    if (few := stage.scale.benchmark_networks) is not None:
+        of_kind = {kind: [pair for pair in networks if pair[0] == kind] for kind in benchmarks.KINDS}
+        networks = [pair for pairs in of_kind.values() for pair in pairs[:few]]
+    scores, facts = labels.score(stage, networks, "benchmark-scores", benchmarks.score_networks)
+    facts |= {"networks": len(networks), "part": benchmarks.BATCH, "failed": int((scores["error"] != "").sum())}
+    return {f"{kind}.parquet": rows.reset_index(drop=True) for kind, rows in scores.groupby("kind")}, facts
