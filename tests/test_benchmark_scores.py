@@ -26,7 +26,13 @@ def test_every_kind_is_scored_once_and_a_killed_run_goes_on(batch, tmp_path):
     assert (first["error"] == "").all(), first["error"].tolist()
     whole = first.set_index("kind")[[*scores.PROXIES, *scores.SPECTRA]].notna()
     assert whole.drop(index="alpha_x").all().all()
-    assert whole.loc["alpha_x"][whole.loc["alpha_x"]].index.tolist() == ["naswot", "snip_ssnr", "params", "flops", "layers"]
+    assert whole.loc["alpha_x"][whole.loc["alpha_x"]].index.tolist() == [
+        "naswot",
+        "snip_ssnr",
+        "params",
+        "flops",
+        "layers",
+    ]
     lines = out.read_text().splitlines()
     assert len(lines) == 1 + 4 + 3
     out.write_text("\n".join(lines[:4]) + "\n" + lines[4][:30])  # killed while it wrote the fourth part

@@ -1,6 +1,7 @@
 """What the paper says, as data: printed tables, its claims, our deviations from it, and the sizes of the three scales.
 
-`tables.toml`, `claims.toml` and `deviations.toml` hold the first three. Nothing here imports more than Python's own.
+`tables.toml`, `claims.toml` and `deviations.toml` hold the first three, `evidence.toml` the rules by which public tables
+decide claims. Nothing here imports more than Python's own.
 `STAGES` is the road of the paper: which stages there are, and what each reads; `sizes` gives a stage what it may read.
 Symbols that the paper uses twice are settled in `paper.scales`.
 """
@@ -10,6 +11,7 @@ from graphnas_lib.paper.published import (
     CLAIMS,
     DEVIATIONS,
     NATS_TAU,
+    PROTOCOLS,
     TABLE_1,
     TABLE_2,
     TABLE_3,
@@ -20,6 +22,7 @@ from graphnas_lib.paper.published import (
     Claim,
     Deviation,
     Printed,
+    Protocol,
     Row,
 )
 from graphnas_lib.paper.road import STAGES, Sizes, sizes

@@ -84,6 +84,27 @@ class Claim:
 
 
 @dataclass(frozen=True)
+class Protocol:
+    """How claims are put to public tables of trained networks, and the rule of its verdict, set before it ran.
+
+    `margin` and `floor` are the numbers of `rule`; `margin_size` is that over a control of equal size. `unit` is what
+    intervals are taken over.
+    """
+
+    id: str
+    title: str
+    question: str
+    unit: str
+    statistic: str
+    control: str
+    rule: str
+    margin: float
+    claims: tuple[str, ...] = ()
+    floor: float | None = None
+    margin_size: float = 0.0
+
+
+@dataclass(frozen=True)
 class Deviation:
     """One departure: what the paper says, what we do, why, and its measured effect (None where none is measured)."""
 
@@ -136,6 +157,7 @@ def table(number: int, source: dict) -> tuple[Row, ...]:
 
 CLAIMS: tuple[Claim, ...] = entries(Claim, "claims.toml", read("claims.toml"))
 DEVIATIONS: tuple[Deviation, ...] = entries(Deviation, "deviations.toml", read("deviations.toml"))
+PROTOCOLS: dict[str, Protocol] = {p.id: p for p in entries(Protocol, "evidence.toml", read("evidence.toml"))}
 _SOURCE = read("tables.toml")
 NATS_TAU: dict[str, dict[str, float]] = _SOURCE.pop("nats_tau")  # source -> proxy -> Kendall's tau
 TABLES: dict[int, tuple[Row, ...]] = {i: table(i, source) for i, source in enumerate(_SOURCE.values(), 1)}
