@@ -1,10 +1,27 @@
-"""Public tables of trained networks, scores of those networks at initialisation, and how well these predict accuracy.
+"""Public tables of trained networks, scores of them at initialisation, and what both say of the paper's claims.
 
-`cells()`, `nb_macro_networks()` and `tnb_macro_networks()` are the tables, `score_networks` scores what they hold.
+`cells()`, `nb_macro_networks()` and `tnb_macro_networks()` are the tables, `score_networks` scores what they hold, and
+`networks(...)` sets both side by side. Protocols P1 to P8 (`paper.PROTOCOLS`) take that: `family_premise`, `samples`
+and `smoothness`, `budget_selection`, `searches` and `generated`, `cell_searches`, `reduced_training`, `latency`.
 """
 
-from graphnas_lib.benchmarks.nats import accuracies, sample
-from graphnas_lib.benchmarks.scores import BATCH, KINDS, PROXIES, SPECTRA, every_network, score_networks
+from graphnas_lib.benchmarks.latent import Subspace, Training, family_pools, samples, smoothness
+from graphnas_lib.benchmarks.nats import OPERATIONS, accuracies, is_connected, sample, string
+from graphnas_lib.benchmarks.premise import family_premise
+from graphnas_lib.benchmarks.scores import (
+    BATCH,
+    HUNDREDTHS,
+    KINDS,
+    PROXIES,
+    SPECTRA,
+    TASKS,
+    every_network,
+    networks,
+    score_networks,
+)
+from graphnas_lib.benchmarks.search import MacroSpace, cell_searches, generated, searches
+from graphnas_lib.benchmarks.selection import budget_selection, latency, reduced_training
+from graphnas_lib.benchmarks.statistics import CONTRADICTED, OPEN, REPRODUCED, ROW, not_decided
 from graphnas_lib.benchmarks.tables import (
     CELL_TASKS,
     NATS_TASKS,
@@ -15,9 +32,11 @@ from graphnas_lib.benchmarks.tables import (
     distinct,
     latencies,
     nb_macro_architecture,
+    nb_macro_key,
     nb_macro_networks,
     noise,
     tnb_macro_architecture,
     tnb_macro_networks,
 )
 from graphnas_lib.benchmarks.validation import DISCONNECTED, RESAMPLES, not_run, score_all, tau_table
+from graphnas_lib.benchmarks.verdicts import of_cell_searches, of_generators, of_samples, of_smoothness

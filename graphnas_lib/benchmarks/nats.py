@@ -161,12 +161,13 @@ def skeleton(text: str, name: str, *, classes: int = 10, seed: int = 0) -> nn.Mo
 def accuracies(data_set: str = "cifar10", *, root: Path | str | None = None) -> pd.Series:
     """Test accuracy after 200 epochs, in percent, averaged over the benchmark's seeds; index: architecture strings.
 
-    The file of one of `DATA_SETS` is looked for in `root`, or in `$GRAPHNAS_DATA` and `data/`; MissingDataError says
-    that it is not there, ValueError that it lacks its column.
+    The file of one of `DATA_SETS` is looked for, and in `tables` there, in `root`, or in `$GRAPHNAS_DATA` and `data/`;
+    MissingDataError says that it is not there, ValueError that it lacks its column.
     """
     if data_set not in DATA_SETS:
         raise ValueError(f"data set must be one of {DATA_SETS}; got {data_set!r}.")
-    path = next((p / ACCURACY_FILE for p in roots(root) if (p / ACCURACY_FILE).is_file()), None)
+    places = [folder / ACCURACY_FILE for place in roots(root) for folder in (place / "tables", place)]
+    path = next(filter(Path.is_file, places), None)
     if path is None:
         place = "the given root" if root is not None else "$GRAPHNAS_DATA or data/"
         raise MissingDataError(f"NATS-Bench accuracies need the file {ACCURACY_FILE} in {place}; put it there.")

@@ -7,6 +7,7 @@ their own inputs. Accuracies take no part: a rule of selection sees these scores
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 from graphnas_lib import proxies, store
 from graphnas_lib.benchmarks import nats, tables
 from graphnas_lib.clusters import ZC_NAMES
+from graphnas_lib.datasets import MissingDataError
 from graphnas_lib.network import build
 from graphnas_lib.proxies import ProxyError
 from graphnas_lib.store import single_threaded
@@ -27,7 +29,15 @@ KINDS = ("alpha_x", "nats", "nb_macro", "tnb_macro")
 PROXIES = (*ZC_NAMES, "tcet", "tcet_none", "tcet_train", "layers")
 SPECTRA = ("az_expressivity", "az_progressivity", "az_trainability", "vkdnw_entropy")
 FIRST = 0.25  # share of the spectra, and of the large networks of "tnb_macro", that do not wait for all other scores
-COLUMNS = ("kind", "arch", *PROXIES, *SPECTRA, "error")
+TASKS = {
+    "nats": (*tables.NATS_TASKS.values(), *tables.NB360_TASKS.values()),
+    "tnb_micro": tables.TNB_TASKS,
+    "nb_macro": ("cifar10",),
+    "tnb_macro": tables.TNB_TASKS,
+}
+HUNDREDTHS = ("darcy", "room_layout", "normal", "autoencoder")  # tasks whose tables hold fractions, not points
+ALPHA = tuple(f"alpha_{name}" for name in ZC_NAMES)  # the ZC vector on alpha_x (Eq. 1)
+COLUMNS = ("kind", "arch", *PROXIES, "width", *SPECTRA, "error")
 
 
 def network(kind: str, arch: str, *, side: int, classes: int, seed: int) -> nn.Module:
@@ -66,6 +76,14 @@ def scored(part: str, kind: str, arch: str, images: Tensor, labels: Tensor, *, s
         return dict.fromkeys(names, float("nan")) | {"error": str(reason)}
 
 
+def width(kind: str, arch: str) -> float:
+    """Geometric mean over layers of what one output reads, c_in k^2: layers over it is DeepMAD's ratio (CVPR 2023)."""
+    with torch.device("meta"):
+        model = network(kind, arch, side=32, classes=10, seed=0)
+    read = [module.weight[0].numel() for module in model.modules() if isinstance(module, (nn.Conv2d, nn.Linear))]
+    return math.exp(sum(map(math.log, read)) / len(read))
+
+
 def score_networks(
     networks: Sequence[tuple[str, str]],
     images: Tensor,
@@ -100,7 +118,8 @@ def score_networks(
     for kind, arch in networks:
         parts = [journal.results.get(f"{part} {kind} {arch}", {}) for part in ("spectra", "proxies")]
         errors = dict.fromkeys(filter(None, (part.get("error") for part in parts)))
-        rows.append({"kind": kind, "arch": arch, **parts[0], **parts[1], "error": "; ".join(errors)})
+        shape = {"width": width(kind, arch)} if kind != "alpha_x" else {}
+        rows.append({"kind": kind, "arch": arch, **parts[0], **parts[1], **shape, "error": "; ".join(errors)})
     return pd.DataFrame(rows, columns=list(COLUMNS))
 
 
@@ -122,8 +141,11 @@ def _parts(networks: Sequence[tuple[str, str]]) -> list[tuple[str, str, str]]:
     return [tuple(place[1:]) for place in sorted(places)]
 
 
-def every_network(root: Path | str | None = None, *, seed: int = 0) -> list[tuple[str, str]]:
+def every_network(root: Path | str | None = None, *, share: float = 1.0, seed: int = 0) -> list[tuple[str, str]]:
     """(kind, arch) of each distinct network, by kind and then in a random order: any first part is a fair sample.
+
+    Args:
+        share: of each kind, at least one network; a larger share begins with the same ones.
 
     Raises:
         MissingDataError: a table is not at hand.
@@ -132,4 +154,36 @@ def every_network(root: Path | str | None = None, *, seed: int = 0) -> list[tupl
     macro = tables.distinct(tables.nb_macro_networks(root))["arch"]
     other = tables.distinct(tables.tnb_macro_networks(root))["arch"]
     every = zip(KINDS, (cells, cells, macro, other), strict=True)
-    return [(kind, arch) for kind, archs in every for arch in archs.sample(frac=1, random_state=seed)]
+    chosen = ((kind, archs.sample(frac=1, random_state=seed)) for kind, archs in every)
+    return [(kind, arch) for kind, archs in chosen for arch in archs[: math.ceil(share * len(archs))]]
+
+
+# ---- beside true accuracies
+
+
+def networks(table: str, scores: dict[str, pd.DataFrame], root: Path | str | None = None) -> pd.DataFrame:
+    """Networks of one of `TASKS` that have every score: arch, copies, accuracies in points, scores; index: the key.
+
+    Args:
+        table: "nats" and "tnb_micro" are cells, whose ZC vector on alpha_x is in `ALPHA`.
+        scores: kind -> rows of `score_networks`.
+    """
+    if table in ("nats", "tnb_micro"):
+        known = tables.distinct(tables.cells(root))
+        alpha = _scored(scores["alpha_x"])[list(ZC_NAMES)].set_axis(list(ALPHA), axis=1)
+        known = known.join(_scored(scores["nats"]), on="arch", how="inner").join(alpha, on="arch", how="inner")
+    else:
+        rows = tables.nb_macro_networks(root) if table == "nb_macro" else tables.tnb_macro_networks(root)
+        known = tables.distinct(rows.drop(columns=["params", "macs"], errors="ignore"))
+        known = known.join(_scored(scores[table]), on="arch", how="inner")
+    tasks = [task for task in TASKS[table] if task in known]
+    if not tasks:
+        raise MissingDataError(f"No accuracies of the table {table!r} are at hand; $GRAPHNAS_DATA must hold its file.")
+    known = known.assign(**{task: 100 * known[task] for task in HUNDREDTHS if task in known})
+    return known[known[tasks].notna().any(axis=1)]
+
+
+def _scored(rows: pd.DataFrame) -> pd.DataFrame:
+    """Scores by arch, of networks that were scored."""
+    known = rows[(rows["error"] == "") & rows["params"].notna()].set_index("arch")
+    return known.drop(columns=["kind", "error"])

@@ -178,7 +178,7 @@ def cells(root: Path | str | None = None) -> pd.DataFrame:
         of `CELL_TASKS` whose tables are there, larger being better, NaN where a cell was not trained.
     """
     nats = read("nats", root)
-    found = pd.DataFrame({"arch": nats["arch_str"], "key": [_key(text) for text in nats["arch_str"]]})
+    found = pd.DataFrame({"arch": nats["arch_str"], "key": [cell_key(text) for text in nats["arch_str"]]})
     found["epoch12"] = nats["nb201_cifar10_hp12_val_acc"]
     for printed, task in NATS_TASKS.items():
         found[task] = nats[f"nats_tss_test_acc_{printed}"]
@@ -195,7 +195,8 @@ def cells(root: Path | str | None = None) -> pd.DataFrame:
 
 
 @lru_cache(maxsize=1 << 15)
-def _key(text: str) -> str:
+def cell_key(text: str) -> str:
+    """Key of the function that a NATS-Bench cell computes; "" where it is disconnected."""
     return Cell.from_nats(text).key() if is_connected(text) else ""
 
 

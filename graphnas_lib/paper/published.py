@@ -88,7 +88,7 @@ class Protocol:
     """How claims are put to public tables of trained networks, and the rule of its verdict, set before it ran.
 
     `margin` and `floor` are the numbers of `rule`; `margin_size` is that over a control of equal size. `unit` is what
-    intervals are taken over.
+    intervals are taken over; `published` has values of others on the same question, from `source`.
     """
 
     id: str
@@ -102,6 +102,8 @@ class Protocol:
     claims: tuple[str, ...] = ()
     floor: float | None = None
     margin_size: float = 0.0
+    published: dict[str, tuple[float, ...]] = field(default_factory=dict, hash=False)
+    source: str = ""
 
 
 @dataclass(frozen=True)

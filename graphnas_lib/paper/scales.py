@@ -27,7 +27,8 @@ class Scale:
     label_resolution: int
     # proxies against trained accuracy (NATS-Bench, same batch and resolution); no text states it
     validation_networks: int
-    benchmark_networks: int | None = None  # of each kind of public table; None for all
+    benchmark_share: float  # of the distinct networks of each public table
+    evidence: dict[str, int]  # of the protocols on public tables; "networks" of a table, 0 for all
     # families (Eq. 3)
     n_clusters: int
     cluster_grid: tuple[int, ...]

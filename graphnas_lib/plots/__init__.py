@@ -8,6 +8,7 @@ from graphnas_lib.plots.draw import plot_cells
 from graphnas_lib.plots.figures import (
     ZC_AXES,
     farthest_families,
+    plot_band,
     plot_bars,
     plot_clusters,
     plot_criterion,

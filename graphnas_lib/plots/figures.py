@@ -348,3 +348,21 @@ def plot_intervals(
     if ax.get_legend_handles_labels()[0]:
         ax.legend(loc="upper left", bbox_to_anchor=(1.01, 1))
     return fig
+
+
+@figure
+def plot_band(table: pd.DataFrame, x: str, y: str, by: str, ylabel: str, *, log: bool = False) -> Figure:
+    """Mean of a quantity over a budget with its 95% interval over the rows of each point, one line a method.
+
+    Args:
+        table: columns `x`, `y` and `by`, the method.
+        log: the budget's axis is logarithmic.
+    """
+    import seaborn as sns
+
+    fig, ax = subplots(figsize=(WIDEST, 3.8))
+    look = _looks(list(dict.fromkeys(table[by])), MARKERS)
+    sns.lineplot(table, x=x, y=y, hue=by, style=by, dashes=False, seed=0, ax=ax, **look)
+    ax.set(xlabel=x, ylabel=ylabel, xscale="log" if log else "linear")
+    ax.legend(title=by, alignment="left", loc="center left", bbox_to_anchor=(1.01, 0.5))
+    return fig

@@ -98,7 +98,7 @@ def claims(project: Project) -> str:
     parts = []
     for scale, found in by_status(project).items():
         for status, rows in found.items():
-            columns = ("id", "claim", "where", "paper", "ours", "n", "notebook", "note")
+            columns = ("id", "claim", "where", "paper", "ours", "n", "tables", "notebook", "note")
             text = _table(columns, [[row[name] for name in columns] for row in rows])
             text = re.sub(r"\^\{(\w+)\}", r"^\1", text.replace(r"\times", "×"))  # the LaTeX of printed numbers
             parts += [f"### {scale}: {status} ({len(rows)})", f"{STATUSES[status].capitalize()}.", text] if rows else []

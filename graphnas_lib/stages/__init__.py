@@ -11,6 +11,7 @@ from graphnas_lib.stages import (
     cells,
     comparison,
     designed,
+    evidence,
     evolution,
     families,
     generated,

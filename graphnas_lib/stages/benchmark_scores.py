@@ -8,15 +8,17 @@ from graphnas_lib.stages.stage import Stage
 
 
 def make(stage: Stage) -> tuple[dict, dict]:
-    """Score each distinct network, or the first few of each kind, each kept at once.
+    """Score a share of the distinct networks of each kind, each kept at once.
 
     Raises:
         MissingDataError: a table of accuracies is not at hand.
     """
-    networks = benchmarks.every_network(seed=stage.seed)
-    if (few := stage.scale.benchmark_networks) is not None:
-        of_kind = {kind: [pair for pair in networks if pair[0] == kind] for kind in benchmarks.KINDS}
-        networks = [pair for pairs in of_kind.values() for pair in pairs[:few]]
+    networks = benchmarks.every_network(share=stage.scale.benchmark_share, seed=stage.seed)
     scores, facts = labels.score(stage, networks, "benchmark-scores", benchmarks.score_networks)
-    facts |= {"networks": len(networks), "part": benchmarks.BATCH, "failed": int((scores["error"] != "").sum())}
+    facts |= {
+        "networks": len(networks),
+        "share": stage.scale.benchmark_share,
+        "part": benchmarks.BATCH,
+        "failed": int((scores["error"] != "").sum()),
+    }
     return {f"{kind}.parquet": rows.reset_index(drop=True) for kind, rows in scores.groupby("kind")}, facts

@@ -20,7 +20,7 @@ from graphnas_lib.clusters import ZC_NAMES, choose_k
 from graphnas_lib.macro import CHANNELS, MAX_CELLS
 from graphnas_lib.paper import CLAIMS, DEVIATIONS, SCALES, TABLE_3, TABLE_4, Claim, Row
 from graphnas_lib.space import EDGES, OP_NODES, OPERATIONS
-from graphnas_lib.stages import table1, table2, table3, table4
+from graphnas_lib.stages import evidence, table1, table2, table3, table4
 from graphnas_lib.stages.costs import DATA_STAGES, hours
 from graphnas_lib.store import MissingArtifactError
 from graphnas_lib.zennet import INVERTED_KINDS
@@ -52,9 +52,10 @@ def answers(*ids: str) -> Callable:
 def claims(scale: str, notebook: str = "") -> pd.DataFrame:
     """Every claim (of one notebook) with our finding at a scale.
 
-    Columns id, claim, where, paper, ours, n, scale, status, notebook, note.
+    Columns id, claim, where, paper, ours, n, scale, status, tables (what public tables of trained networks say),
+    notebook, note.
     """
-    lines = []
+    lines, tables = [], evidence.on_claims(scale)
     for claim in (claim for claim in CLAIMS if notebook in ("", claim.notebook)):
         try:
             finding = FINDINGS[claim.id](claim, scale)
@@ -62,7 +63,8 @@ def claims(scale: str, notebook: str = "") -> pd.DataFrame:
             finding = Finding(why=str(error))
         line = {"id": claim.id, "claim": claim.text, "where": claim.where, "paper": ", ".join(claim.numbers) or "-"}
         line |= {"ours": sentence(claim, finding), "n": finding.n, "scale": "-" if finding.exact else scale}
-        lines.append(line | {"status": status(finding, scale), "notebook": claim.notebook, "note": claim.note})
+        line |= {"status": status(finding, scale), "tables": tables.get(claim.id, "-")}
+        lines.append(line | {"notebook": claim.notebook, "note": claim.note})
     return pd.DataFrame(lines)
 
 
