@@ -240,6 +240,6 @@ def test_a_generator_learns_the_histories_of_a_search():
     assert (rows[60] >= rows[5]).all() and rows[60].is_monotonic_increasing
     from graphnas_lib.sequence import SequenceConfig
 
-    config = SequenceConfig.small(bins=8, hidden=32, layers=2, heads=2, batch_size=32, warmup=5)
-    told = search.generated(space, found["histories"], ["cifar10"], seed=0, config=config, steps=60)
+    config = SequenceConfig.small(bins=8, hidden=32, layers=2, heads=2, batch_size=32, warmup=20, lr=5e-3)
+    told = search.generated(space, found["histories"], ["cifar10"], seed=0, config=config, steps=300)
     assert len(told) == 10 and (told["within"] <= 1).all() and told["within"].iloc[-1] > 0.2

@@ -140,15 +140,16 @@ def _finished(jobs: Mapping[str, Callable], workers: int, dask: str | None) -> I
 
     tasks = (delayed(_alone)(name, job) for name, job in jobs.items())
     if dask is not None:
-        from distributed import Client, KilledWorker
+        from distributed import Client, KilledWorker, as_completed
 
         with Client(dask) as client:
-            with parallel_config(backend="dask", client=client):
-                pool = Parallel(n_jobs=-1, return_as="generator_unordered")
+            futures = [client.submit(_alone, name, job, pure=False) for name, job in jobs.items()]
             try:
-                yield from pool(tasks)
+                yield from (result for _, result in as_completed(futures, with_results=True))
             except KilledWorker as error:  # lost more workers than the cluster allows
                 raise BrokenProcessPool(str(error)) from error
+            finally:
+                client.cancel(futures)
     elif workers == 1 or len(jobs) == 1:
         yield from ((name, job()) if workers == 1 else _alone(name, job) for name, job in jobs.items())
     else:
