@@ -9,7 +9,7 @@ import torch
 from graphnas_lib import proxies, store
 from graphnas_lib.ccnf import CCNF, CCNFConfig
 from graphnas_lib.clusters import Families
-from graphnas_lib.design import BudgetUnreachable, Design, KeptNetworks, Trained, design, kept
+from graphnas_lib.design import BudgetUnreachable, Design, KeptNetworks, Trained, dense_cell, design, kept, repeated
 from graphnas_lib.design import budget as module
 from graphnas_lib.design.fitting import Target, fit_to_budget
 from graphnas_lib.gvae import GVAE, GVAEConfig
@@ -325,3 +325,29 @@ def test_two_quantities_of_a_tiny_network_are_met_with_some_cells(ships):
     """The likest cells and the plain designs miss this one; the last draws, of other cells, do not."""
     (made,) = design(params=3_398, flops=2_470_228, n=1, seed=9, trained=ships)
     assert abs(made.params / 3_398 - 1) <= 0.05 and abs(made.flops / 2_470_228 - 1) <= 0.05
+
+
+# ---- the network that anyone can write down
+
+
+def test_the_repeated_cell_is_the_one_that_was_measured():
+    dense = Architecture(tuple(Triple(dense_cell("mbconv6_5"), 16, 1) for _ in range(20)))
+    assert count(dense, classes=100).params == 708_756
+    assert dense_cell("mbconv6_5").canonical() == dense_cell("mbconv6_5") and len(dense_cell("conv_3").live) == 6
+
+
+@pytest.mark.parametrize("asked", [{"params": 6e4}, {"flops": 8e6}])
+def test_repeated_cells_meet_a_budget_best_first(asked):
+    found = repeated(**asked, input_shape=(3, 8, 8), n=3)
+    assert len(found) == 3 and [one.tcet for one in found] == sorted((one.tcet for one in found), reverse=True)
+    for one in found:
+        cost, bound = getattr(one, *asked), next(iter(asked.values()))
+        assert 0.95 * bound <= cost <= bound
+        assert len({(t.cell, t.channels) for t in one.architecture.triples}) == 1
+    again = repeated(**asked, input_shape=(3, 8, 8), n=1)
+    assert again[0] == found[0]
+
+
+def test_a_budget_that_no_repeated_cell_meets_is_refused():
+    with pytest.raises(BudgetUnreachable, match="100"):
+        repeated(params=100)

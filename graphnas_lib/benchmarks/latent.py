@@ -31,6 +31,8 @@ FORMS = ("decoder", "nearest")
 HELD_OUT = 0.2
 FOLDS, NEIGHBOURS, PAIRS = 5, 10, 20_000
 AT_ONCE = 4_096  # latents whose distances to all cells are in memory
+MOST_CELLS = 100  # distinct cells compared around a reference
+BEST_DECODES = 20  # times as many decodes around the best cell, since few of the decoder's lie in the table
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,11 +139,11 @@ def samples(space: Subspace, tasks: Sequence[str]) -> pd.DataFrame:
             found = {name: space.rows_of(latent, form) for name, latent in latents.items()}
             distinct = {name: _distinct(row, reference) for name, row in found.items()}
             widths = [f"sigma {sigma}" for sigma in SIGMAS]
-            wanted = len(distinct["flow"])
+            wanted = min(len(distinct["flow"]), MOST_CELLS)
             enough = [name for name in widths if len(distinct[name]) >= wanted]
             near = enough[0] if enough else max(widths, key=lambda name: len(distinct[name]))
             compared = {"neighbourhood": distinct[near]} | {name: distinct[name] for name in TEMPERATURES}
-            n = min(wanted, len(distinct[near]))
+            n = min(wanted, len(distinct[near]), MOST_CELLS)
             compared |= {name: order[order != reference] for name, order in ordered.items()}
             for name, cells in compared.items():
                 decoded = found[near if name == "neighbourhood" else name] if name not in ordered else np.zeros(1)
@@ -155,7 +157,7 @@ def samples(space: Subspace, tasks: Sequence[str]) -> pd.DataFrame:
 
 def _drawn(space: Subspace, reference: int, generator: torch.Generator) -> dict[str, Tensor]:
     """Latents of the flow given z of the reference, and of neighbourhoods of the reference."""
-    n, m = space.training.decodes, space.training.gvae.latent_dim
+    n, m = space.training.decodes * (BEST_DECODES if reference == space.best else 1), space.mu.shape[1]
     z = space.z[reference].clamp(space.flow.zc_low, space.flow.zc_high).expand(n, -1)
     found = {}
     for name, temperature in TEMPERATURES.items():

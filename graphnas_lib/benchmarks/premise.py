@@ -32,7 +32,7 @@ def standardised(values: np.ndarray, *, logged: bool) -> np.ndarray:
 
 
 def family_sets(cells: pd.DataFrame, k: int, *, seed: int, shuffled: bool = False) -> dict[str, np.ndarray]:
-    """Family of each cell: by z as the paper has it, by size, by edits, and by z permuted.
+    """Family of each cell: by z as the paper has it, by size, by edits.
 
     Args:
         shuffled: give "z" the permuted families too: the control that must not win.
@@ -45,12 +45,10 @@ def family_sets(cells: pd.DataFrame, k: int, *, seed: int, shuffled: bool = Fals
     z = Families.fit(zc, n_clusters=k, seed=seed).assign(zc).numpy()
     sizes = standardised(zc[:, SIZE], logged=True)
     mixture = GaussianMixture(k, covariance_type="diag", n_init=5, reg_covar=1e-4, random_state=seed)
-    permuted = rng.permutation(z)
     return {
-        "z": permuted if shuffled else z,
+        "z": rng.permutation(z) if shuffled else z,
         "size": mixture.fit_predict(sizes),
         "edits": KMeans(k, n_init=5, random_state=seed).fit_predict(one_hot(cells["arch"])),
-        "permuted": rng.permutation(z),
     }
 
 
@@ -90,15 +88,15 @@ def family_premise(
         known = cells[task].notna().to_numpy()
         ranks = rankdata(cells[task].to_numpy()[known])
         weights = rng.multinomial(len(ranks), np.full(len(ranks), 1 / len(ranks)), size=draws).astype(float)
-        once, true = np.ones((1, len(ranks))), 1 - noise**2 / cells[task].var()
+        true = 1 - noise**2 / cells[task].var()
         for n, labels in sets.items():
-            found = {}
-            for name, family in labels.items():
-                value = float(eta_squared(ranks, family[known], once)[0])
-                found[name] = value, (drawn := eta_squared(ranks, family[known], weights))
+            found = {name: _resampled(ranks, family[known], weights) for name, family in labels.items()}
+            found["permuted"] = _permuted(ranks, labels["z"][known], draws, rng)
+            for name, (value, drawn) in found.items():
                 low, high = np.quantile(drawn, [0.025, 0.975])
                 told = {"task": task, "k": n, "families": name, "eta2": value, "low": low, "high": high}
-                families.append(told | {"n": len(ranks), "not_noise": true, **_pairs(cells[task], family, rng)})
+                pairs = _pairs(cells[task], labels[name], rng) if name in labels else {}
+                families.append(told | {"n": len(ranks), "not_noise": true, **pairs})
             if n == k:
                 verdicts.append(_row(task, found, len(ranks)))
     rows = statistics.judged(pd.DataFrame(verdicts), protocol)
@@ -107,6 +105,25 @@ def family_premise(
         "families": pd.DataFrame(families),
         "neighbours": pd.concat([neighbours(cells, task, rng) for task in tasks], ignore_index=True),
     }
+
+
+def _resampled(values: np.ndarray, families: np.ndarray, weights: np.ndarray) -> tuple[float, np.ndarray]:
+    """Eta squared, and its bootstrap draws."""
+    return float(eta_squared(values, families, np.ones((1, len(values))))[0]), eta_squared(values, families, weights)
+
+
+def _permuted(
+    values: np.ndarray, families: np.ndarray, draws: int, rng: np.random.Generator
+) -> tuple[float, np.ndarray]:
+    """Mean and draws of eta squared when families of these sizes mean nothing."""
+    sizes = np.bincount(families, minlength=families.max() + 1)
+    standard = (values - values.mean()) / values.std()
+    ends = np.cumsum(sizes)
+    found = []
+    for _ in range(draws):
+        sums = np.diff(np.concatenate([[0.0], np.cumsum(rng.permutation(standard))])[np.concatenate([[0], ends])])
+        found.append((sums**2 / np.maximum(sizes, 1)).sum() / len(values))
+    return float(np.mean(found)), np.array(found)
 
 
 def _row(task: str, found: dict, n: int) -> dict:

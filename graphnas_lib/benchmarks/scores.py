@@ -8,6 +8,7 @@ their own inputs. Accuracies take no part: a rule of selection sees these scores
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -37,7 +38,7 @@ TASKS = {
 }
 HUNDREDTHS = ("darcy", "room_layout", "normal", "autoencoder")  # tasks whose tables hold fractions, not points
 ALPHA = tuple(f"alpha_{name}" for name in ZC_NAMES)  # the ZC vector on alpha_x (Eq. 1)
-COLUMNS = ("kind", "arch", *PROXIES, "width", *SPECTRA, "error")
+COLUMNS = ("kind", "arch", *PROXIES, "width", *SPECTRA, "seconds", "error")
 
 
 def network(kind: str, arch: str, *, side: int, classes: int, seed: int) -> nn.Module:
@@ -101,7 +102,8 @@ def score_networks(
     Arguments are those of `proxies.label`; `out` keeps one JSON line a part.
 
     Returns:
-        `COLUMNS`, a row a network in the order given; spectra are NaN on "alpha_x", whose accuracies nobody knows.
+        `COLUMNS`, a row a network in the order given; spectra are NaN on "alpha_x", whose accuracies nobody knows, and
+        seconds where a part was taken before they were noted.
 
     Raises:
         ValueError: `out` holds rows of other settings.
@@ -119,13 +121,16 @@ def score_networks(
         parts = [journal.results.get(f"{part} {kind} {arch}", {}) for part in ("spectra", "proxies")]
         errors = dict.fromkeys(filter(None, (part.get("error") for part in parts)))
         shape = {"width": width(kind, arch)} if kind != "alpha_x" else {}
-        rows.append({"kind": kind, "arch": arch, **parts[0], **parts[1], **shape, "error": "; ".join(errors)})
+        took = {"seconds": sum(part.get("seconds", float("nan")) for part in parts if part)}
+        rows.append({"kind": kind, "arch": arch, **parts[0], **parts[1], **shape, **took, "error": "; ".join(errors)})
     return pd.DataFrame(rows, columns=list(COLUMNS))
 
 
 def _scored(part: str, kind: str, arch: str, *, batch: tuple[Tensor, Tensor], device, **options) -> dict:
     images, labels = (tensor.to(device) for tensor in batch)
-    return scored(part, kind, arch, images, labels, **options)
+    began = time.perf_counter()
+    found = scored(part, kind, arch, images, labels, **options)
+    return found | {"seconds": round(time.perf_counter() - began, 3)}
 
 
 def _parts(networks: Sequence[tuple[str, str]]) -> list[tuple[str, str, str]]:
@@ -170,12 +175,12 @@ def networks(table: str, scores: dict[str, pd.DataFrame], root: Path | str | Non
     """
     if table in ("nats", "tnb_micro"):
         known = tables.distinct(tables.cells(root))
-        alpha = _scored(scores["alpha_x"])[list(ZC_NAMES)].set_axis(list(ALPHA), axis=1)
-        known = known.join(_scored(scores["nats"]), on="arch", how="inner").join(alpha, on="arch", how="inner")
+        alpha = _by_arch(scores["alpha_x"])[list(ZC_NAMES)].set_axis(list(ALPHA), axis=1)
+        known = known.join(_by_arch(scores["nats"]), on="arch", how="inner").join(alpha, on="arch", how="inner")
     else:
         rows = tables.nb_macro_networks(root) if table == "nb_macro" else tables.tnb_macro_networks(root)
         known = tables.distinct(rows.drop(columns=["params", "macs"], errors="ignore"))
-        known = known.join(_scored(scores[table]), on="arch", how="inner")
+        known = known.join(_by_arch(scores[table]), on="arch", how="inner")
     tasks = [task for task in TASKS[table] if task in known]
     if not tasks:
         raise MissingDataError(f"No accuracies of the table {table!r} are at hand; $GRAPHNAS_DATA must hold its file.")
@@ -183,7 +188,7 @@ def networks(table: str, scores: dict[str, pd.DataFrame], root: Path | str | Non
     return known[known[tasks].notna().any(axis=1)]
 
 
-def _scored(rows: pd.DataFrame) -> pd.DataFrame:
+def _by_arch(rows: pd.DataFrame) -> pd.DataFrame:
     """Scores by arch, of networks that were scored."""
     known = rows[(rows["error"] == "") & rows["params"].notna()].set_index("arch")
-    return known.drop(columns=["kind", "error"])
+    return known.drop(columns=["kind", "seconds", "error"])

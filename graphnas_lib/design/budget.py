@@ -98,7 +98,7 @@ def design(
     if len(found) < n:
         message = f"{n} distinct designs were asked for; {len(found)} could be drawn for this budget."
         warnings.warn(message, stacklevel=2)
-    return _selected(found, request, batch, n, place, progress)
+    return selected(found, request, batch, n, place, progress)
 
 
 @dataclass(frozen=True)
@@ -284,7 +284,7 @@ class Drawer:
 # ---- selection
 
 
-def _selected(found: list[Fitted], request: Request, batch: tuple, n: int, device, progress: bool) -> Designs:
+def selected(found: list[Fitted], request: Request, batch: tuple, n: int, device, progress: bool) -> Designs:
     """Score every candidate by T-CET and keep the n best; a candidate whose score fails is counted, not ranked."""
     images, labels, words = batch[0].to(device), batch[1].to(device), batch[2]
     designs, unscored, last = Designs(), 0, None

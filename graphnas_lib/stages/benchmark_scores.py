@@ -21,4 +21,4 @@ def make(stage: Stage) -> tuple[dict, dict]:
         "part": benchmarks.BATCH,
         "failed": int((scores["error"] != "").sum()),
     }
-    return {f"{kind}.parquet": rows.reset_index(drop=True) for kind, rows in scores.groupby("kind")}, facts
+    return {f"benchmark_{kind}.parquet": rows.reset_index(drop=True) for kind, rows in scores.groupby("kind")}, facts

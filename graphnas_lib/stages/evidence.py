@@ -60,7 +60,7 @@ def complete_tables() -> dict[str, pd.DataFrame]:
 
 def load_scores(networks: int = 0) -> dict[str, pd.DataFrame]:
     """Kind -> rows of `benchmarks.score_networks`, of the first so many networks (0: all), in a random order."""
-    scores = {kind: store.load("benchmark_scores", f"{kind}.parquet", SCORED_AT) for kind in benchmarks.KINDS}
+    scores = {kind: store.load("benchmark_scores", f"benchmark_{kind}.parquet", SCORED_AT) for kind in benchmarks.KINDS}
     return {kind: rows.head(networks or len(rows)) for kind, rows in scores.items()}
 
 
