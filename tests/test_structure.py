@@ -23,7 +23,9 @@ from graphnas_lib.runner.manifest import read_manifest
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "graphnas_lib"
 MOST_ROOMS, MOST_FLOORS = 24, 8
-MOST_LINES = 16_500 + 1_950  # the redesign, and since then: evidence from public tables, proxies of spectra
+MOST_LINES = (
+    16_500 + 2_100
+)  # the redesign, and since then: evidence from public tables, proxies of spectra, repeated cells
 LONGEST_MODULE, LONGEST_BODY, MOST_CALLED_ONCE = 400, 40, 114  # lines, lines, private functions
 
 

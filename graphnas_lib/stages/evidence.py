@@ -36,7 +36,8 @@ def make(stage: Stage) -> tuple[dict, dict]:
     whole = complete_tables()
     training = trainings(sizes)
     scored = store.load_manifest("benchmark_scores", SCORED_AT)["files"]
-    settings = (sizes, training, {name: file["sha256"] for name, file in scored.items()})
+    decides = {name: size for name, size in sizes.items() if name not in ("seeds", "generators")}  # more add to these
+    settings = (decides, training, {name: file["sha256"] for name, file in scored.items()})
     parts = _parts(stage, frames, training, searched=bool(whole))
     parts |= {f"P5 {name}": partial(_searches, frame, name, sizes["searches"]) for name, frame in whole.items()}
     found = _collected(stage, parts, "protocols", *settings)
