@@ -48,7 +48,7 @@ def make(stage: Stage) -> tuple[dict, dict]:
         job = partial(_generator, frame, table, codes, config, sizes["generator_steps"])
         jobs |= {f"{table} {seed}": partial(job, seed) for seed in range(sizes["generators"])}
     written = _collected(stage, jobs, "generators", config, *settings)
-    return _files(found, written), {"networks": {table: len(frame) for table, frame in frames.items()}, **sizes}
+    return _files(found, written), sizes | {"n": {table: len(frame) for table, frame in frames.items()}}
 
 
 def complete_tables() -> dict[str, pd.DataFrame]:
