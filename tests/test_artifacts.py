@@ -232,11 +232,11 @@ def test_ctrl_c_leaves_no_worker_running(tmp_path):
     folder.mkdir()
     environment = os.environ | {"PYTHONPATH": str(Path(artifacts.__file__).parents[2])}
     run = subprocess.Popen([sys.executable, script, folder], env=environment, stderr=subprocess.PIPE, text=True)
-    until = time.monotonic() + 400
+    until = time.monotonic() + 300
     while len(list(folder.iterdir())) < 2 and time.monotonic() < until:
         time.sleep(0.1)
     run.send_signal(signal.SIGINT)
-    assert "KeyboardInterrupt" in run.communicate(timeout=120)[1]
+    assert "KeyboardInterrupt" in run.communicate(timeout=250)[1]
     workers = [int(path.name) for path in folder.iterdir()]
     while any(psutil.pid_exists(pid) for pid in workers) and time.monotonic() < until:
         time.sleep(0.1)

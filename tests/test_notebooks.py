@@ -14,7 +14,7 @@ from graphnas_lib.runner.readme import with_outputs
 
 FOLDER = Path(__file__).resolve().parents[1] / "notebooks"
 NOTEBOOKS = sorted(FOLDER.glob("[0-9]*.ipynb"))
-LARGEST = 500 * 1024  # bytes; hosting sites stop rendering large notebooks
+LARGEST = 1_000_000  # bytes; hosting sites stop rendering much larger notebooks
 LONGEST = 12  # lines of a code cell
 ENTRIES = {notebook.name: notebook for notebook in read_manifest(FOLDER / "manifest.toml")}
 PARAMETERS = {"scale": "smoke", "seed": 0, "device": "auto"}  # a notebook may have more
