@@ -320,7 +320,8 @@ def plot_intervals(
 
     Args:
         names: (n,), one line for each distinct one, in order.
-        values, low, high: (n,), with the ends of their intervals.
+        values, low, high: (n,), with the ends of their intervals; one beside its value, as a bootstrap of few rows may
+            give, is drawn from the value on.
         xlabel: of the values, with unit.
         groups: (n,), colour and marker.
         marks: label -> (n,) other values of the same names, drawn once a name.
@@ -334,7 +335,7 @@ def plot_intervals(
     fig, ax = subplots(figsize=(6.4, 1.2 + 0.3 * len(order)))
     for i, kind in enumerate(kinds):
         part = table[table["kind"] == i].dropna(subset="value")
-        ends = [part["value"] - part["low"], part["high"] - part["value"]]
+        ends = [(part["value"] - part["low"]).clip(lower=0), (part["high"] - part["value"]).clip(lower=0)]
         y = part["y"] + 0.26 * (i - (len(kinds) - 1) / 2)
         look = {"color": PALETTE[i % len(PALETTE)], "fmt": MARKERS[i % len(MARKERS)], "markersize": 5}
         if len(part):
