@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from graphnas_lib import ccnf, gvae
-from graphnas_lib.benchmarks.premise import SIZE, one_hot, standardised
+from graphnas_lib.benchmarks.premise import SIZE, one_hot, standardised_logs
 from graphnas_lib.benchmarks.scores import ALPHA
 from graphnas_lib.ccnf import CCNF, CCNFConfig
 from graphnas_lib.clusters import Families
@@ -99,7 +99,8 @@ class Subspace:
         """Row of the table that each latent (n, m) decodes to: -1 for a valid cell outside it, -2 for none."""
         if form == "nearest":
             scale = self.gvae.latent_std.clamp(min=1e-6)
-            parts = [torch.cdist(part / scale, self.mu / scale).argmin(dim=1) for part in latent.split(AT_ONCE)]
+            cells = self.mu / scale
+            parts = [torch.cdist(part / scale, cells).argmin(dim=1) for part in latent.split(AT_ONCE)]
             return torch.cat(parts).numpy()
         cells = self.gvae.decode(latent)
         return np.array([self.rows.get(cell.key(), -1) if cell else -2 for cell in cells])
@@ -128,7 +129,7 @@ def samples(space: Subspace, tasks: Sequence[str]) -> pd.DataFrame:
     """
     rng = np.random.default_rng([space.seed, 2])
     generator = torch.Generator().manual_seed(space.seed)
-    sizes, hot = standardised(space.zc[:, SIZE], logged=True), one_hot(space.cells["arch"])
+    sizes, hot = standardised_logs(space.zc[:, SIZE]), one_hot(space.cells["arch"])
     rows = []
     for reference in space.references(rng):
         latents = _drawn(space, reference, generator)

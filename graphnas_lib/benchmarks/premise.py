@@ -10,7 +10,7 @@ from scipy.stats import rankdata
 
 from graphnas_lib.benchmarks import statistics
 from graphnas_lib.benchmarks.scores import ALPHA
-from graphnas_lib.clusters import Families
+from graphnas_lib.clusters import Families, ZCTransform
 from graphnas_lib.paper import PROTOCOLS
 from graphnas_lib.space import nats_operations
 
@@ -26,9 +26,10 @@ def one_hot(archs: pd.Series) -> np.ndarray:
     return (codes[:, :, None] == np.unique(codes)).reshape(len(codes), -1).astype(float)
 
 
-def standardised(values: np.ndarray, *, logged: bool) -> np.ndarray:
-    values = np.log(values) if logged else values
-    return (values - values.mean(0)) / values.std(0)
+def standardised_logs(values: np.ndarray) -> np.ndarray:
+    """Logarithms of positive values (n, m), each column with mean 0 and deviation 1."""
+    logs = np.log(values)
+    return (logs - logs.mean(0)) / logs.std(0)
 
 
 def family_sets(cells: pd.DataFrame, k: int, *, seed: int, shuffled: bool = False) -> dict[str, np.ndarray]:
@@ -43,7 +44,7 @@ def family_sets(cells: pd.DataFrame, k: int, *, seed: int, shuffled: bool = Fals
     rng = np.random.default_rng(seed)
     zc = cells[list(ALPHA)].to_numpy(float, copy=True)
     z = Families.fit(zc, n_clusters=k, seed=seed).assign(zc).numpy()
-    sizes = standardised(zc[:, SIZE], logged=True)
+    sizes = standardised_logs(zc[:, SIZE])
     mixture = GaussianMixture(k, covariance_type="diag", n_init=5, reg_covar=1e-4, random_state=seed)
     return {
         "z": rng.permutation(z) if shuffled else z,
@@ -150,7 +151,7 @@ def neighbours(cells: pd.DataFrame, task: str, rng: np.random.Generator) -> pd.D
 
     known = cells[cells[task].notna()]
     zc, accuracy = known[list(ALPHA)].to_numpy(float, copy=True), known[task].to_numpy()
-    z = Families.fit(zc, n_clusters=1, n_init=1).transform(zc).numpy()
+    z = ZCTransform.fit(zc).transform(zc).numpy()
     spaces = {"z": z, "size": z[:, SIZE], "edits": one_hot(known["arch"])}
     nearest = {"random": (np.arange(len(known)) + rng.integers(1, len(known), len(known))) % len(known)}
     for name, points in spaces.items():

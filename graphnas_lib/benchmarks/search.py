@@ -172,8 +172,8 @@ def generated(
         request = torch.full((len(asked), 4), float("nan"), dtype=torch.float64)
         request[:, 0] = asked
         found = h.generate_many(request, n=DRAWN // len(asked), seed=seed * len(BUDGETS) + i, max_strides=8)
-        codes = [space.code(design) for row in found for design in row if design is not None]
-        keys = [space.key(code) for code in codes if len(code) in space.lengths]
+        written = [space.code(design) for row in found for design in row if design is not None]
+        keys = [space.key(code) for code in written if len(code) in space.lengths]
         keys = [key for key in keys if key in space.networks.index and space.networks["params"][key] <= bound]
         told = {"method": "generator", "evaluations": DRAWN, "seed": seed, "budget": quantile}
         told |= {"within": len(keys) / DRAWN, "distinct": len(set(keys))}

@@ -32,7 +32,8 @@ def make(stage: Stage) -> tuple[dict, dict]:
         MissingDataError: a table of accuracies is not at hand.
     """
     sizes = stage.scale.evidence
-    frames = {table: benchmarks.networks(table, load_scores(sizes["networks"])) for table in benchmarks.TASKS}
+    scores = load_scores(sizes["networks"])
+    frames = {table: benchmarks.networks(table, scores) for table in benchmarks.TASKS}
     whole = complete_tables()
     training = trainings(sizes)
     scored = store.load_manifest("benchmark_scores", SCORED_AT)["files"]
@@ -56,7 +57,8 @@ def complete_tables() -> dict[str, pd.DataFrame]:
     if (share := store.load_manifest("benchmark_scores", SCORED_AT)["config"]["share"]) < 1:
         tqdm.write(f"evidence: P5 and P6 are not run: {share:.0%} of the networks are scored, and a search needs all.")
         return {}
-    return {table: benchmarks.networks(table, load_scores()) for table in MACRO}
+    scores = load_scores()
+    return {table: benchmarks.networks(table, scores) for table in MACRO}
 
 
 def load_scores(networks: int = 0) -> dict[str, pd.DataFrame]:
