@@ -26,7 +26,7 @@ from graphnas_lib.macro import Architecture, HLArchitecture, stack_cell
 from graphnas_lib.network import Costs, count
 from graphnas_lib.space import Cell
 
-CELLS_PER_POOL = 32  # made at once: one at a time costs as much as a dozen
+CELLS_PER_POOL = 32  # made at once: one at a time costs as much as a dozen; 256 at once a third each
 MAX_DRAWS = 16  # until the nearest valid cell is taken
 MAX_ZC_GAP_STD = 0.2  # standard deviations within which every component of z must lie to be that asked for
 NEIGHBOURHOOD_SIGMAS = (0.125, 0.25, 0.375, 0.5, 0.75, 1.0, 1.5, 2.0)
@@ -53,6 +53,7 @@ class CellSampler:
         temperature: factor on the flow's noise in `generate_cell` and `realise`; 1 is Eq. 9 as printed.
         costs: exact size of a cell's network as z has it (`label_costs`), to tell which family a drawn cell is of;
             None takes q's word for the size too.
+        pool: cells that `generate_cell` makes at once; another number gives other cells.
 
     Attributes:
         requests, attempts, fallbacks: cells asked of `generate_cells` and the pools, decodes made for them, and
@@ -70,6 +71,7 @@ class CellSampler:
         *,
         temperature: float = 1.0,
         costs: Callable[[Cell], Costs] | None = None,
+        pool: int = CELLS_PER_POOL,
     ):
         hashes = {"G-VAE": gvae.zc_hash, "CCNF": ccnf.config.zc_hash, "families": families.zc_transform.hash()}
         if len({h for h in hashes.values() if h}) > 1:
@@ -78,18 +80,16 @@ class CellSampler:
         if sizes[0] != sizes[1]:
             raise ValueError(f"G-VAE and CCNF must share the latent size; got {sizes[0]} and {sizes[1]}.")
         self.gvae, self.ccnf, self.families, self.temperature = gvae.eval(), ccnf.eval(), families, temperature
-        self.costs = costs
+        self.costs, self.pool = costs, pool
         self.requests = self.attempts = self.fallbacks = 0
         self._blocks: dict[tuple[int, int, int], list[Cell]] = {}
 
     @classmethod
-    def load(
-        cls, scale: str | None = None, *, device: str | torch.device = "cpu", temperature: float = 1.0
-    ) -> CellSampler:
-        """The sampler of a scale's artifacts; MissingArtifactError names the stage that is not there."""
+    def load(cls, scale: str | None = None, *, device: str | torch.device = "cpu", **options) -> CellSampler:
+        """The sampler of a scale's artifacts, with further `options`; MissingArtifactError names what is not there."""
         scale = scale or store.default_scale("families", "gvae", "ccnf")
         gvae, ccnf = GVAE.load(scale).to(device), CCNF.load(scale, device=device)
-        return cls(gvae, ccnf, Families.load(scale), temperature=temperature, costs=label_costs(scale))
+        return cls(gvae, ccnf, Families.load(scale), costs=label_costs(scale), **options)
 
     def sample(self, zc: Tensor, *, seed: int, temperature: float = 1.0) -> Generated:
         """Decode one draw of the flow for each condition, a standardised ZC vector, (n, 4) (Sec. 3.2)."""
@@ -98,17 +98,17 @@ class CellSampler:
     def generate_cell(self, family: int, *, index: int, seed: int = 0) -> Cell:
         """omega(x-hat) of Eq. 9: the `index`-th cell of a family, a function of (seed, family, index) alone.
 
-        Cells come from pools of `CELLS_PER_POOL` consecutive indices, made at the first request for one of them.
+        Cells come from pools of consecutive indices, made at the first request for one of them.
 
         Raises:
             ValueError: no such family, or a negative index.
         """
         if index < 0:
             raise ValueError(f"index must be 0 or above; got {index}.")
-        block = (seed, family, index // CELLS_PER_POOL)
+        block = (seed, family, index // self.pool)
         if block not in self._blocks:
-            self._blocks[block] = self._fill([family] * CELLS_PER_POOL, _generator("pool", *block))
-        return self._blocks[block][index % CELLS_PER_POOL]
+            self._blocks[block] = self._fill([family] * self.pool, _generator("pool", *block))
+        return self._blocks[block][index % self.pool]
 
     def generate_cells(self, families: Sequence[int], *, seed: int) -> list[Cell]:
         """One cell for each family of a list (Eq. 9) in a single solve; a function of (seed, the list)."""

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch import nn
 
 from graphnas_lib import proxies, store
 from graphnas_lib.ccnf import CCNF, CCNFConfig
@@ -99,6 +100,30 @@ def test_equal_seeds_give_equal_designs_and_others_differ(parts, batch):
     assert [d.to_json() for d in one] == [d.to_json() for d in two] != [d.to_json() for d in other]
 
 
+def test_shallow_designs_have_few_cells_and_come_by_score_per_layer(parts, batch):
+    designs = design(params=6e4, select="shallow", n=4, **batch, **parts)
+    rated = [made.tcet / made.layers for made in designs]
+    assert len(designs) == 4 and rated == sorted(rated, reverse=True)
+    for made in designs:
+        assert abs(made.params / 6e4 - 1) <= 0.05 and 3 <= len(made.architecture.triples) <= 6
+        assert [t.stride for t in made.architecture.triples].count(2) == 2
+    table = designs.table(timed=True)
+    assert list(table["layers"]) == [made.layers for made in designs] and (table["step ms"] > 0).all()
+    assert "step ms" not in designs.table()
+    assert designs == design(params=6e4, select="shallow", n=4, **batch, **parts)
+
+
+def test_layers_are_those_that_the_network_has(parts, batch):
+    for made in design(params=5e4, n=3, **batch, **parts):
+        modules = list(made.build(seed=0).modules())
+        assert made.layers == sum(isinstance(module, (nn.Conv2d, nn.Linear)) for module in modules)
+
+
+def test_shallow_networks_refuse_what_they_cannot_meet(parts, batch):
+    with pytest.raises(BudgetUnreachable, match="nearest"):
+        design(params=300, select="shallow", n=1, **batch, **parts)
+
+
 def test_more_candidates_never_lower_the_best_score(parts, batch):
     few = design(params=2e4, n=2, seed=0, **batch, **parts)
     many = design(params=2e4, n=2, seed=0, candidates=6, **batch, **parts)
@@ -149,6 +174,7 @@ def test_contradictory_budgets_are_refused(parts, batch):
         ({"params": 1e4, "n": 5, "candidates": 3}, "candidates at least n"),
         ({"params": 1e4, "tolerance": 0}, "tolerance"),
         ({"params": 1e4, "classes": 0}, "classes"),
+        ({"params": 1e4, "select": "best"}, "select must be one of tcet, shallow"),
         ({"params": 1e4, "images": torch.zeros(2, 3, 16, 16)}, "together"),
         (
             {"params": 1e4, "images": torch.zeros(2, 3, 8, 8), "labels": torch.zeros(2)},

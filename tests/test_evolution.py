@@ -6,12 +6,14 @@ from collections import Counter
 
 import pytest
 import torch
+from scipy.stats import spearmanr
 
 from graphnas_lib import evolution
 from graphnas_lib.evolution import (
     Problem,
     ScoreError,
     SearchError,
+    Surrogate,
     algorithms,
     best_so_far,
     evolve,
@@ -22,7 +24,7 @@ from graphnas_lib.evolution import (
 from graphnas_lib.macro import Architecture, HLArchitecture, HLTriple, Triple
 from graphnas_lib.network import count
 from graphnas_lib.space import Cell, sample_cells
-from graphnas_lib.store import Checkpoint
+from graphnas_lib.store import Checkpoint, CorruptArtifactError
 
 POOL = sample_cells(48, seed=0)
 K = 8
@@ -194,6 +196,107 @@ def test_resumed_parallel_search_equals_an_uninterrupted_one(tmp_path):
 def test_checkpoint_without_text_form_is_refused(tmp_path):
     with pytest.raises(ValueError, match="dump"):
         toy_search(checkpoint=Checkpoint(tmp_path / "x.safetensors"))
+
+
+def test_a_long_history_is_stored_row_by_row_and_read_back(tmp_path):
+    scores = {"score": lambda x: float(x % 1_000), "dump": str, "parse": int}
+    scores |= {"mutate": lambda x, _, g: x + torch.randint(10**6, (), generator=g).item()}
+    whole = toy_search(iterations=3_000, **scores)
+    checkpoint = Checkpoint(tmp_path / "evolution.safetensors", every=0.0)
+    seen: Counter = Counter()
+
+    def dying(x):
+        size = checkpoint.log.stat().st_size if checkpoint.log.exists() else 0
+        seen["growth"] = max(seen["growth"], size - seen["size"])
+        seen["size"] = size
+        seen["calls"] += 1
+        if seen["calls"] == 2_000:
+            raise Killed
+        return float(x % 1_000)
+
+    with pytest.raises(Killed):
+        toy_search(iterations=3_000, checkpoint=checkpoint, **{**scores, "score": dying})
+    assert seen["growth"] < 1_000 < seen["size"]  # a checkpoint writes what is new
+    assert checkpoint.path.stat().st_size < 10_000
+    with checkpoint.log.open("a") as log:
+        log.write("what a killed run left behind the last state")
+    resumed = toy_search(iterations=3_000, checkpoint=checkpoint, **scores)
+    assert resumed.history == whole.history and resumed.counts == whole.counts
+
+
+def test_a_shortened_log_is_refused(tmp_path):
+    checkpoint = Checkpoint(tmp_path / "evolution.safetensors")
+    hl_search(iterations=20, checkpoint=checkpoint)
+    checkpoint.log.write_bytes(checkpoint.log.read_bytes()[:-40])
+    with pytest.raises(CorruptArtifactError, match="Delete both"):
+        hl_search(iterations=40, checkpoint=checkpoint)
+
+
+def test_screening_scores_the_most_promising_children():
+    sizes = {"iterations": 200, "channel_step": "local", "pooled": True, "feasible": narrow}
+    plain, screened = (hl_search(score=content_score, **sizes, screened=k) for k in (1, 16))
+    assert len(screened.history) == len(plain.history)  # equal evaluations
+    assert screened.best_score > 1.1 * plain.best_score
+    again = hl_search(score=content_score, **sizes, screened=16)
+    assert history_table(again.history).equals(history_table(screened.history))
+
+
+def narrow(architecture: Architecture) -> bool:
+    return all(triple.channels <= 128 for triple in architecture.triples)
+
+
+def content_score(architecture: Architecture) -> float:
+    """As T-CET: a sum over layers, with the root of the width."""
+    return sum(len(triple.cell.live) * triple.channels**0.5 for triple in architecture.triples)
+
+
+def test_screened_search_resumes_as_if_it_was_never_killed(tmp_path):
+    sizes = {"iterations": 120, "costs": count, "pooled": True, "screened": 8}
+    expected = hl_search(score=content_score, **sizes)
+    fatal = expected.history[90]["individual"].key()
+
+    def dying(architecture):
+        if architecture.key() == fatal:
+            raise Killed
+        return content_score(architecture)
+
+    checkpoint = Checkpoint(tmp_path / "evolution.safetensors", every=0.0)
+    with pytest.raises(Killed):
+        hl_search(score=dying, checkpoint=checkpoint, **sizes)
+    resumed = hl_search(score=content_score, checkpoint=checkpoint, **sizes)
+    assert history_table(resumed.history).equals(history_table(expected.history))
+
+
+def test_surrogate_ranks_networks_that_it_has_not_seen():
+    history = hl_search(score=content_score, iterations=500).history
+    surrogate = Surrogate()
+    surrogate.learn(history[:300])
+    held_out = history[300:]
+    expected = surrogate.expected(*(row["individual"] for row in held_out))
+    assert spearmanr(expected, [row["score"] for row in held_out]).statistic > 0.95
+
+
+def test_screening_without_a_surrogate_is_refused():
+    with pytest.raises(ValueError, match="surrogate"):
+        toy_search(screened=4)
+
+
+def test_deep_starts_fill_the_constraints():
+    feasible = evolution.budget(count, flops=30e6)
+    starts = evolution.deep_starts(generate_cell, K, feasible)
+    assert len(starts) == K and [start.triples[0].family for start in starts] == list(range(K))
+    for start in starts:
+        assert feasible(start) and not feasible(mutations.scale_widths(start, 1.6)) and len(start.triples) % 3 == 0
+    assert max(len(start.triples) for start in starts) == 18
+    assert evolution.deep_starts(generate_cell, K, lambda _: False) == []
+
+
+def test_several_starts_all_enter_the_history_and_the_best_live():
+    starts = list(range(0, 60, 2))
+    result = toy_search(start=starts, iterations=50)
+    assert [row["individual"] for row in result.history[:30]] == starts and len(result.history) == 80
+    first = min(row["parent"] for row in result.history[30:])
+    assert abs(result.history[first]["individual"] - 40) <= 10  # ten lived, those next to 40
 
 
 def test_discards_use_up_iterations_only_on_request():

@@ -1,12 +1,12 @@
 """Architectures, their networks and their exact costs."""
 
-import json
 import math
 
 import pytest
 import torch
 from torch import nn
 
+from graphnas_lib.benchmarks import released_networks
 from graphnas_lib.macro import CHANNELS, Architecture, HLArchitecture, HLTriple, Triple, stack_cell
 from graphnas_lib.network import Costs, build, count
 from graphnas_lib.space import REFERENCE_CELL, Cell, random_cell
@@ -74,17 +74,11 @@ def test_nats_reference_row_of_table_1():
 
 
 def test_ten_released_networks_count_exactly(shared):
-    released = json.loads((shared / "data" / "released_graphnet_cifar.json").read_text())
-    assert len(released["networks"]) == 10
-    for network in released["networks"]:
-        triples = []
-        for stage in network["stages"]:
-            cell = Cell.from_edges(stage["edges"], stage["operations"])
-            strides = [stage["stride"]] + [1] * (stage["repeats"] - 1)
-            triples += [Triple(cell, stage["channels"], stride) for stride in strides]
-        architecture = Architecture(tuple(triples), network["head_channels"], released["stem_stride"])
-        costs = count(architecture, classes=released["classes"])
-        assert (costs.params, costs.flops) == (network["params"], network["flops"])
+    released = released_networks(shared / "data")
+    assert len(released) == 10
+    for architecture, recorded in released:
+        costs = count(architecture, classes=100)
+        assert (costs.params, costs.flops) == (recorded["params"], recorded["flops"])
 
 
 def test_eq_2_widths_and_strides():

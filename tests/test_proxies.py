@@ -1,7 +1,6 @@
 """Zero-cost proxies: properties, hand-made and independent second computations, published test vectors."""
 
 import copy
-import json
 import math
 
 import numpy as np
@@ -11,7 +10,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from graphnas_lib import network
-from graphnas_lib.macro import Architecture, Triple, stack_cell
+from graphnas_lib.benchmarks import released_networks
+from graphnas_lib.macro import stack_cell
 from graphnas_lib.proxies import ProxyError, probe
 from graphnas_lib.proxies import measures as proxies
 from graphnas_lib.space import REFERENCE_CELL, Cell
@@ -420,12 +420,7 @@ def test_tcet_of_the_reference_cell_on_real_images(cifar):
 @pytest.mark.parametrize("number", range(10))
 def test_tcet_of_a_released_network(cifar, shared, number):
     """Released CIFAR networks, 100 classes: the authors' record, on un-augmented CIFAR-100 images 2 to 5% higher."""
-    released = json.loads((shared / "data" / "released_graphnet_cifar.json").read_text())
-    one, triples = released["networks"][number], []
-    for stage in one["stages"]:
-        cell = Cell.from_dict(stage)
-        triples += [Triple(cell, stage["channels"], stage["stride"] if i == 0 else 1) for i in range(stage["repeats"])]
-    architecture = Architecture(tuple(triples), one["head_channels"], released["stem_stride"])
+    architecture, one = released_networks(shared / "data")[number]
     model = network.build(architecture, classes=100, seed=0).to(memory_format=torch.channels_last)
     images, labels = cifar100_batch(cifar)
     assert proxies.tcet(model, images, labels) == pytest.approx(one["tcet"], rel=0.05)

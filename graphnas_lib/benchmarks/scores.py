@@ -29,7 +29,8 @@ BATCH = 16  # images, and random inputs of AZ-NAS and VKDNW; ours: T-CET and AZ-
 KINDS = ("alpha_x", "nats", "nb_macro", "tnb_macro")
 PROXIES = (*ZC_NAMES, "tcet", "tcet_none", "tcet_train", "layers")
 SPECTRA = ("az_expressivity", "az_progressivity", "az_trainability", "vkdnw_entropy")
-FIRST = 0.25  # share of the spectra, and of the large networks of "tnb_macro", that do not wait for all other scores
+FIRST = 0.25  # share of the spectra, and of the large networks of "tnb_macro", that do not wait for all other scores;
+# VKDNW's entropy, three quarters of a spectrum's cost and little alike between two seeds, is taken of these alone
 TASKS = {
     "nats": (*tables.NATS_TASKS.values(), *tables.NB360_TASKS.values()),
     "tnb_micro": tables.TNB_TASKS,
@@ -55,7 +56,7 @@ def scored(part: str, kind: str, arch: str, images: Tensor, labels: Tensor, *, s
     """One part of a network's scores, and error: NaN and the reason where a proxy fails. One thread.
 
     Args:
-        part: "proxies" for `PROXIES`, or "spectra" for `SPECTRA`.
+        part: "proxies" for `PROXIES`, "spectra" for `SPECTRA`, or "az" for these without VKDNW.
         kind: one of `KINDS`. On "alpha_x" the whole batch gives the ZC vector, as the paper has it; elsewhere the first
             `BATCH` images give T-CET too.
         images: (B, 3, H, W), normalised, on the device that computes.
@@ -65,10 +66,12 @@ def scored(part: str, kind: str, arch: str, images: Tensor, labels: Tensor, *, s
     try:
         with single_threaded():
             model = network(kind, arch, side=images.shape[-1], classes=classes, seed=seed).to(images.device)
-            if part == "spectra":
+            if part != "proxies":
                 shape = (BATCH, *images.shape[1:])
-                terms = proxies.az_terms(model, shape, seed=seed)
-                return terms | {"vkdnw_entropy": proxies.vkdnw_entropy(model, shape, seed=seed), "error": ""}
+                terms = dict.fromkeys(SPECTRA, float("nan")) | proxies.az_terms(model, shape, seed=seed)
+                if part == "spectra":
+                    terms["vkdnw_entropy"] = proxies.vkdnw_entropy(model, shape, seed=seed)
+                return terms | {"error": ""}
             layers = float(sum(isinstance(module, (nn.Conv2d, nn.Linear)) for module in model.modules()))
             taken, batch = (ZC_NAMES, len(images)) if kind == "alpha_x" else (PROXIES[:-1], BATCH)
             found = proxies.score(model, images[:batch], labels[:batch], taken, seed=seed)
@@ -118,7 +121,8 @@ def score_networks(
     store.collect(jobs, journal, workers=workers, progress=progress, dask=dask, desc="scores", unit="part")
     rows = []
     for kind, arch in networks:
-        parts = [journal.results.get(f"{part} {kind} {arch}", {}) for part in ("spectra", "proxies")]
+        spectra = journal.results.get(f"spectra {kind} {arch}") or journal.results.get(f"az {kind} {arch}", {})
+        parts = [spectra, journal.results.get(f"proxies {kind} {arch}", {})]
         errors = dict.fromkeys(filter(None, (part.get("error") for part in parts)))
         shape = {"width": width(kind, arch)} if kind != "alpha_x" else {}
         took = {"seconds": sum(part.get("seconds", float("nan")) for part in parts if part)}
@@ -142,7 +146,7 @@ def _parts(networks: Sequence[tuple[str, str]]) -> list[tuple[str, str, str]]:
             share = i / len(archs)
             later = share if share < FIRST else 1 + share
             places.append((later if kind == "tnb_macro" else share, "proxies", kind, arch))
-            places += [(later, "spectra", kind, arch)] * (kind != "alpha_x")
+            places += [(later, "spectra" if share < FIRST else "az", kind, arch)] * (kind != "alpha_x")
     return [tuple(place[1:]) for place in sorted(places)]
 
 

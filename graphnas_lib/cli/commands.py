@@ -120,7 +120,19 @@ def design(options: argparse.Namespace) -> int:
     from graphnas_lib.design import design as make
 
     images, labels = foreign.images(options.data, options.input, IMAGES) if options.data else (None, None)
-    as_named = ("params", "flops", "classes", "n", "seed", "scale", "tolerance", "candidates", "fresh", "device")
+    as_named = (
+        "params",
+        "flops",
+        "classes",
+        "n",
+        "seed",
+        "scale",
+        "tolerance",
+        "candidates",
+        "fresh",
+        "select",
+        "device",
+    )
     given = {name: getattr(options, name) for name in as_named}
     designs = make(**given, input_shape=options.input, images=images, labels=labels, progress=True)
     print(designs.table().to_string(index=False))
@@ -236,6 +248,12 @@ DESIGN = (
     _option("--candidates", type=int, help="networks to score by T-CET, of which the best -n are kept"),
     _option(
         "--fresh", action="store_true", help="decode greedily and draw every cell anew; take nothing from the evolution"
+    ),
+    _option(
+        "--select",
+        choices=("tcet", "shallow"),
+        default="tcet",
+        help="tcet (default): highest T-CET, deep and narrow; shallow: few cells, highest T-CET a layer, trains soon",
     ),
     *COMMON,
 )

@@ -21,6 +21,7 @@ from graphnas_lib import proxies, store
 from graphnas_lib.design.designs import Design, Designs
 from graphnas_lib.design.fitting import BudgetUnreachable, Fitted, Target, fit_to_budget
 from graphnas_lib.design.kept import KeptNetworks, NearNetworks
+from graphnas_lib.design.selection import RANKS, SHALLOW_CANDIDATES, shallow_networks
 from graphnas_lib.evolution import max_strides
 from graphnas_lib.macro import CHANNELS, HLArchitecture, HLTriple
 from graphnas_lib.network import build, count
@@ -57,6 +58,7 @@ def design(
     device: str = "auto",
     progress: bool = False,
     fresh: bool = False,
+    select: str = "tcet",
     trained: Trained | None = None,
 ) -> Designs:
     """Networks for a budget, best first (Eq. 12 and "Final model selection").
@@ -71,10 +73,14 @@ def design(
         images, labels: a batch (B, *input_shape) that T-CET is taken on, and its targets (B,); None takes 16 images of
             standard normal noise.
         tolerance: largest relative error of the costs; at or under the request is preferred.
-        candidates: networks to score, at least n (default n); the paper scores 10 to 100.
+        candidates: networks to score, at least n (default n, or 4 n where `select` is "shallow"); the paper scores 10
+            to 100.
         dense: one prediction a position, all strides 1.
         fresh: decode greedily and draw every cell from the flow, as Eq. 9 and 12 are printed; else the networks that
             the evolution kept say which macro designs to take, and give their cells (deviation D50).
+        select: "tcet", the paper's rule, takes the highest T-CET among designs of the generator: deep and narrow
+            networks, which need long trainings. "shallow" takes the highest T-CET a layer among networks of 3 to 6
+            cells of random families, which no generator writes: networks that train soon.
         trained: the trained parts, instead of those of `scale`; saves the loading where many requests are made.
 
     Raises:
@@ -83,7 +89,10 @@ def design(
         ProxyError: T-CET failed on every candidate.
     """
     target = Target(params, flops, tolerance)
-    wanted = n if candidates is None else candidates
+    if select not in RANKS:
+        raise ValueError(f"select must be one of {', '.join(RANKS)}; got {select!r}.")
+    shallow = select == "shallow"
+    wanted = n * (SHALLOW_CANDIDATES if shallow else 1) if candidates is None else candidates
     if n < 1 or wanted < n:
         raise ValueError(f"n must be at least 1 and candidates at least n; got {n} and {wanted}.")
     if not isinstance(classes, int) or classes < 1:
@@ -92,13 +101,17 @@ def design(
     request = Request(target, tuple(input_shape), classes, dense, seed)
     batch = request.batch(images, labels)
     trained = trained or Trained.load(scale, device=place)
-    near = None if fresh else trained.near(**request.conditions(trained.generator.config.input_shape))
-    macros = macro_designs(trained.generator, request, near)
-    found = Drawer(request, trained.sampler, near).candidates(macros, wanted)
+    if shallow:
+        sizes = {"max_strides": request.max_strides, "stem_stride": request.stem_stride, "seed": seed}
+        found = shallow_networks(wanted, trained.sampler, target, request.task, **sizes)
+    else:
+        near = None if fresh else trained.near(**request.conditions(trained.generator.config.input_shape))
+        macros = macro_designs(trained.generator, request, near)
+        found = Drawer(request, trained.sampler, near).candidates(macros, wanted)
     if len(found) < n:
         message = f"{n} distinct designs were asked for; {len(found)} could be drawn for this budget."
         warnings.warn(message, stacklevel=2)
-    return selected(found, request, batch, n, place, progress)
+    return selected(found, request, batch, n, place, progress, rank=RANKS[select])
 
 
 @dataclass(frozen=True)
@@ -284,7 +297,9 @@ class Drawer:
 # ---- selection
 
 
-def selected(found: list[Fitted], request: Request, batch: tuple, n: int, device, progress: bool) -> Designs:
+def selected(
+    found: list[Fitted], request: Request, batch: tuple, n: int, device, progress: bool, rank=RANKS["tcet"]
+) -> Designs:
     """Score every candidate by T-CET and keep the n best; a candidate whose score fails is counted, not ranked."""
     images, labels, words = batch[0].to(device), batch[1].to(device), batch[2]
     designs, unscored, last = Designs(), 0, None
@@ -300,7 +315,7 @@ def selected(found: list[Fitted], request: Request, batch: tuple, n: int, device
         )
     if not designs and last is not None:
         raise last
-    designs.sort(key=lambda made: -made.tcet)
+    designs.sort(key=rank, reverse=True)
     del designs[n:]
     designs.unscored = unscored
     return designs

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import torch
 from torch import nn
 
 from graphnas_lib import __version__, network, store
@@ -39,6 +41,11 @@ class Design(JSONText):
         return {"input_shape": self.input_shape, "classes": self.classes, "dense": self.dense}
 
     @property
+    def layers(self) -> int:
+        """Convolutions and the classifier: what a training has to pass through."""
+        return network.depth(self.architecture)
+
+    @property
     def hl(self) -> HLArchitecture:
         """The macro design it was drawn from, after its widths were fitted."""
         return self.architecture.hl
@@ -46,6 +53,17 @@ class Design(JSONText):
     def build(self, *, seed: int | None = None) -> nn.Module:
         """The trainable network; `seed` as in `network.build`."""
         return build(self.architecture, **self.task, seed=seed)
+
+    def step_milliseconds(self, *, batch: int = 16, device: str = "cpu", tries: int = 3) -> float:
+        """What one forward and backward pass of a batch takes here, the quickest of some; training is many of them."""
+        model = self.build(seed=0).to(device, memory_format=torch.channels_last)
+        images, times = torch.randn(batch, *self.input_shape, device=device), []
+        for _ in range(tries):
+            began = time.perf_counter()
+            model(images).sum().backward()
+            next(model.parameters()).grad.sum().item()  # waits for a GPU
+            times.append(1_000 * (time.perf_counter() - began))
+        return min(times)
 
     def to_dict(self) -> dict:
         """JSON-ready form."""
@@ -111,22 +129,22 @@ class Design(JSONText):
 
 
 class Designs(list):
-    """Designs, highest T-CET first, with a table; `unscored` counts candidates whose T-CET could not be computed."""
+    """Designs, best first by the rule that was asked for; `unscored` counts candidates whose T-CET failed."""
 
     unscored: int = 0
 
-    def table(self) -> pd.DataFrame:
-        """One row a design."""
+    def table(self, *, timed: bool = False) -> pd.DataFrame:
+        """One row a design; `timed` adds what a step of training takes here (`Design.step_milliseconds`)."""
         import pandas as pd
 
         rows = []
         for design in self:
             triples = design.architecture.triples
-            rows.append(
-                {name: getattr(design, name) for name in ("params", "flops", "macs", "tcet")}
-                | {"cells": len(triples), "channels": " ".join(str(t.channels) for t in triples)}
-                | {"strides": " ".join(str(t.stride) for t in triples), "head": design.architecture.head_channels or 0}
-            )
+            row = {name: getattr(design, name) for name in ("params", "flops", "macs", "tcet", "layers")}
+            row |= {"step ms": round(design.step_milliseconds(), 1)} if timed else {}
+            row |= {"cells": len(triples), "channels": " ".join(str(t.channels) for t in triples)}
+            row |= {"strides": " ".join(str(t.stride) for t in triples), "head": design.architecture.head_channels or 0}
+            rows.append(row)
         return pd.DataFrame(rows)
 
     def __repr__(self) -> str:

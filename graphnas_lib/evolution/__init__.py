@@ -5,7 +5,9 @@ paper's. Beside the loop (`search`) stand what asks for scores (`evaluation`) an
 """
 
 from graphnas_lib.evolution.algorithms import (
+    CELLS_PER_FAMILY,
     budget,
+    deep_starts,
     filled,
     flat_evo,
     flat_start,
@@ -19,3 +21,4 @@ from graphnas_lib.evolution.evaluation import ScoreError
 from graphnas_lib.evolution.history import SearchError, best_so_far, history_table
 from graphnas_lib.evolution.mutations import random_architecture, round_channels, scale_widths
 from graphnas_lib.evolution.search import Problem, SearchResult, evolve, random_search
+from graphnas_lib.evolution.surrogate import Surrogate

@@ -7,10 +7,12 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import InitVar, dataclass, field
-from itertools import accumulate
+from itertools import accumulate, islice
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
+
+from graphnas_lib.store import Checkpoint
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -49,7 +51,7 @@ class History:
     fruitless: int = 0  # children in a row that did not enter H, a failure counted as 200
     counts: dict[str, int] = field(default_factory=lambda: dict.fromkeys(COUNTED, 0))
     failures: list[str] = field(default_factory=list)
-    texts: list[str] = field(default_factory=list)  # dumped individuals of H, each dumped once
+    saved: tuple[int, int] = (0, 0)  # rows and records that stand in the checkpoint's log
 
     def __post_init__(self, seed: int):
         self.generator, self.began = torch.Generator().manual_seed(seed), time.monotonic()
@@ -94,31 +96,32 @@ class History:
                 f"{self.failures[-1:] or 'no failures'}). Loosen the constraints, or mend the score."
             )
 
-    def state(self, dump: Callable[[Any], str]) -> dict:
-        """What a checkpoint holds; individuals as text."""
-        self.texts += [dump(row["individual"]) for row in self.rows[len(self.texts) :]]
-        rows = [{name: value for name, value in row.items() if name != "individual"} for row in self.rows]
-        return {
-            **{name: getattr(self, name) for name in STORED},
-            "rows": json.dumps(rows),
-            "individuals": self.texts,
-            "waiting": [[child.parent, dump(child.individual), child.key, child.phase] for child in self.waiting],
-            "records": json.dumps(self.records),
-            "seconds": self.seconds,
-            "generator": self.generator.get_state(),
-        }
+    def save(self, checkpoint: Checkpoint, dump: Callable[[Any], str], supplied: list[int]) -> None:
+        """Store all of it; `supplied` counts the cells that were drawn. Costs what is new since the last call."""
+        rows, records = self.saved
+        lines = [json.dumps({**row, "individual": dump(row["individual"])}) for row in self.rows[rows:]]
+        lines += [json.dumps(pair) for pair in islice(self.records.items(), records, None)]
+        state = {name: getattr(self, name) for name in STORED} | {"seconds": self.seconds, "supplied": supplied}
+        state["waiting"] = [[child.parent, dump(child.individual), child.key, child.phase] for child in self.waiting]
+        checkpoint.save(state | {"generator": self.generator.get_state()}, lines)
+        self.saved = len(self.rows), len(self.records)
 
-    def restore(self, state: dict, parse: Callable[[str], Any]) -> None:
-        """Inverse of `state`."""
+    def restore(self, checkpoint: Checkpoint, parse: Callable[[str], Any]) -> list[int] | None:
+        """Inverse of `save`: gives `supplied`, or None where nothing is stored."""
+        if (state := checkpoint.load()) is None:
+            return None
         for name in STORED:
             setattr(self, name, state[name])
-        self.texts = state["individuals"]
-        rows = zip(json.loads(state["rows"]), self.texts, strict=True)
-        self.rows = [{**row, "individual": parse(text)} for row, text in rows]
-        self.records = json.loads(state["records"])
+        for entry in map(json.loads, checkpoint.lines()):
+            if isinstance(entry, dict):
+                self.rows.append({**entry, "individual": parse(entry["individual"])})
+            else:
+                self.records[entry[0]] = entry[1]
+        self.saved = len(self.rows), len(self.records)
         self.waiting = deque(Child(parent, parse(text), key, phase) for parent, text, key, phase in state["waiting"])
         self.began -= state["seconds"]
         self.generator.set_state(state["generator"])
+        return state["supplied"]
 
 
 def best_so_far(history: list[dict]) -> list[float]:

@@ -88,7 +88,12 @@ def hl_mutate(
 
 
 def flat_mutate(
-    architecture: Architecture, exploration: bool, generator: torch.Generator, *, repeats: bool = False
+    architecture: Architecture,
+    exploration: bool,
+    generator: torch.Generator,
+    *,
+    repeats: bool = False,
+    channel_step: str = "uniform",
 ) -> Architecture:
     """One mutation directly in S, for the evolution baselines: an edge, an operation, channels, stride, or depth.
 
@@ -105,7 +110,7 @@ def flat_mutate(
     elif kind == "insert" and not repeats:
         triples.insert(i + _choice((0, 1), generator), Triple(_valid_cell(generator), triple.channels, 1))
     else:
-        _change_macro(triples, i, kind, generator)
+        _change_macro(triples, i, kind, generator, channel_step)
     return replace(architecture, triples=tuple(triples))
 
 

@@ -33,12 +33,13 @@ class Problem:
     child, any other exception stops the search.
     """
 
-    start: Any = None  # alpha_0; must be feasible. Random search does without
+    start: Any = None  # alpha_0, or a list of several; must be feasible. Random search does without
     mutate: Callable[[Any, bool, torch.Generator], Any]
     score: Callable[[Any], float | dict]
     feasible: Callable[[Any], bool]  # the constraints
     key: Callable[[Any], str]  # equal keys share one score
     describe: Callable[[Any], dict] = lambda _: {}  # more columns of the history (parameters, FLOPs)
+    surrogate: Any = None  # tells the most promising of some children; see `surrogate.Surrogate`
     supply: Any = None  # an object with `counts` (a list of int) that `mutate` draws on; stored with the checkpoint
     dump: Callable[[Any], str] | None = None  # individual to text, for checkpoints
     parse: Callable[[str], Any] | None = None  # and back
@@ -69,6 +70,7 @@ def evolve(
     population: int,
     seed: int,
     count_discards: bool = False,
+    screened: int = 1,
     workers: int = 1,
     checkpoint: Checkpoint | None = None,
     progress: bool = False,
@@ -79,6 +81,8 @@ def evolve(
         iterations: T, children to record (or to try, with `count_discards`); the population has at most N.
         seed: of parents and mutations.
         count_discards: a discarded child uses up an iteration, as App. C's text has it; then |H| < T.
+        screened: children that are drawn for each that is scored, the one that the problem's `surrogate` expects most
+            of; 1 is Algorithm 1.
         workers: processes that score children; with more than one, a child is drawn from the population as it was
             `CHILDREN_AHEAD_PER_WORKER` children a worker earlier, so that nobody waits; 1 is Algorithm 1.
         checkpoint: where to store and resume; needs the problem's `dump` and `parse`.
@@ -88,22 +92,20 @@ def evolve(
         ScoreError: the start cannot be scored.
         SearchError: 20,000 children in a row broke the constraints, or 100 could not be scored.
     """
-    if iterations < 0 or population < 1 or workers < 1:
-        came = f"{iterations}, {population}, {workers}"
-        raise ValueError(f"iterations must be >= 0, population and workers >= 1; got {came}.")
+    if iterations < 0 or min(population, workers, screened) < 1:
+        came = f"{iterations}, {population}, {workers} and {screened}"
+        raise ValueError(f"iterations must be >= 0, population, workers and screened >= 1; got {came}.")
+    if screened > 1 and problem.surrogate is None:
+        raise ValueError(f"A search must have a surrogate to choose among {screened} children; its problem has none.")
     checkpoint = checkpoint or Checkpoint.none()
     evaluator, ahead = Evaluator(problem.score, workers), 1 if workers == 1 else CHILDREN_AHEAD_PER_WORKER * workers
     history = History(describe=problem.describe, seed=seed, count_discards=count_discards)
-    _begin(history, problem, evaluator, checkpoint)  # lines 20, 21: H = {alpha_0}, P = H
+    _begin(history, problem, evaluator, checkpoint, population)  # lines 20, 21: H = {alpha_0}, P = H
     with tqdm(total=iterations, initial=history.step, disable=not progress, desc="evolution") as bar:
         while history.step < iterations:  # line 23
             while len(history.waiting) < ahead and history.drawn < iterations:
                 exploration = history.drawn < iterations / 2  # line 22: e
-                child = offspring(problem, history, exploration)  # lines 24, 25
-                if problem.feasible(child.individual):
-                    history.waiting.append(child)
-                else:
-                    history.discard()
+                history.waiting += _drawn(problem, history, exploration, screened)  # lines 24, 25
             if not history.waiting:  # discards have used up the iterations
                 break
             evaluator.begin((one.key, one.individual) for one in history.waiting if one.key not in history.records)
@@ -119,9 +121,9 @@ def evolve(
                 history.add(child, record, removed=removed)  # lines 30, 31
             bar.update(history.step - bar.n)
             if checkpoint.due():
-                checkpoint.save(_state(history, problem))
+                _save(history, problem, checkpoint)
     if checkpoint.path is not None:
-        checkpoint.save(_state(history, problem))  # a later search may be killed
+        _save(history, problem, checkpoint)  # a later search may be killed
     best = max(history.rows, key=lambda row: row["score"])  # line 34
     remembered = (history.rows, history.counts, history.failures, history.seconds)
     return SearchResult(best["individual"], best["score"], *remembered)
@@ -140,28 +142,47 @@ def offspring(problem: Problem, history: History, exploration: bool) -> Child:
         history.counts["redrawn"] += 1
 
 
-def _begin(history: History, problem: Problem, evaluator: Evaluator, checkpoint: Checkpoint) -> None:
-    """Fill a new history from the checkpoint, or with alpha_0."""
+def _drawn(problem: Problem, history: History, exploration: bool, screened: int) -> list[Child]:
+    """A feasible child, the most promising of `screened`; none where the only one that was drawn is not feasible."""
+    children: list[Child] = []
+    while len(children) < screened:
+        child = offspring(problem, history, exploration)
+        if problem.feasible(child.individual):
+            children.append(child)
+        else:
+            history.discard()
+            if screened == 1:
+                return []
+    best = problem.surrogate.best([one.individual for one in children], history.rows) if screened > 1 else 0
+    return [children[best]]
+
+
+def _begin(history: History, problem: Problem, evaluator: Evaluator, checkpoint: Checkpoint, population: int) -> None:
+    """Fill a new history from the checkpoint, or with alpha_0; of several the best `population` are alive."""
     if checkpoint.path is not None and (problem.dump is None or problem.parse is None):
         raise ValueError(
             "A resumable search must get `dump` and `parse` (individual to text and back); got a checkpoint alone."
         )
-    if state := checkpoint.load():
-        history.restore(state["history"], problem.parse)
+    if (supplied := history.restore(checkpoint, problem.parse)) is not None:
         if problem.supply:
-            problem.supply.counts = state["supplied"]
+            problem.supply.counts = supplied
         return
-    if not problem.feasible(problem.start):
+    starts = problem.start if isinstance(problem.start, list) else [problem.start]
+    if not all(map(problem.feasible, starts)):
         raise ValueError("The initial individual of a search must satisfy its constraints; it does not. Loosen them.")
-    key = problem.key(problem.start)
-    record = evaluator.record(key, problem.start)
-    if isinstance(record, str):
-        raise ScoreError(f"The initial individual of a search must have a score; scoring failed: {record}")
-    history.add(Child(-1, problem.start, key, "initial"), record, removed=-1)
+    keyed = {problem.key(start): start for start in starts}
+    evaluator.begin(keyed.items())
+    for key, start in keyed.items():
+        record = evaluator.record(key, start)
+        if isinstance(record, str):
+            raise ScoreError(f"The initial individual of a search must have a score; scoring failed: {record}")
+        history.add(Child(-1, start, key, "initial"), record, removed=-1)
+    best_first = sorted(history.population, key=lambda i: -history.rows[i]["score"])
+    history.population = sorted(best_first[:population])
 
 
-def _state(history: History, problem: Problem) -> dict:
-    return {"history": history.state(problem.dump), "supplied": problem.supply.counts if problem.supply else []}
+def _save(history: History, problem: Problem, checkpoint: Checkpoint) -> None:
+    history.save(checkpoint, problem.dump, problem.supply.counts if problem.supply else [])
 
 
 def random_search(problem: Problem, *, iterations: int, seed: int, **options) -> SearchResult:

@@ -8,9 +8,9 @@ operation. Inputs may have one or two spatial dimensions; `dense=True` keeps eve
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 
 import torch
 from torch import Tensor, nn
@@ -67,8 +67,8 @@ def plan(cell: Cell, inputs: int, channels: int, stride: int) -> CellPlan:
         raw = changes and sources == (INPUT,) and name != "skip"
         projected |= INPUT in sources and not raw
         layers = ops.layers(name, inputs, channels, stride) if raw else ops.layers(name, channels, channels)
-        nodes.append(NodePlan(node, sources, raw, tuple(layers)))
-    return CellPlan(tuple(ops.projection(inputs, channels, stride)) if changes and projected else (), tuple(nodes))
+        nodes.append(NodePlan(node, sources, raw, layers))
+    return CellPlan(ops.projection(inputs, channels, stride) if changes and projected else (), tuple(nodes))
 
 
 def steps(architecture: Architecture, dense: bool) -> Iterator[tuple[Cell, int, int, int]]:
@@ -79,12 +79,12 @@ def steps(architecture: Architecture, dense: bool) -> Iterator[tuple[Cell, int, 
         inputs = triple.channels
 
 
-def ends(architecture: Architecture, channels: int, dense: bool) -> tuple[list[ops.Layer], list[ops.Layer]]:
+def ends(architecture: Architecture, channels: int, dense: bool) -> tuple[tuple[ops.Layer, ...], tuple[ops.Layer, ...]]:
     """Layers before the cells, of an input of `channels`, and after them."""
     first, last, wide = architecture.stem_channels, architecture.triples[-1].channels, architecture.head_channels
-    stem = [ops.conv(channels, first, 3, stride=1 if dense else architecture.stem_stride), ops.norm(first)]
-    head = [ops.norm(last), ops.relu(last)]
-    return stem, head if wide is None else [*head, ops.conv(last, wide), ops.norm(wide)]
+    stem = (ops.conv(channels, first, 3, stride=1 if dense else architecture.stem_stride), ops.norm(first))
+    head = (ops.norm(last), ops.relu(last))
+    return stem, head if wide is None else (*head, ops.conv(last, wide), ops.norm(wide))
 
 
 def _check_input(input_shape, classes: int) -> None:
@@ -110,7 +110,8 @@ def _cell_costs(cell: Cell, inputs: int, channels: int, stride: int, sides: tupl
     return total
 
 
-def _sequence_costs(layers: Sequence[ops.Layer], sides: tuple[int, ...]) -> Costs:
+@cache
+def _sequence_costs(layers: tuple[ops.Layer, ...], sides: tuple[int, ...]) -> Costs:
     params = macs = counted = 0
     for layer in layers:
         m, c = layer.macs(sides)
@@ -144,6 +145,16 @@ def count(architecture: Architecture, *, input_shape=(3, 32, 32), classes: int =
     linear, pooled = width * classes, 0 if dense else math.prod(sides) * width
     counted = positions * (linear + classes) + pooled
     return total + Costs(linear + classes, positions * linear, 2 * counted)
+
+
+def depth(architecture: Architecture) -> int:
+    """Convolutions of a network, those that adapt a cell's input included, and its classifier."""
+    stem, head = ends(architecture, 3, dense=False)
+    layers = [*stem, *head]
+    for cell, inputs, width, stride in steps(architecture, dense=False):
+        planned = plan(cell, inputs, width, stride)
+        layers += [*planned.projection, *(layer for node in planned.nodes for layer in node.layers)]
+    return sum(layer.kind == "conv" for layer in layers) + 1
 
 
 # ---- modules

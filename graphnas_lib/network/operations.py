@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 
 from torch import nn
 
@@ -97,31 +98,33 @@ def conv(inputs: int, outputs: int, kernel: int = 1, **options) -> Layer:
     return Layer("conv", inputs, outputs, kernel, **options)
 
 
-def projection(inputs: int, outputs: int, stride: int) -> list[Layer]:
+@cache
+def projection(inputs: int, outputs: int, stride: int) -> tuple[Layer, ...]:
     """ReLU-conv1x1-BN that adapts a cell's input to its width and stride (deviation D04)."""
-    return [relu(inputs), conv(inputs, outputs, stride=stride), norm(outputs)]
+    return relu(inputs), conv(inputs, outputs, stride=stride), norm(outputs)
 
 
-def layers(name: str, inputs: int, outputs: int, stride: int = 1) -> list[Layer]:
-    """The operation `name` of `space.OPERATIONS` from `inputs` to `outputs` channels; [] for 'skip' (App. B)."""
+@cache
+def layers(name: str, inputs: int, outputs: int, stride: int = 1) -> tuple[Layer, ...]:
+    """The operation `name` of `space.OPERATIONS` from `inputs` to `outputs` channels; () for 'skip' (App. B)."""
     if name == "skip":
-        return []
+        return ()
     kind, _, kernel = name.rpartition("_")
     k = int(kernel)
     if kind == "avg_pool":
-        pool = [Layer("avg_pool", inputs, inputs, k, stride), norm(inputs, affine=False)]
-        widen = [relu(inputs), conv(inputs, outputs, bias=True), norm(outputs)]
+        pool = (Layer("avg_pool", inputs, inputs, k, stride), norm(inputs, affine=False))
+        widen = (relu(inputs), conv(inputs, outputs, bias=True), norm(outputs))
         return pool if inputs == outputs else pool + widen
     if kind == "conv":
-        return [relu(inputs), conv(inputs, outputs, k, stride=stride), norm(outputs)]
+        return relu(inputs), conv(inputs, outputs, k, stride=stride), norm(outputs)
     if kind in ("sep_conv", "dil_conv"):
         dilation = 2 if kind == "dil_conv" else 1
         depthwise = conv(inputs, inputs, k, stride=stride, dilation=dilation, groups=inputs)
-        return [relu(inputs), depthwise, conv(inputs, outputs), norm(outputs)]
+        return relu(inputs), depthwise, conv(inputs, outputs), norm(outputs)
     ratio = float(kind.removeprefix("mbconv").removeprefix("bconv"))
     hidden = max(1, int(inputs * ratio))
-    return [
+    return (
         *(relu(inputs), conv(inputs, hidden), norm(hidden)),
         *(relu(hidden), conv(hidden, hidden, k, stride=stride, groups=hidden), norm(hidden)),
         *(relu(hidden), conv(hidden, outputs), norm(outputs)),
-    ]
+    )

@@ -58,6 +58,7 @@ class Scale:
     family_decoded: int
     solved_cells: int  # cells over which solvers are compared
     # HL-Evo (App. C: T = 20,000, N = 512) and the batch of images that T-CET is taken on
+    history_form: str  # of the search whose history the generator learns: "HL-Evo" as printed, or in another form
     iterations: int
     population: int
     tcet_batch: int

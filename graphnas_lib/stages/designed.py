@@ -8,7 +8,8 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from graphnas_lib.design import Trained, below, design
+from graphnas_lib import benchmarks, datasets
+from graphnas_lib.design import SCORED, Trained, below, design, repeated
 from graphnas_lib.sequence import CONDITIONS
 from graphnas_lib.stages import evolution
 from graphnas_lib.stages.stage import Stage
@@ -66,10 +67,29 @@ def best_designs(trained: Trained, searches: evolution.Searches, history: pd.Dat
             rows.append({"budget": name, "method": method, "evaluations": len(found), "score": max(found)})
         runs = history[history["budget"] == name]
         rows.append({"budget": name, "method": "HL-Evo", "evaluations": len(runs), "score": runs["score"].max()})
+        rows += [{"budget": name, **row} for row in outside(searches, quantity, bound)]
     return pd.DataFrame(rows)
 
 
+def outside(searches: evolution.Searches, quantity: str, bound: float) -> list[dict]:
+    """What needs no generator and no search: the best network of one repeated cell, and the authors' best one."""
+    score, rows = searches.score, []
+    options = {"images": score.images, "labels": score.labels, "classes": score.classes}
+    plain = repeated(**below(quantity, bound), input_shape=searches.input_shape, **options)
+    rows.append({"method": REPEATED, "evaluations": SCORED, "score": score(plain[0].architecture)["score"]})
+    try:
+        known = [network for network, _ in benchmarks.released_networks()]
+    except datasets.MissingDataError:
+        return rows
+    within = [one for one in known if 0.5 * bound <= getattr(searches.costs(one), quantity) <= bound]
+    if within:
+        best = max(score(one)["score"] for one in within)
+        rows.append({"method": RELEASED, "evaluations": len(within), "score": best})
+    return rows
+
+
 FLAT_EQUAL = "Evo (flat), as many"
+REPEATED, RELEASED = "Repeated cell", "Released"
 
 
 def best_table(best: pd.DataFrame, flat: pd.DataFrame) -> pd.DataFrame:
@@ -84,7 +104,8 @@ def best_table(best: pd.DataFrame, flat: pd.DataFrame) -> pd.DataFrame:
         best = pd.concat([best, runs.assign(method=name)], ignore_index=True)
     table = best.pivot(index="budget", columns="method", values="score").rename_axis(columns=None)
     asked = best.groupby("method")["evaluations"].max()
-    shares = {f"SG / {name}": table["SG"] / table[name] for name in ("HL-Evo", FLAT_EQUAL, "Evo (flat)")}
+    beside = [name for name in ("HL-Evo", FLAT_EQUAL, "Evo (flat)", REPEATED, RELEASED) if name in table]
+    shares = {f"SG / {name}": table["SG"] / table[name] for name in beside}
     named = table.rename(columns={name: f"{name}, {asked[name]:,} evaluations" for name in table})
     return named.assign(**shares).loc[best["budget"].unique()].reset_index()
 

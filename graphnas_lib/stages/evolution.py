@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import partial
+from functools import cached_property, partial
 
 import pandas as pd
 
@@ -28,11 +28,16 @@ class Searches:
         self.options = {"score": self.score, "costs": self.costs, "workers": stage.workers, "progress": stage.progress}
         self.data = data.source
 
+    @cached_property
+    def pool(self) -> CellSampler:
+        """The sampler whose cells are made a family at once, for searches that take them from a pool."""
+        return CellSampler.load(self.stage.scale.name, device=self.stage.device, pool=evolution.CELLS_PER_FAMILY)
+
     def run(self, method: str, budget: tuple[str, float], *, seed: int, iterations: int) -> pd.DataFrame:
         """The history of one search, with columns "method", "budget" and "seed".
 
         Args:
-            method: "HL-Evo", "Evo (flat)" or "Random"; the first two also with ", repeats", the last ", as drawn".
+            method: "HL-Evo", "Evo (flat)" or "Random", or one of these with what follows it in `FORMS`.
             budget: quantity and upper bound.
             iterations: T; the population is the scale's share of it.
         """
@@ -44,13 +49,18 @@ class Searches:
             "iterations": iterations,
             "seed": seed,
             **self.options,
-            **_FORMS[form],
+            **FORMS[form],
         }
         population = max(4, round(scale.population * iterations / scale.iterations))
-        families, supply = self.sampler.families.n_clusters, partial(self.sampler.generate_cell, seed=seed)
-        cells = {"generate_cell": supply, "n_families": families}
+        supply = partial(self.sampler.generate_cell, seed=seed)
+        if options.get("pooled"):  # one pool for all searches
+            supply = partial(self.pool.generate_cell, seed=self.stage.seed)
+        cells = {"generate_cell": supply, "n_families": self.sampler.families.n_clusters}
         if kind == "HL-Evo":
-            start = evolution.hl_start(supply, families)
+            deep = options.pop("deep", False)
+            start = (
+                evolution.deep_starts(**cells, feasible=options["feasible"]) if deep else evolution.hl_start(**cells)
+            )
             found = evolution.hl_evo(start, population=population, **options, **cells)
         elif kind == "Evo (flat)":
             found = evolution.flat_evo(evolution.flat_start(), population=population, **options)
@@ -70,18 +80,33 @@ class Searches:
         scale, sampler = self.stage.scale, self.sampler
         return {
             **{"data": self.data, "input_shape": list(self.input_shape), "classes": self.score.classes},
-            **{"batch": scale.tcet_batch, "temperature": sampler.temperature, "population": scale.population},
+            **{
+                "form": scale.history_form,
+                "batch": scale.tcet_batch,
+                "temperature": sampler.temperature,
+                "population": scale.population,
+            },
             **{"counts": self.counts, "fallbacks": sampler.fallbacks, "requests": sampler.requests},
         }
 
 
-_FORMS = {"": {}, "repeats": {"repeats": True}, "as drawn": {"fill": False}}  # what follows a method's name -> options
+_REACH = {"deep": True, "channel_step": "local", "pooled": True, "screened": 16}
+FORMS: dict[str, dict] = {  # what follows a method's name -> options of the search
+    "": {},
+    "repeats": {"repeats": True},
+    "as drawn": {"fill": False},
+    "far": _REACH,  # deviation D52; each of its parts is also left out
+    "far, alpha_0 alone": _REACH | {"deep": False},
+    "far, uniform widths": _REACH | {"channel_step": "uniform"},
+    "far, unscreened": _REACH | {"screened": 1},
+    "screened": {"channel_step": "local", "screened": 16},
+}
 
 
 def make(stage: Stage) -> tuple[dict, dict]:
     """Maximise T-CET under each budget; every recorded network goes into the history that the generator learns."""
     searches = Searches(stage)
-    return {"evolution.parquet": searches.under_each_budget("HL-Evo")}, searches.facts()
+    return {"evolution.parquet": searches.under_each_budget(stage.scale.history_form)}, searches.facts()
 
 
 def load(scale: str) -> pd.DataFrame:

@@ -1,7 +1,8 @@
 """State of long loops on disk, so that a killed run goes on where it was.
 
 A checkpoint is one safetensors file, replaced atomically: tensors in its body, all else as JSON in its header, so that
-one file is one consistent state.
+one file is one consistent state. What only grows, such as a history, may stand in a log beside it, of which the state
+says how many bytes count: saving then costs what is new.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import time
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +28,7 @@ class Checkpoint:
     def __init__(self, path: Path | str | None, every: float = 60.0):
         self.path = Path(path) if path is not None else None
         self.every = every
-        self._last = time.monotonic()
+        self._last, self._logged = time.monotonic(), 0
 
     @classmethod
     def none(cls) -> Checkpoint:
@@ -37,17 +39,23 @@ class Checkpoint:
         """True when `every` seconds have passed since the last save or the start."""
         return self.path is not None and time.monotonic() - self._last >= self.every
 
-    def save(self, state: dict) -> None:
-        """Replace the stored state."""
+    @property
+    def log(self) -> Path:
+        """The file of the lines that only grow."""
+        return self.path.with_suffix(".log")
+
+    def save(self, state: dict, lines: Iterable[str] = ()) -> None:
+        """Replace the stored state; `lines`, without line breaks, are added to those that were saved before."""
         if self.path is None:
             return
         from safetensors.torch import save_file
 
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._append(lines)
         tensors = {}
         skeleton = json.dumps(_split(state, tensors))
-        self.path.parent.mkdir(parents=True, exist_ok=True)
         part = self.path.with_name(f".{self.path.name}.part")
-        save_file(tensors, str(part), metadata={"state": skeleton})
+        save_file(tensors, str(part), metadata={"state": skeleton, "log": str(self._logged)})
         os.replace(part, self.path)
         self._last = time.monotonic()
 
@@ -62,16 +70,46 @@ class Checkpoint:
 
         try:
             with safe_open(str(self.path), framework="pt") as file:
+                self._logged = int(file.metadata().get("log", 0))
                 return json.loads(file.metadata()["state"], object_hook=joined)
         except (SafetensorError, KeyError, json.JSONDecodeError) as error:
             raise CorruptArtifactError(
                 f"{self.path.name} must be a readable checkpoint; it is not ({error}). Delete it and run again."
             ) from error
 
+    def lines(self) -> Iterator[str]:
+        """The lines that belong to the state that `load` gave.
+
+        Raises:
+            CorruptArtifactError: the log is shorter than the state says.
+        """
+        if not self._logged:
+            return
+        if not self.log.exists() or self.log.stat().st_size < self._logged:
+            raise CorruptArtifactError(
+                f"{self.log.name} must hold the {self._logged:,} bytes that {self.path.name} counts on; it does not. "
+                "Delete both and run again."
+            )
+        with self.log.open("rb") as file:
+            while file.tell() < self._logged:
+                yield file.readline().decode()
+
     def clear(self) -> None:
         """Forget the stored state; called when the loop has ended well."""
         if self.path is not None:
             self.path.unlink(missing_ok=True)
+            self.log.unlink(missing_ok=True)
+            self._logged = 0
+
+    def _append(self, lines: Iterable[str]) -> None:
+        """Write lines behind those that count; what a killed run left behind these is dropped."""
+        if not self._logged and self.log.exists():
+            self.log.unlink()
+        if new := "".join(f"{line}\n" for line in lines).encode():
+            with self.log.open("r+b" if self._logged else "wb") as file:
+                file.truncate(self._logged)
+                file.seek(self._logged)
+                self._logged += file.write(new)
 
 
 def _split(value: Any, tensors: dict) -> Any:

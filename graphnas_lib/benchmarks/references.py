@@ -1,0 +1,138 @@
+"""Networks that people write by hand, as wide as a budget lets them: what every design has to be held against."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from graphnas_lib.macro import Architecture, Triple
+from graphnas_lib.network import Costs, build
+from graphnas_lib.proxies import module_costs
+from graphnas_lib.space import REFERENCE_CELL
+
+WIDTHS = tuple(range(2, 257))  # of the first stage; the second is twice, the third four times as wide
+EXPANSION = 6  # of MobileNetV2's inverted residuals
+STRIDES = (1, 2, 2)  # of the three stages
+
+
+def _conv(inputs: int, outputs: int, kernel: int = 3, stride: int = 1, groups: int = 1) -> nn.Sequential:
+    """Convolution without bias, and batch normalisation."""
+    conv = nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, groups=groups, bias=False)
+    return nn.Sequential(conv, nn.BatchNorm2d(outputs))
+
+
+class Residual(nn.Module):
+    """A body beside a shortcut, which is a projection where sizes differ; `last` follows their sum."""
+
+    def __init__(self, body: nn.Module, shortcut: nn.Module, last: nn.Module):
+        super().__init__()
+        self.body, self.shortcut, self.last = body, shortcut, last
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.body(x) + self.shortcut(x))
+
+
+def _staged(width: int, channels: int, classes: int, blocks: int, block: Callable[..., nn.Module]) -> nn.Module:
+    """A stem, three stages of blocks, global pooling and a classifier."""
+    layers, inputs = [_conv(channels, width), nn.ReLU()], width
+    for stage, stride in enumerate(STRIDES):
+        outputs = width * 2**stage
+        for i in range(blocks):
+            layers.append(block(inputs, outputs, stride if i == 0 else 1))
+            inputs = outputs
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(inputs, classes))
+
+
+def _plain(inputs: int, outputs: int, stride: int) -> nn.Module:
+    return nn.Sequential(_conv(inputs, outputs, stride=stride), nn.ReLU())
+
+
+def _basic(inputs: int, outputs: int, stride: int) -> nn.Module:
+    """Basic block (He et al. 2016)."""
+    body = nn.Sequential(_conv(inputs, outputs, stride=stride), nn.ReLU(), _conv(outputs, outputs))
+    same = inputs == outputs and stride == 1
+    return Residual(body, nn.Identity() if same else _conv(inputs, outputs, 1, stride), nn.ReLU())
+
+
+def _inverted(inputs: int, outputs: int, stride: int) -> nn.Module:
+    """Inverted residual (Sandler et al. 2018)."""
+    hidden = EXPANSION * inputs
+    wide = nn.Sequential(_conv(inputs, hidden, 1), nn.ReLU6(), _conv(hidden, hidden, 3, stride, hidden), nn.ReLU6())
+    body = nn.Sequential(wide, _conv(hidden, outputs, 1))
+    return Residual(body, nn.Identity(), nn.Identity()) if inputs == outputs and stride == 1 else body
+
+
+def _nats(width: int, input_shape: Sequence[int], classes: int) -> nn.Module:
+    """Three reference cells of NATS-Bench, one a stage."""
+    triples = tuple(Triple(REFERENCE_CELL, width * 2**i, stride) for i, stride in enumerate(STRIDES))
+    return build(Architecture(triples), input_shape=tuple(input_shape), classes=classes, seed=0)
+
+
+REFERENCES: dict[str, Callable[..., nn.Module]] = {  # name -> (width, input shape, classes) -> network
+    "plain CNN": lambda width, shape, classes: _staged(width, shape[0], classes, 2, _plain),
+    "ResNet-8": lambda width, shape, classes: _staged(width, shape[0], classes, 1, _basic),
+    "ResNet-14": lambda width, shape, classes: _staged(width, shape[0], classes, 2, _basic),
+    "MobileNetV2": lambda width, shape, classes: _staged(width, shape[0], classes, 2, _inverted),
+    "three NATS cells": _nats,
+}
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A network by hand, its width and costs."""
+
+    name: str
+    model: nn.Module
+    width: int
+    costs: Costs
+
+
+def reference(
+    name: str,
+    *,
+    params: float | None = None,
+    flops: float | None = None,
+    input_shape: tuple[int, int, int] = (3, 32, 32),
+    classes: int = 10,
+    seed: int = 0,
+) -> Reference:
+    """The widest network of a kind within a budget.
+
+    Args:
+        name: one of `REFERENCES`.
+        params, flops: bounds, None for none; FLOPs in the paper's unit (2 x MACs) at `input_shape`.
+
+    Raises:
+        ValueError: an unknown name, no budget, or one that the narrowest network breaks.
+    """
+    if name not in REFERENCES:
+        raise ValueError(f"A reference must be one of {', '.join(REFERENCES)}; got {name!r}.")
+    bounds = {"params": params, "flops": flops}
+    asked = {quantity: bound for quantity, bound in bounds.items() if bound is not None}
+    if not asked:
+        raise ValueError("A reference must have a budget: give params, flops, or both; got neither.")
+    widths = [width for width in WIDTHS if name != "three NATS cells" or width % 8 == 0]
+
+    def made(width: int) -> tuple[nn.Module, Costs]:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            model = REFERENCES[name](width, input_shape, classes)
+        return model, module_costs(model, input_shape)
+
+    def over(width: int) -> bool:
+        costs = made(width)[1]
+        return any(getattr(costs, quantity) > bound for quantity, bound in asked.items())
+
+    place = bisect_right(widths, 0, key=over) - 1
+    if place < 0:
+        told, least = " and ".join(f"{k} = {v:,.0f}" for k, v in asked.items()), made(widths[0])[1]
+        raise ValueError(
+            f"A budget must let {name} be {widths[0]} channels wide ({least.params:,} parameters, {least.flops:,} "
+            f"FLOPs); got {told}."
+        )
+    model, costs = made(widths[place])
+    return Reference(name, model, widths[place], costs)

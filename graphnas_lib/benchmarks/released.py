@@ -1,0 +1,34 @@
+"""The networks that the authors released for CIFAR-100, where the file is at hand: what designs are held against."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from graphnas_lib import datasets
+from graphnas_lib.macro import Architecture, Triple
+from graphnas_lib.space import Cell
+
+FILE = "released_graphnet_cifar.json"  # after visionbasicagent/HGENNAS (MIT): cells, widths, costs, recorded T-CET
+
+
+def released_networks(root: Path | str | None = None) -> list[tuple[Architecture, dict]]:
+    """The ten networks, each with what was recorded for 100 classes at 32x32: params, flops, tcet.
+
+    Raises:
+        MissingDataError: the file is not at hand.
+    """
+    places = [Path(root)] if root is not None else datasets.roots()
+    found = next((place / FILE for place in places if (place / FILE).exists()), None)
+    if found is None:
+        where = "the given root" if root is not None else "$GRAPHNAS_DATA or data/"
+        raise datasets.MissingDataError(f"The released networks must lie in {where} as {FILE}; they do not.")
+    content, networks = json.loads(found.read_text()), []
+    for one in content["networks"]:
+        triples = []
+        for stage in one["stages"]:
+            cell, strides = Cell.from_dict(stage), [stage["stride"], *[1] * (stage["repeats"] - 1)]
+            triples += [Triple(cell, stage["channels"], stride) for stride in strides]
+        architecture = Architecture(tuple(triples), one["head_channels"], content["stem_stride"])
+        networks.append((architecture, {name: one[name] for name in ("params", "flops", "tcet")}))
+    return networks
