@@ -11,6 +11,7 @@ import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from operator import index
 from pathlib import Path
 
 import numpy as np
@@ -139,7 +140,7 @@ def normalise(images: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -
 
 def stratified(labels: Tensor, fraction: float, *, seed: int) -> Tensor:
     """Random mask (N,) of about `fraction` of the positions, the same fraction of every class."""
-    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
+    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(index(seed)))
     order = order[torch.argsort(labels[order], stable=True)]
     steps = torch.floor(torch.arange(len(labels) + 1, dtype=torch.float64) * fraction)
     held = torch.zeros(len(labels), dtype=torch.bool)

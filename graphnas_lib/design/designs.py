@@ -105,7 +105,7 @@ class Design(JSONText):
     def load(cls, path: Path | str) -> Design:
         """The design of a .json file that `save` wrote; ValueError names file, place and reason of damage."""
         try:
-            return cls.from_json(Path(path).read_text())
+            return cls.from_json(Path(path).read_bytes())
         except ValueError as error:
             raise ValueError(f"{Path(path).name}: {error}") from error
 
