@@ -51,10 +51,15 @@ def nats_operations(text: str | Sequence[int]) -> tuple[str, ...]:
     Raises:
         InvalidCellError: it is none.
     """
-    if not isinstance(text, str) and np.shape(text) == (6,) and all(n in range(5) for n in text):
-        names = [_NASLIB_OPS[int(n)] for n in text]
-        return tuple(names[edge] for edge in (0, 1, 3, 2, 4, 5))  # NASLib's edges are 0-1, 0-2, 0-3, 1-2, 1-3, 2-3
-    if np.ndim(text) == 0 and isinstance(text, (int, np.integer)):
+    if not isinstance(text, (str, bytes)):
+        try:
+            numbers = [index(n) for n in text]
+        except TypeError:
+            numbers = []
+        if len(numbers) == 6 and set(numbers) <= set(range(5)):
+            names = [_NASLIB_OPS[n] for n in numbers]
+            return tuple(names[edge] for edge in (0, 1, 3, 2, 4, 5))  # NASLib's edges are 0-1, 0-2, 0-3, 1-2, 1-3, 2-3
+    if isinstance(text, (int, np.integer)) and not isinstance(text, bool):
         at = f"benchmarks.nats_string({text})"
         raise InvalidCellError(f"A NATS-Bench index must be looked up in its table: {at} gives the string; got {text}.")
     found = _NATS_PATTERN.fullmatch("".join(text.split()).strip("'\"")) if isinstance(text, str) else None
