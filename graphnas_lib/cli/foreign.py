@@ -15,7 +15,6 @@ import json
 import re
 import sys
 import traceback
-import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType, TracebackType
@@ -168,7 +167,7 @@ def _own_images(path: Path) -> tuple[Tensor, Tensor]:
     try:
         with np.load(path, allow_pickle=False) as arrays:
             found = {name: arrays[name] for name in arrays.files}
-    except (OSError, ValueError, zipfile.BadZipFile) as error:
+    except Exception as error:  # a damaged file may raise anything
         raise ValueError(f"--data must be a data set or a readable .npz file; got {path.name}: {error}") from error
     if {"images", "labels"} - set(found):
         raise ValueError(f"{path.name} must have the arrays images and labels; it has {sorted(found) or 'none'}.")

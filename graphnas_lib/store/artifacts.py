@@ -89,7 +89,7 @@ DATA_FOLDERS = {
 
 def data_at_hand() -> tuple[str, ...]:
     """Data sets that lie in `$GRAPHNAS_DATA` or `data/`: part of what decides a result, cheap to ask."""
-    places = [Path(p) for p in (os.environ.get("GRAPHNAS_DATA"), root() / "data") if p]
+    places = [Path(p).expanduser() for p in (os.environ.get("GRAPHNAS_DATA"), root() / "data") if p]
     return tuple(
         name
         for name, folders in DATA_FOLDERS.items()
