@@ -13,6 +13,8 @@ from graphnas_lib.design.budget import Request
 from graphnas_lib.design.fitting import Target
 from graphnas_lib.macro import Architecture, HLTriple, Triple, stack_cell, whole
 from graphnas_lib.space import NATS_REFERENCE, Cell, InvalidCellError, nats_operations, sample_cells
+from graphnas_lib.stages.costs import stage_costs
+from graphnas_lib.store import MissingArtifactError
 from graphnas_lib.synonyms import CellSampler, synonyms
 
 CELL = Cell.from_nats(NATS_REFERENCE)
@@ -132,3 +134,9 @@ def test_an_index_of_nats_bench_leads_to_its_string(monkeypatch, repository):
     assert nats_string(13714, root=repository / "data") == NATS_REFERENCE
     with pytest.raises(ValueError, match="must be one of the 15,625 .*; got 15625"):
         nats_string(15625, root=repository / "data")
+
+
+def test_costs_of_a_scale_without_artifacts_say_what_makes_them(monkeypatch, tmp_path):
+    monkeypatch.setenv("GRAPHNAS_HOME", str(tmp_path))
+    with pytest.raises(MissingArtifactError, match="run cells --scale smoke"):
+        stage_costs("smoke")

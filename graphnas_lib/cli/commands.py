@@ -118,9 +118,12 @@ def design(options: argparse.Namespace) -> int:
     """A budget in, networks out."""
     if options.params is None and options.flops is None:
         raise ValueError("A design needs a budget: give --params, --flops or both.")
+    from graphnas_lib import network
     from graphnas_lib.cli import foreign
     from graphnas_lib.design import design as make
 
+    if options.output and "onnx" in options.formats:
+        network.need_onnx()  # before the search
     images, labels = foreign.images(options.data, options.input, IMAGES) if options.data else (None, None)
     as_named = ("params", "flops", "classes", "n", "seed", "scale", "tolerance", "candidates", "fresh", "device")
     given = {name: getattr(options, name) for name in as_named}
@@ -128,18 +131,21 @@ def design(options: argparse.Namespace) -> int:
     print(designs.table().to_string(index=False))
     print(f"T-CET on {designs[0].batch}.")
     if options.output:
-        for rank, made in enumerate(designs):
-            for suffix in options.formats:
-                made.save(options.output / f"design_{rank:02d}.{suffix}")
         store.write(options.output / "designs.csv", designs.table())
+        for suffix in sorted(options.formats, key=store.DESIGN_FORMATS.index):  # what may fail comes last
+            for rank, made in enumerate(designs):
+                made.save(options.output / f"design_{rank:02d}.{suffix}")
         print(f"Wrote {len(designs)} designs to {options.output} as {', '.join(options.formats)}, and designs.csv.")
     return 0
 
 
 def export(options: argparse.Namespace) -> int:
     """A design as Python code, ONNX or a drawing."""
+    from graphnas_lib import network
     from graphnas_lib.design import Design
 
+    if "onnx" in options.formats:
+        network.need_onnx()
     made = Design.load(options.design)
     for suffix in options.formats:
         path = (options.output or options.design.parent) / f"{options.design.stem}.{suffix}"

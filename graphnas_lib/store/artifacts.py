@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     import torch
 
 SCALE_NAMES = ("smoke", "lite", "paper")
-DESIGN_FORMATS = ("json", "py", "onnx", "png", "pdf", "svg")  # endings that a design is written with
+DESIGN_FORMATS = ("json", "py", "png", "pdf", "svg", "onnx")  # endings that a design is written with; may fail: last
 NUMERIC_PACKAGES = ("torch", "numpy", "scikit-learn", "torchdiffeq", "transformers")  # numbers depend on them
 
 
