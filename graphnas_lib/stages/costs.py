@@ -31,7 +31,7 @@ def hours(stages: tuple[str, ...], scale: str) -> tuple[float, str]:
 
 
 def stage_costs(scale: str) -> pd.DataFrame:
-    """Seconds, device, seed and megabytes of every stage that this scale has; MissingArtifactError where it has none."""
+    """Seconds, device, seed and megabytes of every stage that a scale has; MissingArtifactError where it has none."""
     paths, rows = sorted(store.data_dir(scale).glob("*.manifest.json")), []
     if not paths:
         store.load_manifest(DATA_STAGES[0], scale)  # it says how to make the first
