@@ -2,11 +2,12 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup reproduce test unit smoke nbval bench lint format lab readme clean
+.PHONY: help setup reproduce test unit smoke nbval bench fuzz lint format lab readme clean
 
 SCALE ?=
 NOTEBOOKS ?=
 PYTEST ?=
+N ?= 2000
 
 # The active virtual or conda environment is used; conda's base is left alone. Without one, .venv is made.
 ENV := .venv
@@ -24,7 +25,7 @@ STAMP := $(ENV)/graphnas-lib-$(shell printf '%s' "$(CURDIR)" | cksum | cut -d' '
 
 help: ## this list
 	@grep -E '^[a-z]+:.*## ' Makefile | sed -E 's/:[^#]*## /\t/' | expand -t 14
-	@echo; echo "Options: SCALE=smoke|lite|paper  NOTEBOOKS=\"03 05\"  PYTEST=\"-k flow\"; environment: $(ENV)"
+	@echo; echo "Options: SCALE=smoke|lite|paper  NOTEBOOKS=\"03 05\"  PYTEST=\"-k flow\"  N=2000; environment: $(ENV)"
 
 setup: $(STAMP) ## make or complete the environment (done by the others when needed)
 
@@ -77,6 +78,9 @@ nbval: $(STAMP)
 
 bench: $(STAMP) ## benchmarks, each beside a plain reference
 	@"$(PY)" -m pytest -o addopts= -o timeout=0 -o python_files="bench_*.py test_*.py" --benchmark-columns=min,median,rounds tests/benchmarks
+
+fuzz: $(STAMP) ## N examples of each generated test: networks, files, strings (make fuzz N=20000)
+	@OMP_NUM_THREADS=1 GRAPHNAS_FUZZ=$(N) "$(PY)" -m pytest -q -o timeout=0 tests/test_fuzz.py tests/test_broken_files.py $(PYTEST)
 
 format: $(STAMP) ## ruff format and the fixes ruff is sure of, code and notebooks
 	@"$(PY)" -m ruff check --quiet --fix . ; "$(PY)" -m ruff format .

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -17,6 +18,14 @@ from graphnas_lib.space import Cell
 CHANNELS = tuple(range(8, 1025, 8))  # paper: Sec. 3, C = {8, 16, ..., 1024}; printed |C| = 127, it has 128 members
 STRIDES = (1, 2)
 MAX_CELLS = 20
+
+
+def whole(value: object) -> int | None:
+    """`value` as an int where it is a whole number, NumPy's too; None for anything else (a truth value, 8.0, "8")."""
+    try:
+        return None if isinstance(value, bool) else operator.index(value)
+    except TypeError:
+        return None
 
 
 @dataclass(frozen=True)
@@ -34,7 +43,9 @@ class Triple:
     def __post_init__(self):
         if not isinstance(self.cell, Cell):
             raise ValueError(f"A triple's cell must be a Cell; got {type(self.cell).__name__}.")
-        _check("triple's family", 0 if self.family is None else self.family, self.channels, self.stride)
+        family = 0 if self.family is None else self.family
+        family, channels, stride = _checked("triple's family", family, self.channels, self.stride)
+        vars(self).update(channels=channels, stride=stride, family=None if self.family is None else family)
 
     def to_row(self) -> dict:
         """JSON-ready form; it has "family" where that is known."""
@@ -56,7 +67,8 @@ class HLTriple:
     stride: int
 
     def __post_init__(self):
-        _check("high-level triple's cluster", self.cluster, self.channels, self.stride)
+        cluster, channels, stride = _checked("high-level triple's cluster", self.cluster, self.channels, self.stride)
+        vars(self).update(cluster=cluster, channels=channels, stride=stride)
 
     def to_row(self) -> list[int]:
         """JSON-ready form."""
@@ -78,8 +90,8 @@ class JSONText:
         return json.dumps(self.to_dict())
 
     @classmethod
-    def from_json(cls, text: str):
-        """Inverse of `to_json`; ValueError also where the text is no JSON."""
+    def from_json(cls, text: str | bytes):
+        """Inverse of `to_json`; ValueError also where the text is no JSON. Bytes are UTF-8 or UTF-16."""
         try:
             return cls.from_dict(json.loads(text))
         except json.JSONDecodeError as error:
@@ -98,10 +110,11 @@ class _Sequence(JSONText):
         for i, triple in enumerate(self.triples):
             if not isinstance(triple, self.kind):
                 raise ValueError(f"Triple {i} must be a {self.kind.__name__}; got {type(triple).__name__}.")
-        if head is not None and (not isinstance(head, int) or head < 1):
+        if head is not None and (whole(head) is None or head < 1):
             raise ValueError(f"head_channels must be None or a positive number; got {head!r}.")
-        if self.stem_stride not in STRIDES:
+        if whole(self.stem_stride) not in STRIDES:
             raise ValueError(f"stem_stride must be 1 or 2; got {self.stem_stride!r}.")
+        vars(self).update(head_channels=None if head is None else whole(head), stem_stride=whole(self.stem_stride))
 
     def to_dict(self) -> dict:
         """JSON-ready form."""
@@ -194,10 +207,14 @@ def stack_cell(cell: Cell, *, width: int = 16, repeats: int = 5) -> Architecture
     return Architecture(tuple(Triple(cell, width * 2**stage, 1 if place else 2) for stage, place in places))
 
 
-def _check(name: str, family, channels, stride) -> None:
-    if not isinstance(family, int) or family < 0:
+def _checked(name: str, *values: object) -> tuple[int, int, int]:
+    """Family, channels and stride as ints."""
+    family, channels, stride = values
+    numbers = tuple(map(whole, values))
+    if numbers[0] is None or numbers[0] < 0:
         raise ValueError(f"A {name} must be an index >= 0; got {family!r}.")
-    if not isinstance(channels, int) or isinstance(channels, bool) or channels % 8 or not 8 <= channels <= 1024:
+    if numbers[1] is None or numbers[1] % 8 or not 8 <= numbers[1] <= 1024:
         raise ValueError(f"Channels must be a multiple of 8 from 8 to 1024 (Sec. 3); got {channels!r}.")
-    if stride not in STRIDES:
+    if numbers[2] not in STRIDES:
         raise ValueError(f"Stride must be 1 or 2 (Sec. 3); got {stride!r}.")
+    return numbers

@@ -14,6 +14,7 @@ import math
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from operator import index
 
 import torch
 from torch import Tensor
@@ -320,7 +321,7 @@ def synonyms(
     The vector is what is known without images: exact parameters and FLOPs, q(f(cell)) for the rest.
 
     Args:
-        cell: a valid cell, or a NATS-Bench architecture string; never among its own synonyms.
+        cell: a valid cell, or a NATS-Bench architecture (`space.nats_operations`); never among its own synonyms.
         scale: whose artifacts to load when no `sampler` is given.
         temperature: factor on the flow's noise; lower is nearer and less varied.
 
@@ -330,9 +331,9 @@ def synonyms(
     Warns:
         UserWarning: 16 n cells held fewer than n distinct ones; fewer come.
     """
-    cell = Cell.from_nats(cell) if isinstance(cell, str) else cell
+    cell = cell if isinstance(cell, Cell) else Cell.from_nats(cell)
     sampler = sampler or CellSampler.load(scale)
-    zc, generator = sampler.known_zc([cell])[0], _generator("synonyms", seed, cell.key())
+    zc, generator = sampler.known_zc([cell])[0], _generator("synonyms", index(seed), cell.key())
     distinct = {cell.key(): cell}
     for _ in range(MAX_DRAWS):
         drawn = ccnf_cells(sampler, zc, n, seed=generator, temperature=temperature, checked=True)

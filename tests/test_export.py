@@ -1,6 +1,7 @@
 """Networks that leave: one Python file, ONNX, JSON; what comes back is what went out."""
 
 import ast
+import copy
 import json
 import random
 import re
@@ -15,7 +16,7 @@ import torch
 from graphnas_lib.cli import main
 from graphnas_lib.design import Design
 from graphnas_lib.macro import CHANNELS, Architecture, Triple
-from graphnas_lib.network import build, count, export, layers
+from graphnas_lib.network import Network, build, count, export, layers
 from graphnas_lib.network.operations import sequence
 from graphnas_lib.space import OPERATIONS, Cell, sample_cells
 
@@ -155,6 +156,136 @@ def test_onnx_says_what_is_missing(tmp_path, monkeypatch):
         export.to_onnx(build(architecture(0), seed=0), tmp_path / "net.onnx")
     with pytest.raises(ValueError, match=r"\.onnx"):
         export.to_onnx(build(architecture(0), seed=0), tmp_path / "net.pt")
+
+
+def wrong_twins(model):
+    """The network with one thing changed: cells that give zero, another activation, a stem of the other sign."""
+    zero, smooth, negated = (copy.deepcopy(model) for _ in range(3))
+    for cell in zero.cells:
+        cell.register_forward_hook(lambda m, i, o: torch.zeros_like(o))
+    for module in list(smooth.modules()):
+        for name, child in list(module.named_children()):
+            if isinstance(child, torch.nn.ReLU):
+                setattr(module, name, torch.nn.SiLU())
+    with torch.no_grad():
+        negated.stem[0].weight.neg_()
+    return {"zero": zero, "smooth": smooth, "negated": negated}
+
+
+@pytest.mark.parametrize("shape", [(3, 16, 16), (2, 48)])
+def test_the_check_of_an_export_finds_what_differs_in_an_untrained_network(shape):
+    """Untrained, in eval mode, outputs hardly depend on the image; with the norms settled they do."""
+    model = build(architecture(4), input_shape=shape, classes=5, seed=0).eval()
+    example = torch.randn(8, *shape, generator=torch.Generator().manual_seed(0))
+    known = export.settled(model, example)
+    assert export.tells_apart(known, example)
+    export.check_outputs(copy.deepcopy(known), known, example)
+    export.check_outputs(lambda x: known.double()(x.double()).float(), copy.deepcopy(known), example)  # rounding passes
+    known.float()
+    for twin in wrong_twins(known).values():
+        with pytest.raises(export.ExportError, match="the network's outputs within"):
+            export.check_outputs(twin, known, example)
+
+
+def test_onnx_of_another_function_is_refused_untrained(runtime, tmp_path, monkeypatch):
+    model = build(architecture(4), input_shape=(3, 16, 16), seed=0)
+    for name in ("zero", "smooth", "negated"):
+        monkeypatch.setattr(
+            export,
+            "_export",
+            lambda m, example, path, name=name, true=export._export: true(wrong_twins(m)[name], example, path),
+        )
+        with pytest.raises(export.ExportError, match="the network's outputs"):
+            export.to_onnx(model, tmp_path / "net.onnx")
+        monkeypatch.undo()
+    assert not list(tmp_path.iterdir())
+
+
+def small_design(seed=1, **task):
+    made = architecture(seed)
+    return Design(architecture=made, **vars(count(made, **task)), tcet=1.0, batch="noise", **task)
+
+
+WRAPPED = {
+    "parallel": torch.nn.DataParallel,
+    "averaged": torch.optim.swa_utils.AveragedModel,
+    "compiled": torch.compile,
+    "compiled and averaged": lambda model: torch.optim.swa_utils.AveragedModel(torch.compile(model)),
+    "half": lambda model: model.half(),
+    "double": lambda model: model.double(),
+}
+
+
+@pytest.mark.parametrize("kind", WRAPPED)
+def test_a_wrapped_network_is_unwrapped(kind):
+    design = small_design(classes=5)
+    found = design._own(WRAPPED[kind](design.build(seed=0)))
+    assert type(found) is Network and found.architecture == design.architecture
+
+
+@pytest.mark.parametrize("kind", WRAPPED)
+def test_a_wrapped_network_is_exported(runtime, tmp_path, kind):
+    design = small_design(input_shape=(3, 16, 16), classes=5)
+    model = settled(design.build(seed=0), (3, 16, 16))
+    images = torch.randn(3, 3, 16, 16, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        wanted = model(images)
+    path = design.save(tmp_path / "net.onnx", model=WRAPPED[kind](model))
+    found = runtime.InferenceSession(str(path), providers=["CPUExecutionProvider"]).run(
+        None, {"images": images.numpy()}
+    )
+    torch.testing.assert_close(torch.from_numpy(found[0]), wanted, atol=1e-2, rtol=1e-2)
+
+
+def test_weights_of_another_design_are_refused(tmp_path):
+    design, other = small_design(1, classes=5), small_design(2, classes=5)
+    more = replace(design, classes=6)
+    wider = replace(design, input_shape=(3, 64, 64))
+    for wrong in (other, more, wider):
+        for model in (wrong.build(seed=0), torch.nn.DataParallel(wrong.build(seed=0))):
+            with pytest.raises(ValueError, match="must be those of this design's network"):
+                design.save(tmp_path / "net.onnx", model=model)
+    twin = from_file(design.build(seed=0), tmp_path / "twin.py")
+    assert design._own(twin) is twin
+    for model in (from_file(other.build(seed=0), tmp_path / "twin.py"), torch.nn.Linear(2, 2)):
+        with pytest.raises(ValueError, match="must be those of this design's network"):
+            design.save(tmp_path / "net.onnx", model=model)
+    assert [path.name for path in tmp_path.iterdir()] == ["twin.py"]
+
+
+def test_packages_are_looked_for_before_the_search(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    source = small_design().save(tmp_path / "d.json")
+    for arguments in (
+        ("design", "--params", "60K", "-n", "1", "-o", str(tmp_path / "o"), "--formats", "json", "onnx", "png"),
+        ("export", str(source), "-o", str(tmp_path / "o"), "--formats", "py", "onnx", "png"),
+    ):
+        assert main(arguments) == 1
+        assert capsys.readouterr().err.startswith("error: ONNX needs 'onnxruntime': pip install")
+    assert not (tmp_path / "o").exists()
+
+
+def test_what_was_found_is_written_before_what_may_fail(tmp_path, capsys):
+    folder = tmp_path / "o"
+    (folder / "design_00.png").mkdir(parents=True)  # in the way
+    arguments = (
+        "design",
+        "--params",
+        "60K",
+        "--input",
+        "3x8x8",
+        "-n",
+        "2",
+        "-o",
+        str(folder),
+        "--formats",
+        "png",
+        "json",
+        "py",
+    )
+    assert main(arguments) == 1 and "design_00.png" in capsys.readouterr().err
+    written = sorted(path.name for path in folder.iterdir() if path.is_file())
+    assert written == ["design_00.json", "design_00.py", "design_01.json", "design_01.py", "designs.csv"]
 
 
 # ---- designs as files

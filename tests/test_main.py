@@ -3,6 +3,7 @@
 import json
 import math
 import re
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -10,12 +11,15 @@ import pytest
 
 from graphnas_lib.cli import main
 from graphnas_lib.cli.commands import number
+from graphnas_lib.design import Design
 from graphnas_lib.macro import stack_cell
 from graphnas_lib.network import count
 from graphnas_lib.proxies import measures as proxies
 from graphnas_lib.runner import notebook as runner
-from graphnas_lib.space import Cell
+from graphnas_lib.space import NATS_REFERENCE, Cell
 from graphnas_lib.store import artifacts
+
+REPOSITORY = Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture
@@ -207,6 +211,163 @@ def test_score_of_a_users_network_that_cannot_be_says_why(tmp_path, nets, comman
     code, out, err = command("score", nets + named, *options, home=tmp_path)
     assert code == 1 and out == "" and err.count("\n") == 1
     assert re.search(said, err), err
+
+
+SHOWN = """
+from torch import nn
+from my_nets import Net
+
+class Lazy(Net):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.head = nn.LazyConv2d(4, 3), nn.LazyLinear(10)
+
+class InPlace(Net):
+    def forward(self, x):
+        return super().forward(x.sub_(0.5).div_(0.25))
+
+class OutOfPlace(Net):
+    def forward(self, x):
+        return super().forward((x - 0.5) / 0.25)
+
+class Beside(Net):
+    def __init__(self):
+        from beside import block
+        super().__init__()
+        self.conv = block()
+
+class BesideLater(Net):
+    def forward(self, x):
+        import beside_later
+        return super().forward(x)
+
+class Auxiliary(Net):
+    def forward(self, x):
+        return {"aux": x, "out": super().forward(x)} if self.training else super().forward(x)
+
+class Lstm(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.l, self.f = nn.LSTM(48, 64, batch_first=True), nn.Linear(64, 10)
+
+    def forward(self, x):
+        return self.f(self.l(x.permute(0, 2, 1, 3).flatten(2))[0][:, -1])
+
+class Stops(Net):
+    def forward(self, x):
+        return next(iter(()))
+"""
+
+
+@pytest.fixture
+def shown(nets, tmp_path) -> str:
+    """A user's second file, its neighbours, and a package that imports within itself."""
+    for name, text in {
+        "shown.py": SHOWN,
+        "beside.py": "from torch import nn\ndef block():\n    return nn.Conv2d(3, 4, 3)\n",
+        "beside_later.py": "",
+        "my_package/__init__.py": "",
+        "my_package/inner/__init__.py": "",
+        "my_package/inner/net.py": "from ..base import Net\n\nclass Ours(Net):\n    pass\n",
+        "my_package/base.py": NETS,
+    }.items():
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    yield str(tmp_path / "shown.py")
+    for name in [n for n in sys.modules if n.startswith(("my_package", "beside", "my_nets", "shown"))]:
+        del sys.modules[name]
+
+
+def told(out: str) -> dict[str, str]:
+    return {line.split()[0]: line.split()[1] for line in out.splitlines() if line.strip()}
+
+
+def test_score_of_a_network_that_writes_into_its_input_or_is_lazy(tmp_path, shown, command):
+    size = ("--input", "3x16x16", "--proxies", "tcet", "snip")
+    first = command("score", f"{shown}:InPlace", *size, home=tmp_path)
+    assert first[0] == 0 and first[1] == command("score", f"{shown}:OutOfPlace", *size, home=tmp_path)[1]
+    lazy = [command("score", f"{shown}:Lazy", *size, home=tmp_path) for _ in range(2)]
+    assert lazy[0][0] == 0 and lazy[0] == lazy[1] and told(lazy[0][1])["params"] == "162"
+
+
+def test_score_says_what_it_leaves_out(tmp_path, shown, command):
+    code, out, _ = command("score", f"{shown}:Lstm", "--input", "3x16x16", home=tmp_path)
+    assert code == 0 and told(out)["macs"] == "459,392"
+    assert out.splitlines()[-1].endswith("96% of this network's parameters lie elsewhere and are left out: "
+        "l.weight_hh_l0, l.weight_ih_l0.")  # fmt: skip
+
+
+def test_score_finds_a_networks_neighbours_and_packages(tmp_path, shown, command, monkeypatch):
+    size = ("--input", "3x16x16")
+    for name in ("Beside", "BesideLater"):
+        code, out, err = command("score", f"{shown}:{name}", *size, home=tmp_path)
+        assert code == 0 and told(out)["params"] == "162", err
+    monkeypatch.chdir(tmp_path)
+    code, out, err = command("score", "my_package.inner.net:Ours(classes=12)", *size, home=tmp_path)
+    assert code == 0 and told(out)["params"] == "172", err
+    for named, said in (
+        ("my_package.inner.nothing:Ours", "cannot be imported; name a FILE.py:CLASS, or start in the folder"),
+        ("my_package.inner.net:Hours", "my_package.inner.net must define 'Hours'; it defines Net, Ours"),
+        ("my_package.inner.net:Ours(", "arguments being literals"),
+    ):
+        code, out, err = command("score", named, home=tmp_path)
+        assert code == 1 and out == "" and err.count("\n") == 1 and said in err
+    assert str(tmp_path) not in sys.path
+
+
+def test_score_of_several_outputs(tmp_path, shown, nets, command):
+    size = ("--input", "3x16x16", "--proxies", "tcet", "snip")
+    code, _, err = command("score", f"{shown}:Auxiliary", *size, home=tmp_path)
+    assert code == 1 and "it returns a dict with the keys ['aux', 'out']. Say which" in err and err.count("\n") == 1
+    wanted = command("score", f"{nets}:Net", *size, home=tmp_path)[1]
+    assert command("score", f"{shown}:Auxiliary", *size, "--output", "out", home=tmp_path)[1] == wanted
+    assert command("score", f"{nets}:Two", *size, "--output", "0", home=tmp_path)[1] == wanted
+    code, _, err = command("score", f"{nets}:Two", *size, "--output", "5", home=tmp_path)
+    assert code == 1 and "must name one of what a network returns; it returns a tuple of 2" in err
+    code, _, err = command("score", f"{shown}:Stops", *size, home=tmp_path)
+    assert code == 1 and "StopIteration" in err and err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "task",
+    [
+        {"input_shape": (2, 40), "classes": 4},
+        {"input_shape": (1, 12, 12), "classes": 7},
+        {"input_shape": (3, 16, 16), "classes": 4},
+        {"input_shape": (3, 8, 8), "classes": 2, "dense": True},
+    ],
+)
+def test_a_designs_file_brings_its_own_task(tmp_path, command, task):
+    cell = "|nor_conv_3x3~0|+|nor_conv_3x3~0|nor_conv_3x3~1|+|skip_connect~0|nor_conv_3x3~1|nor_conv_1x1~2|"
+    architecture = stack_cell(Cell.from_nats(cell), width=8, repeats=1)
+    costs = count(architecture, **task)
+    made = Design(architecture=architecture, **vars(costs), tcet=1.0, batch="noise", **task)
+    path, size = made.save(tmp_path / "d.json"), "x".join(map(str, task["input_shape"]))
+    code, out, err = command("score", str(path), home=tmp_path)
+    assert code == 0, err
+    assert {name: int(told(out)[name].replace(",", "")) for name in vars(costs)} == vars(costs)
+    assert f"64 inputs of {size}, standard normal noise with random labels" in out
+    assert command("score", str(path), "--input", size, home=tmp_path)[1] == out
+    for encoding in ("utf-8-sig", "utf-16"):  # as editors of another system write it
+        path.write_bytes(path.read_text().replace("\n", "\r\n").encode(encoding))
+        assert command("score", str(path), home=tmp_path)[1] == out and Design.load(path) == made
+        made.save(path)
+    code, out, err = command("score", str(path), "--input", "5x9", home=tmp_path)
+    assert code == 1 and out == "" and err.count("\n") == 1 and "was designed for inputs of" in err
+    for name, value in (("input_shape", 7), ("input_shape", [3, "x"]), ("classes", 0), ("dense", "no")):
+        (tmp_path / "bad.json").write_text(json.dumps(made.to_dict() | {name: value}))
+        code, out, err = command("score", str(tmp_path / "bad.json"), home=tmp_path)
+        assert code == 1 and out == "" and err.count("\n") == 1 and name in err
+
+
+def test_score_takes_a_nats_cell_however_it_is_written(tmp_path, command):
+    options = ("--data", "noise", "--input", "3x8x8", "--proxies", "params")
+    wanted = command("score", NATS_REFERENCE, *options, home=REPOSITORY)[1]
+    for text in (f" {NATS_REFERENCE}\n", f"'{NATS_REFERENCE}'", NATS_REFERENCE.replace("+", " + "), "13714"):
+        assert command("score", text, *options, home=REPOSITORY)[1] == wanted != ""
+    code, _, err = command("score", "15625", *options, home=REPOSITORY)
+    assert code == 1 and "must be one of the 15,625" in err and err.count("\n") == 1
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from graphnas_lib import network
 from graphnas_lib.benchmarks import released_networks
 from graphnas_lib.macro import stack_cell
-from graphnas_lib.proxies import ProxyError, probe
+from graphnas_lib.proxies import ProxyError, costs, probe
 from graphnas_lib.proxies import measures as proxies
 from graphnas_lib.space import REFERENCE_CELL, Cell
 
@@ -303,7 +303,7 @@ def test_module_costs_agree_with_the_analytic_count(ops, shape):
     cell = Cell.from_edges([(0, 1), (1, 2), (0, 3), (2, 7), (3, 7), (0, 7)], [*ops, None, None, None])
     architecture = stack_cell(cell, repeats=1)
     model = network.build(architecture, input_shape=shape, seed=0)
-    assert proxies.module_costs(model, shape) == network.count(architecture, input_shape=shape)
+    assert costs.module_costs(model, shape) == network.count(architecture, input_shape=shape)
 
 
 # ---- nothing is touched

@@ -314,7 +314,7 @@ SAYS = {
     "ends' features": "Rows 0 and 7 of the features",
     "kernels": "Row [1-6] of the features must be one-hot",
     "dict": "must be {'edges'|[eE]dge|operation",
-    "text": "NATS-Bench (string must look like|operation must be)",
+    "text": "NATS-Bench (string must look like|operation must be|index must be looked up)",
     "table": "able of cells must|Row 0 of the table: Node",
     "codes": "[cC]odes (of cells )?must be|adjacency must hold",
 }  # what each kind's messages must say
@@ -378,8 +378,8 @@ def bad_nats(rng: np.random.Generator):
         rng,
         (
             NATS_REFERENCE[:at],
-            NATS_REFERENCE[:at] + pick(rng, "|+~ \n\0$") + NATS_REFERENCE[at:],
-            NATS_REFERENCE + pick(rng, ("\n", " ", "x", NATS_REFERENCE)),
+            NATS_REFERENCE[:at] + pick(rng, "|+~\0$") + NATS_REFERENCE[at:],
+            NATS_REFERENCE + pick(rng, ("+", "|", "x", NATS_REFERENCE)),
             NATS_REFERENCE.replace(old, new),
             NATS_REFERENCE.encode(),
             garbage,

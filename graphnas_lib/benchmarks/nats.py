@@ -166,13 +166,27 @@ def accuracies(data_set: str = "cifar10", *, root: Path | str | None = None) -> 
     """
     if data_set not in DATA_SETS:
         raise ValueError(f"data set must be one of {DATA_SETS}; got {data_set!r}.")
+    column = f"nats_tss_test_acc_{data_set}"
+    return _table(root, column)[column].dropna().rename(data_set)
+
+
+def nats_string(index: int, *, root: Path | str | None = None) -> str:
+    """The architecture string of an index of NATS-Bench-TSS, 0 to 15,624, by the same file."""
+    indices = _table(root, "index")["index"]
+    found = indices.index[indices == index]
+    if len(found) != 1:
+        raise ValueError(f"A NATS-Bench index must be one of the {len(indices):,} in {ACCURACY_FILE}; got {index!r}.")
+    return found[0]
+
+
+def _table(root: Path | str | None, *columns: str) -> pd.DataFrame:
     places = [folder / ACCURACY_FILE for place in roots(root) for folder in (place / "tables", place)]
     path = next(filter(Path.is_file, places), None)
     if path is None:
         place = "the given root" if root is not None else "$GRAPHNAS_DATA or data/"
         raise MissingDataError(f"NATS-Bench accuracies need the file {ACCURACY_FILE} in {place}; put it there.")
-    column = f"nats_tss_test_acc_{data_set}"
     table = pd.read_csv(path)
-    if not {"arch_str", column} <= set(table.columns):
-        raise ValueError(f"{ACCURACY_FILE} must have the columns arch_str and {column}; got {list(table.columns)}.")
-    return table.set_index("arch_str")[column].dropna().rename(data_set)
+    if not {"arch_str", *columns} <= set(table.columns):
+        must = f"{ACCURACY_FILE} must have the columns arch_str and {', '.join(columns)}"
+        raise ValueError(f"{must}; got {list(table.columns)}.")
+    return table.set_index("arch_str")

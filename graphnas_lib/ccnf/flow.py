@@ -14,6 +14,7 @@ import math
 import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from operator import index
 
 import torch
 from torch import Tensor, nn
@@ -102,7 +103,7 @@ class CCNF(nn.Module):
                 stacklevel=3,
             )
         if noise is None:
-            noise = torch.randn(len(zc), self.config.latent_dim, generator=torch.Generator().manual_seed(seed))
+            noise = torch.randn(len(zc), self.config.latent_dim, generator=torch.Generator().manual_seed(index(seed)))
         dynamics = Dynamics(self.field, zc, limit=self.config.max_evaluations)
         u0, tolerance = temperature * self._rows(noise, zc), self.config.tolerance
         u1 = solve(dynamics, u0, forward=True, method=method, steps=steps, tolerance=tolerance)

@@ -10,12 +10,12 @@ import argparse
 import os
 import re
 import sys
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
 from graphnas_lib import store
 
-UNITS = {"": 1.0, "K": 1e3, "M": 1e6, "G": 1e9, "B": 1e9}
 DEFAULT_PROXIES = ("tcet", "naswot", "snip_ssnr")
 IMAGES = 64  # deviation D18: the batch that T-CET is taken on
 
@@ -31,7 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader, `head` say, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except (ValueError, RuntimeError, OSError, ImportError) as error:
+    except (ValueError, TypeError, RuntimeError, OSError, ImportError) as error:
         if options.debug:
             raise
         print(f"error: {' '.join(str(error).split())} (--debug shows where)", file=sys.stderr)
@@ -54,10 +54,12 @@ def parser() -> argparse.ArgumentParser:
 
 def number(text: str) -> float:
     """ "300M", "1.5G", "1e6" to a number; argparse turns the ValueError into its own message."""
-    found = re.fullmatch(r"\s*([0-9.]+(?:e[+-]?\d+)?)\s*([KMGB]?)\s*", text, re.IGNORECASE)
-    if not found:
-        raise argparse.ArgumentTypeError(f"a number such as 300M, 1.5G or 1e6; got {text!r}")
-    return float(found[1]) * UNITS[found[2].upper()]
+    from graphnas_lib.design import quantity
+
+    try:
+        return quantity(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def shape(text: str) -> tuple[int, ...]:
@@ -116,9 +118,12 @@ def design(options: argparse.Namespace) -> int:
     """A budget in, networks out."""
     if options.params is None and options.flops is None:
         raise ValueError("A design needs a budget: give --params, --flops or both.")
+    from graphnas_lib import network
     from graphnas_lib.cli import foreign
     from graphnas_lib.design import design as make
 
+    if options.output and "onnx" in options.formats:
+        network.need_onnx()  # before the search
     images, labels = foreign.images(options.data, options.input, IMAGES) if options.data else (None, None)
     as_named = (
         "params",
@@ -138,18 +143,21 @@ def design(options: argparse.Namespace) -> int:
     print(designs.table().to_string(index=False))
     print(f"T-CET on {designs[0].batch}.")
     if options.output:
-        for rank, made in enumerate(designs):
-            for suffix in options.formats:
-                made.save(options.output / f"design_{rank:02d}.{suffix}")
         store.write(options.output / "designs.csv", designs.table())
+        for suffix in sorted(options.formats, key=store.DESIGN_FORMATS.index):  # what may fail comes last
+            for rank, made in enumerate(designs):
+                made.save(options.output / f"design_{rank:02d}.{suffix}")
         print(f"Wrote {len(designs)} designs to {options.output} as {', '.join(options.formats)}, and designs.csv.")
     return 0
 
 
 def export(options: argparse.Namespace) -> int:
     """A design as Python code, ONNX or a drawing."""
+    from graphnas_lib import network
     from graphnas_lib.design import Design
 
+    if "onnx" in options.formats:
+        network.need_onnx()
     made = Design.load(options.design)
     for suffix in options.formats:
         path = (options.output or options.design.parent) / f"{options.design.stem}.{suffix}"
@@ -160,27 +168,47 @@ def export(options: argparse.Namespace) -> int:
 
 def score(options: argparse.Namespace) -> int:
     """Costs and zero-cost proxies of one network, yours too: score FILE.py:CLASS."""
+    from graphnas_lib.cli import foreign
+
+    with foreign.reachable(options.architecture):
+        return _score(options)
+
+
+def _score(options: argparse.Namespace) -> int:
     import torch
 
     from graphnas_lib import network, proxies
     from graphnas_lib.cli import foreign
 
-    own, seed, device = foreign.is_named(options.architecture), options.seed, store.pick_device(options.device)
-    named = foreign.load(options.architecture, seed=seed) if own else foreign.architecture(options.architecture)
-    images, labels, classes, source = foreign.batch(options.data, options.input, IMAGES, seed=seed)
-    images, sizes = images.to(device), {"input_shape": tuple(images.shape[1:]), "classes": classes or 10}
-    model = (named if own else network.build(named, **sizes, seed=seed)).to(device)
+    text, seed, device = options.architecture, options.seed, store.pick_device(options.device)
+    own = foreign.is_named(text)
+    named, task = (foreign.load(text, seed=seed), {}) if own else foreign.architecture(text)
+    shape = task.get("input_shape", options.input)
+    if options.input not in (None, shape):
+        raise ValueError(f"{text} was designed for inputs of {shape}; --input asks for {options.input}. Omit --input.")
+    dense, wanted = task.get("dense", False), task.get("classes")
+    images, labels, classes, source = foreign.batch(options.data, shape, IMAGES, seed=seed, classes=wanted, dense=dense)
+    images, sizes = images.to(device), {"input_shape": tuple(images.shape[1:]), "classes": classes or 10, **task}
     if own:
-        outputs = foreign.check_forward(model, images, options.architecture)
-        if outputs < classes:
-            raise ValueError(f"The network has {outputs} outputs and the data {classes} classes; use --data noise.")
-        sizes["classes"] = outputs
+        model, output = named.to(device), options.output
+        sizes["classes"] = foreign.check_forward(model, images, text, seed=seed, output=output)
+    else:
+        model, output = network.build(named, **sizes, seed=seed).to(device), None
+    if sizes["classes"] < classes:
+        raise ValueError(
+            f"The network has {sizes['classes']} outputs and the data {classes} classes; use --data noise."
+        )
     if labels is None:
-        labels = torch.randint(sizes["classes"], (len(images),), generator=torch.Generator().manual_seed(seed))
-    values = proxies.score(model, images, labels.to(device), options.proxies)
-    costs = proxies.module_costs(model, sizes["input_shape"]) if own else network.count(named, **sizes)
+        places = (len(images), *sizes["input_shape"][1:]) if dense else (len(images),)
+        labels = torch.randint(sizes["classes"], places, generator=torch.Generator().manual_seed(seed))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what is left out is said below
+        values = proxies.score(model, images, labels.to(device), options.proxies, output=output)
+        costs = proxies.module_costs(model, sizes["input_shape"]) if own else network.count(named, **sizes)
     print(foreign.table({**vars(costs), **values}))
     print(foreign.explained(len(images), source, sizes["input_shape"], seed))
+    if missed := proxies.left_out(model):
+        print(missed)
     return 0
 
 
@@ -265,9 +293,9 @@ EXPORT = (
 SCORE = (
     _option(
         "architecture",
-        help="your own network, FILE.py:CLASS or 'FILE.py:CLASS(10, width=32)' (a class, or a function that returns a "
-        "network; the file is run as an import runs it); or a JSON file of an Architecture or a Design; or a "
-        "NATS-Bench cell string",
+        help="your own network, FILE.py:CLASS, package.module:CLASS or 'FILE.py:CLASS(10, width=32)' (a class, or a "
+        "function that returns a network; the file is run as an import runs it); or a JSON file of an Architecture or "
+        "a Design, which brings its own input and classes; or a NATS-Bench cell, its string or index",
     ),
     _option(
         "--data",
@@ -275,7 +303,15 @@ SCORE = (
         help="what the proxies are taken on: cifar10, cifar100, imagenet16-120, digits, noise; auto (default): real "
         "images where there are some of the input's shape, else noise",
     ),
-    _option("--input", type=shape, metavar="CxHxW", help="count and score at this size; default the data's"),
+    _option(
+        "--input", type=shape, metavar="CxHxW", help="count and score at this size; default the design's or data's"
+    ),
+    _option(
+        "--output",
+        type=lambda text: int(text) if re.fullmatch(r"-?\d+", text) else text,
+        metavar="NAME",
+        help="which output of your own network is the scores, where it returns several: an index, a key, an attribute",
+    ),
     _option(
         "--proxies",
         nargs="+",

@@ -31,10 +31,10 @@ def lines() -> tuple[list[str], bool]:
 
 
 def _data() -> list[str]:
-    places = ", ".join(
-        "$GRAPHNAS_DATA" if os.environ.get("GRAPHNAS_DATA") == str(p) else p.name for p in datasets.roots()
-    )
-    told = [f"data sets, looked for in {places}:"]
+    try:
+        told = [f"data sets, looked for in {', '.join(map(str, datasets.roots()))}:"]
+    except datasets.MissingDataError as error:
+        return [f"data sets: {error}"]
     for name in datasets.NAMES[1:]:
         try:
             dataset = datasets.load(name)

@@ -6,14 +6,19 @@ Arrays come back as NumPy, labels as int64 from 0.
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import os
 import pickle
+import re
 import shutil
 import tarfile
 import tempfile
 import tomllib
 import urllib.request
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -50,8 +55,38 @@ _ADMITTED = {
     **{(f"numpy.{core}.numeric", "_frombuffer"): np.zeros(1).__reduce_ex__(5)[0] for core in ("core", "_core")},
 }
 
-# what a truncated or altered pickle can raise while it is read
-_BROKEN = (pickle.UnpicklingError, EOFError, ValueError, TypeError, LookupError, AttributeError, OverflowError)
+_LOOKS = {b"<": "a web page", b"version https://git-lfs": "a Git LFS pointer", b"": "empty"}
+
+
+@dataclass(frozen=True)
+class reading:  # noqa: N801 - a context manager; a generator's would let a StopIteration through
+    """Whatever a reader raises inside about `path` is CorruptArtifactError, or MissingDataError where it is absent.
+
+    `what` is what the file must be. No file can be told from a whole one by the kind of exception that it causes, so
+    that every kind is taken.
+    """
+
+    path: Path
+    what: str
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: object) -> None:
+        known = (CorruptArtifactError, MissingDataError, UnsafePickleError, ImportError, PermissionError)
+        if not isinstance(error, Exception) or isinstance(error, known):
+            return
+        name, remedy = self.path.name, "Fetch it again from its source."
+        if isinstance(error, FileNotFoundError) and not self.path.exists():
+            raise MissingDataError(f"{name} must lie in {self.path.parent.name}; it is not there. {remedy}") from error
+        found = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        if self.path.is_file():
+            with open(self.path, "rb") as file:
+                head = file.read(64).lstrip()
+            found = next((told for mark, told in _LOOKS.items() if head.startswith(mark) and (mark or not head)), found)
+        raise CorruptArtifactError(
+            f"{name} must be {self.what}, whole and unaltered; it is not ({found}). {remedy}"
+        ) from error
 
 
 class _Restricted(pickle.Unpickler):
@@ -72,34 +107,36 @@ def unpickle_restricted(source: bytes | Path | BinaryIO, *, name: str = "") -> A
     `name` is what to call bytes or an open file in messages. A pickle that asks for any other class or function raises
     UnsafePickleError, and nothing was called; one that is truncated raises CorruptArtifactError.
     """
-    if isinstance(source, Path):
-        with open(source, "rb") as file:
-            return unpickle_restricted(file, name=name or source.name)
-    reader = _Restricted(BytesIO(source) if isinstance(source, bytes) else source, encoding="latin1")
-    reader.name = name or "the file"
-    try:
+    path = source if isinstance(source, Path) else Path(name or "the file")
+    with reading(path, "a pickle of NumPy arrays"), ExitStack() as opened:
+        if isinstance(source, Path):
+            source = opened.enter_context(open(source, "rb"))
+        reader = _Restricted(BytesIO(source) if isinstance(source, bytes) else source, encoding="latin1")
+        reader.name = name or path.name
         return reader.load()
-    except UnsafePickleError:
-        raise
-    except _BROKEN as error:
-        raise CorruptArtifactError(
-            f"{reader.name} must be a whole pickle of NumPy arrays; it is truncated or altered ({error}). "
-            "Fetch it again."
-        ) from error
+
+
+def open_gzip(path: Path) -> Any:
+    """The restricted pickle inside a .gz file."""
+    with reading(path, "a gzip file of a pickle"), gzip.open(path) as file:
+        content = unpickle_restricted(file, name=path.name)
+        file.read()  # to the checksum at its end
+        return content
+
+
+def open_npz(path: Path, names: Sequence[str]) -> list[np.ndarray]:
+    """Arrays of an .npz file by name."""
+    with reading(path, f"an .npz file with {', '.join(names)}"), np.load(path, allow_pickle=False) as data:
+        return [data[name] for name in names]
 
 
 def load_npy(path: Path) -> np.ndarray:
     """An .npy file; object arrays (pickles inside) go through `unpickle_restricted`."""
     headers = {1: np.lib.format.read_array_header_1_0, 2: np.lib.format.read_array_header_2_0}
-    with open(path, "rb") as file:
-        try:
-            shape, _, dtype = headers[np.lib.format.read_magic(file)[0]](file)
-            if not dtype.hasobject:
-                return np.load(path, allow_pickle=False)
-        except (ValueError, KeyError) as error:
-            raise CorruptArtifactError(
-                f"{path.name} must be an .npy file, whole and unaltered; it is not ({error}). Fetch it again."
-            ) from error
+    with reading(path, "an .npy file"), open(path, "rb") as file:
+        shape, _, dtype = headers[np.lib.format.read_magic(file)[0]](file)
+        if not dtype.hasobject:
+            return np.load(path, allow_pickle=False)
         return np.asarray(unpickle_restricted(file, name=path.name), dtype=object).reshape(shape)
 
 
@@ -110,7 +147,8 @@ def read_images(folder: Path, layout: dict[str, Any], side: int) -> list[Arrays]
     """Train and test split of an archive in a layout of `facts.toml`: images uint8 (N, 3, side, side) and labels."""
     splits, pixels = [], 3 * side**2
     for pattern in layout["files"]:
-        files = sorted(path for path in folder.glob(pattern) if path.is_file())
+        named = re.compile(re.escape(pattern).replace(r"\*", r"\d+"))  # a backup is no batch: a number stands for *
+        files = sorted(path for path in folder.iterdir() if path.is_file() and named.fullmatch(path.name))
         if not files:
             missing = "all training files" if "*" in pattern else pattern
             raise MissingDataError(
@@ -138,14 +176,16 @@ def _records(path: Path, label_bytes: int, pixels: int) -> Arrays:
 
 def _pickled(path: Path, key: str, pixels: int) -> Arrays:
     """Pickled CIFAR or ImageNet16: a dict with `data` (N, pixels) uint8, channels first, and labels under `key`."""
-    part = unpickle_restricted(path)
-    shape = np.shape(part.get("data")) if isinstance(part, dict) else None
-    if shape is None or len(shape) != 2 or shape[1] != pixels or len(part.get(key, ())) != shape[0]:
-        raise CorruptArtifactError(
-            f"{path.name} must be a dict with 'data' (N, {pixels}) and '{key}' (N,); its data has shape {shape}. "
-            "Fetch it again."
-        )
-    return np.asarray(part["data"]).astype(np.uint8, copy=False), np.asarray(part[key], np.int64)
+    with reading(path, f"a pickle with 'data' (N, {pixels}) and '{key}' (N,)"):
+        part = unpickle_restricted(path)
+        part = {name.decode() if isinstance(name, bytes) else name: value for name, value in part.items()}
+        data, labels = np.asarray(part["data"]), np.asarray(part[key])
+        for found, must in ((data, (len(data), pixels)), (labels, (len(data),))):
+            if found.shape != must or found.dtype.kind not in "iu":
+                raise ValueError(f"an array of {found.dtype}, shape {found.shape}, where integers {must} must be")
+        if data.dtype != np.uint8 and not 0 <= data.min(initial=0) <= data.max(initial=0) <= 255:
+            raise ValueError(f"pixels from {data.min()} to {data.max()}, where 0 to 255 must be")
+        return data.astype(np.uint8, copy=False), labels.astype(np.int64)
 
 
 def download(url: str, sha256: str, folder: Path) -> None:

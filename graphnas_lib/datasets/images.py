@@ -11,6 +11,7 @@ import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from operator import index
 from pathlib import Path
 
 import numpy as np
@@ -139,7 +140,7 @@ def normalise(images: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -
 
 def stratified(labels: Tensor, fraction: float, *, seed: int) -> Tensor:
     """Random mask (N,) of about `fraction` of the positions, the same fraction of every class."""
-    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
+    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(index(seed)))
     order = order[torch.argsort(labels[order], stable=True)]
     steps = torch.floor(torch.arange(len(labels) + 1, dtype=torch.float64) * fraction)
     held = torch.zeros(len(labels), dtype=torch.bool)
@@ -148,10 +149,25 @@ def stratified(labels: Tensor, fraction: float, *, seed: int) -> Tensor:
 
 
 def roots(given: Path | str | None = None) -> list[Path]:
-    """Folders that data is looked for in, first one first."""
+    """Folders that data is looked for in, first one first; MissingDataError where $GRAPHNAS_DATA is none."""
     if given is not None:
         return [Path(given)]
-    return [Path(folder) for folder in (os.environ.get("GRAPHNAS_DATA"), repository_root() / "data") if folder]
+    own, named = repository_root() / "data", os.environ.get("GRAPHNAS_DATA")
+    if not named:
+        return [own]
+    folder = Path(named).expanduser()
+    if not folder.is_dir():
+        raise MissingDataError(
+            f"$GRAPHNAS_DATA must be one folder that exists; it is {named!r}. Correct it, or unset it."
+        )
+    return [folder, own]
+
+
+def looked_in(given: Path | str | None) -> str:
+    """Those folders in words."""
+    if given is not None:
+        return "the given root"
+    return f"$GRAPHNAS_DATA ({os.environ.get('GRAPHNAS_DATA') or 'not set'}) and data/"
 
 
 # ---- official archives
@@ -172,7 +188,7 @@ def official(name: str, given: Path | str | None = None, *, download: bool = Fal
         found = _folder(facts, given)
     if found is None:
         wanted = " or ".join(f"'{layout['folder']}'" for layout in facts["layouts"])
-        places = "the given root" if given is not None else "$GRAPHNAS_DATA and data/"
+        places = looked_in(given)
         remedy = "pass download=True" if "url" in facts else "see the NATS-Bench documentation for the files"
         raise MissingDataError(
             f"{title} needs the folder {wanted}; none in {places}. Put it there, {remedy}, or use 'digits', "
@@ -271,7 +287,7 @@ class ImageFolderDataset:
     def _decode(self, path: Path, seed: tuple[int, int] | None) -> Tensor:
         from PIL import Image
 
-        with Image.open(path) as file:
+        with archives.reading(path, "an image"), Image.open(path) as file:
             image = file.convert("RGB")
         rng = None if seed is None else np.random.default_rng(seed)
         image = image.resize(self.input_shape[1:], Image.Resampling.BICUBIC, box=crop_box(*image.size, rng))

@@ -7,14 +7,22 @@ testing, validation never overlaps training, test series that repeat a training 
 
 from __future__ import annotations
 
-import gzip
+from operator import index
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from graphnas_lib.datasets.archives import FACTS, MissingDataError, load_npy, unpickle_restricted
-from graphnas_lib.datasets.images import roots
+from graphnas_lib.datasets.archives import (
+    FACTS,
+    MissingDataError,
+    load_npy,
+    open_gzip,
+    open_npz,
+    reading,
+    unpickle_restricted,
+)
+from graphnas_lib.datasets.images import looked_in, roots
 from graphnas_lib.datasets.proteins import ProteinSplit, read_list
 from graphnas_lib.datasets.tasks import TASKS, Normaliser, Split, Task
 from graphnas_lib.store import CorruptArtifactError
@@ -44,13 +52,44 @@ def load_task(name: str, root: Path | str | None = None, *, limit: int | None = 
         raise ValueError(f"task must be one of {tuple(TASKS)}; got {name!r}.")
     path = _find(name, root)
     if path is None:
-        place = "the given root" if root is not None else "$GRAPHNAS_DATA and data/"
+        place = looked_in(root)
         raise MissingDataError(
             f"NAS-Bench-360's task '{name}' needs {TASKS[name].files[0]}; it is neither in {place} nor in nb360/ "
             "there. Fetch it from the benchmark's authors (see README, Data)."
         )
-    task = LOADERS[name](path, seed)
+    with reading(path, f"what NAS-Bench-360's task '{name}' is made of"):
+        task = LOADERS[name](path, index(seed))
+        for split in (task.train, task.valid, task.test):
+            _check(task, split, path)
     return task if limit is None else task.limited(limit, seed=seed)
+
+
+def _check(task: Task, split: Split | ProteinSplit, path: Path) -> None:
+    """CorruptArtifactError unless a split's ranks, lengths, labels and numbers are those of its task."""
+    facts, wrong = task.facts, ""
+    if len(split) == 0:
+        wrong = "a split has no sample"
+    elif isinstance(split, Split):
+        x, y = split.inputs, split.targets
+        rank = 3 if facts.wrn_macs_32 is None else 4
+        per_sample = {"points": (), "multilabel": (facts.classes,), "dense": x.shape[2:]}
+        wanted = (len(x), *per_sample[facts.kind])
+        low, high = y.min().item(), y.max().item()
+        if x.dim() != rank or x.shape[1:] != task.train.inputs.shape[1:]:
+            wrong = f"inputs are {tuple(x.shape)} in a split and {tuple(task.train.inputs.shape)} in training"
+        elif tuple(y.shape) != wanted:
+            wrong = f"there are labels {tuple(y.shape)} for inputs {tuple(x.shape)}"
+        elif not all(torch.isfinite(part).all() for part in (x, y) if part.is_floating_point()):
+            wrong = "some numbers are not finite"
+        elif facts.kind == "points" and not 0 <= low <= high < facts.classes:
+            wrong = f"labels lie in {low}..{high} and must lie in 0..{facts.classes - 1}"
+        elif facts.loss in ("bce_weight_4", "masked_bce") and not 0 <= low <= high <= 1:
+            wrong = f"labels lie in {low:g}..{high:g} and must lie in 0..1"
+    if wrong:
+        raise CorruptArtifactError(
+            f"NAS-Bench-360's task '{task.name}' must have a label for each sample: {wrong}, by {path.name} and the "
+            "files beside it. Fetch them again."
+        )
 
 
 def _divide(split: Split, held: int, seed: int) -> tuple[Split, Split]:
@@ -65,13 +104,14 @@ def _task(name: str, train: Split, valid: Split, test: Split, note: str, output:
 
 
 def _tensors(x: np.ndarray, y: np.ndarray) -> Split:
-    return Split(torch.from_numpy(np.ascontiguousarray(x)), torch.from_numpy(np.asarray(y).astype(np.int64)))
+    if np.shape(y) != x.shape[:1]:
+        raise ValueError(f"there are labels {np.shape(y)} for inputs {x.shape}")
+    return Split(torch.from_numpy(np.ascontiguousarray(x)), torch.from_numpy(_whole(np.asarray(y), "a task's file")))
 
 
 def spherical(path: Path, seed: int) -> Task:
     """CIFAR-100 projected on the sphere; a fifth of the training images is the validation split."""
-    with gzip.open(path) as file:
-        data = unpickle_restricted(file, name=path.name)
+    data = open_gzip(path)
     train, test = (_tensors(data[split]["images"], data[split]["labels"]) for split in ("train", "test"))
     splits = _divide(train, len(train) // 5, seed)
     return _task("spherical", *splits, test, "CIFAR-100 on the sphere, 0..255 as they are")
@@ -80,9 +120,8 @@ def spherical(path: Path, seed: int) -> Task:
 def darcy(path: Path, seed: int) -> Task:
     """Darcy flow: coefficients with the coordinates of each pixel in, the normalised solution out."""
     if path.suffix == ".npz":
-        with np.load(path, allow_pickle=False) as data:
-            names = [f"darcy_{split}_16_{variable}" for split in ("train", "test") for variable in "xy"]
-            x, y, x_test, y_test = (torch.from_numpy(data[name].astype(np.float32)) for name in names)
+        names = [f"darcy_{split}_16_{variable}" for split in ("train", "test") for variable in "xy"]
+        x, y, x_test, y_test = (torch.from_numpy(array.astype(np.float32)) for array in open_npz(path, names))
         note = "Darcy flow at 16x16, not the task's 85x85"
     else:
         x, y = (torch.from_numpy(_mat_field(path, field, 1000)) for field in ("coeff", "sol"))
@@ -114,24 +153,27 @@ def _mat_field(path: Path, field: str, n: int, every: int = 5) -> np.ndarray:
                 f"{path.name} is a MATLAB v7.3 file, which needs the package h5py; it is not installed. "
                 "Run `pip install h5py` (or `pip install graphnas-lib[nb360]`)."
             ) from error
-        with h5py.File(path, "r") as file:
+        with reading(path, f"a MATLAB file with '{field}'"), h5py.File(path, "r") as file:
             return np.ascontiguousarray(file[field][::every, ::every, :n].transpose(2, 1, 0), dtype=np.float32)
     from scipy.io import loadmat
 
-    try:
+    with reading(path, f"a MATLAB file with '{field}'"):
         data = loadmat(path, variable_names=[field])[field]
-    except (ValueError, KeyError, TypeError, EOFError) as error:
-        raise CorruptArtifactError(f"{path.name} must be a MATLAB file with '{field}'; it is not ({error}).") from error
-    return np.ascontiguousarray(data[:n, ::every, ::every], dtype=np.float32)
+        return np.ascontiguousarray(data[:n, ::every, ::every], dtype=np.float32)
 
 
 def psicov(path: Path, seed: int) -> Task:
     """Distances between residues of proteins; the first 100 of the training list are the validation split."""
     folder = path.parent
     train, test = read_list(path), read_list(folder / "psicov.lst")
+    for names, file in ((train, path.name), (test, "psicov.lst")):
+        if len(names) < 2:
+            raise CorruptArtifactError(f"{file} must name two proteins or more; it names {len(names)}. Fetch it again.")
     held = min(100, max(1, len(train) // 10))
     sets = ((train[held:], 128), (train[:held], 512), (test, 512))
-    splits = (ProteinSplit(folder, names, side) for names, side in sets)
+    splits = [ProteinSplit(folder, names, side) for names, side in sets]
+    for split in splits:
+        split.check_files()
     return _task("psicov", *splits, "crops of 128 for training, canvas of 512 for testing")
 
 
@@ -152,10 +194,14 @@ def _cosmic_split(folder: Path) -> Split:
         raise MissingDataError(f"Cosmic needs f435w/<proposal>/<visit>/*.npy under {folder.name}; none is there.")
     crops, sky = [], []
     for file in files:
-        data = load_npy(file)[:, 64:192, 64:192]  # image, cosmic-ray mask, pixels to ignore
-        crops.append(data if len(data) == 3 else np.concatenate([data, np.zeros_like(data[:1])]))
+        with reading(file, "an .npy file of an image and its masks (2 or 3, 192 or more, 192 or more)"):
+            data = load_npy(file)[:, 64:192, 64:192]  # image, cosmic-ray mask, pixels to ignore
+            if data.shape not in ((2, 128, 128), (3, 128, 128)) or data.dtype.kind not in "fiu":
+                raise ValueError(f"it gives {data.shape} of {data.dtype}")
+            crops.append(data if len(data) == 3 else np.concatenate([data, np.zeros_like(data[:1])]))
         levels = file.with_name("sky.npy")
-        sky.append(load_npy(levels)[int(file.name.split("_")[0]) - 1] if levels.exists() else 0.0)
+        with reading(levels, "an .npy file with a level for each image"):
+            sky.append(float(load_npy(levels)[int(file.name.split("_")[0]) - 1]) if levels.exists() else 0.0)
     stack = torch.from_numpy(np.stack(crops).astype(np.float32))  # (N, 3, 128, 128)
     return Split(stack[:, :1], stack[:, 1], stack[:, 2] < 0.5, torch.tensor(np.array(sky, dtype=np.float32)))
 
@@ -164,9 +210,10 @@ def ninapro(path: Path, seed: int) -> Task:
     """Electromyography of 18 gestures, in the benchmark's own three splits."""
     splits = []
     for split in ("train", "val", "test"):
-        x = load_npy(path.with_name(f"ninapro_{split}.npy")).astype(np.float32)
-        labels = load_npy(path.with_name(f"label_{split}.npy"))
-        splits.append(_tensors(x.transpose(0, 2, 1)[:, None], labels))  # (N, 52, 16) -> (N, 1, 16, 52)
+        series = path.with_name(f"ninapro_{split}.npy")
+        with reading(series, "an .npy file (N, 52, 16)"):
+            x = load_npy(series).astype(np.float32).transpose(0, 2, 1)[:, None]  # (N, 52, 16) -> (N, 1, 16, 52)
+        splits.append(_tensors(x, _whole(load_npy(path.with_name(f"label_{split}.npy")), f"label_{split}.npy")))
     return _task("ninapro", *splits, "electromyography of 18 gestures")
 
 
@@ -181,6 +228,9 @@ def ecg(path: Path, seed: int) -> Task:
     unknown = sorted(set(data["label"]) - set(ECG_LABELS))
     if unknown:
         raise CorruptArtifactError(f"ECG labels must be among {ECG_LABELS}; {path.name} holds {unknown}.")
+    if len(data["label"]) != len(data["data"]) or len(data["label"]) < 10:
+        found = f"{len(data['data'])} with {len(data['label'])} labels"
+        raise CorruptArtifactError(f"{path.name} must hold 10 or more recordings, with a label each; it holds {found}.")
     records = np.arange(len(data["label"]))
     train, rest = train_test_split(records, test_size=0.2, random_state=0)
     valid, test = train_test_split(rest, test_size=0.5, random_state=0)
@@ -211,12 +261,28 @@ def satellite(path: Path, seed: int) -> Task:
 
 
 def _series(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    box = load_npy(path)
+    with reading(path, "an .npy file of 'data' (N, 46) and 'label' (N,)"):
+        return _series_of(load_npy(path), path)
+
+
+def _series_of(box: np.ndarray, path: Path) -> tuple[np.ndarray, np.ndarray]:
     data = box.item() if box.dtype == object and box.shape == () else None
     if not isinstance(data, dict) or not {"data", "label"} <= set(data):
         found = type(data).__name__
         raise CorruptArtifactError(f"{path.name} must hold a dict with 'data' and 'label'; it holds {found}.")
-    return np.ascontiguousarray(data["data"], dtype=np.float32), np.asarray(data["label"]).astype(np.int64) - 1
+    x, labels = np.ascontiguousarray(data["data"], dtype=np.float32), _whole(np.asarray(data["label"]), path.name)
+    if x.ndim != 2 or labels.shape != x.shape[:1]:
+        raise ValueError(f"it gives {x.shape} and {labels.shape}")
+    return x, labels - 1
+
+
+def _whole(labels: np.ndarray, name: str) -> np.ndarray:
+    """Labels as int64; CorruptArtifactError where they are no whole numbers."""
+    if labels.dtype.kind not in "iuf" or (labels != np.floor(labels)).any():
+        raise CorruptArtifactError(
+            f"{name} must hold whole numbers as labels; it holds {labels.dtype}. Fetch it again."
+        )
+    return labels.astype(np.int64)
 
 
 def _zscore(x: np.ndarray) -> np.ndarray:
@@ -227,10 +293,10 @@ def _zscore(x: np.ndarray) -> np.ndarray:
 def deepsea(path: Path, seed: int) -> Task:
     """Chromatin labels of 1,000 base pairs, in the benchmark's own three splits."""
     splits = []
-    with np.load(path, allow_pickle=False) as data:
-        for split in ("train", "val", "test"):
-            x = np.ascontiguousarray(data[f"x_{split}"].transpose(0, 2, 1).astype(np.uint8))  # one-hot (N, 4, 1000)
-            splits.append(Split(torch.from_numpy(x), torch.from_numpy(data[f"y_{split}"].astype(np.float32))))
+    for split in ("train", "val", "test"):
+        x, y = open_npz(path, (f"x_{split}", f"y_{split}"))
+        x = np.ascontiguousarray(x.transpose(0, 2, 1).astype(np.uint8))  # one-hot (N, 4, 1000)
+        splits.append(Split(torch.from_numpy(x), torch.from_numpy(y.astype(np.float32))))
     return _task("deepsea", *splits, "36 chromatin labels of 1,000 base pairs")
 
 

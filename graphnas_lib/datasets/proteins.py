@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from graphnas_lib.datasets.archives import MissingDataError, load_npy, unpickle_restricted
+from graphnas_lib.datasets.archives import MissingDataError, load_npy, reading, unpickle_restricted
 from graphnas_lib.store import CorruptArtifactError
 
 FRAME_PIXELS = 5
@@ -28,7 +28,8 @@ def read_list(path: Path) -> list[str]:
         raise MissingDataError(
             f"PSICOV needs {path.name} in its folder 'protein'; it is not there. Unpack the archive."
         )
-    return [line.split()[0] for line in path.read_text().splitlines() if line.strip()]
+    with reading(path, "a list of proteins"):
+        return [line.split()[0] for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
 
 
 @dataclass
@@ -90,25 +91,40 @@ class ProteinSplit:
     def features(self, name: str) -> np.ndarray:
         """57 channels (57, L, L): each of 27 one-dimensional features along columns and along rows, then 3 maps."""
         path = self._file("features", f"{name}.pkl")
-        data = unpickle_restricted(path)
-        size = len(data["seq"])
-        lines = np.concatenate([data["ss"], data["pssm"].T, data["sa"][None], data["entropy"][None]])  # (27, L)
-        if lines.shape != (27, size):
-            raise CorruptArtifactError(f"{path.name} must hold 27 features of {size} residues; got {lines.shape}.")
-        along = np.broadcast_to(lines[:, None, :], (27, size, size))
-        tiled = np.stack([along, along.transpose(0, 2, 1)], 1).reshape(54, size, size)
-        maps = np.stack([data["ccmpred"], data["freecon"], data["potential"]])
-        return np.nan_to_num(np.concatenate([tiled, maps]).astype(np.float32))
+        with reading(path, "a pickle of a protein's features"):
+            return _features(unpickle_restricted(path), path)
+
+    def check_files(self) -> None:
+        """MissingDataError unless every protein has its files."""
+        for name in self.names:
+            self._file("features", f"{name}.pkl"), self._file("distance", f"{name}-cb.npy")
 
     def distances(self, name: str) -> np.ndarray:
         """Distance map (L, L) in Angstrom, at least 1; the diagonal is the mean of its neighbours; NaN: unknown."""
         path = self._file("distance", f"{name}-cb.npy")
-        length, _, stored = load_npy(path)
-        y = np.maximum(np.array(stored, dtype=np.float32), 1.0)[:length, :length]  # NaN stays NaN
-        i = np.arange(1, length - 1)
-        sides = np.stack([y[i, i - 1], y[i, i + 1]])
-        unknown = np.isnan(sides)
-        mean = np.where(unknown, 0, sides).sum(0) / np.maximum((~unknown).sum(0), 1)
-        y[i, i] = np.where(np.isnan(y[i, i]), np.nan, np.where(unknown.all(0), 1.0, mean))
-        y[0, 0], y[-1, -1] = y[0, 1], y[-1, -2]
-        return y
+        with reading(path, "an .npy file of a length, a sequence and a map of distances"):
+            return _distances(*load_npy(path))
+
+
+def _features(data: dict, path: Path) -> np.ndarray:
+    size = len(data["seq"])
+    lines = np.concatenate([data["ss"], data["pssm"].T, data["sa"][None], data["entropy"][None]])  # (27, L)
+    if lines.shape != (27, size):
+        raise CorruptArtifactError(f"{path.name} must hold 27 features of {size} residues; got {lines.shape}.")
+    along = np.broadcast_to(lines[:, None, :], (27, size, size))
+    tiled = np.stack([along, along.transpose(0, 2, 1)], 1).reshape(54, size, size)
+    maps = np.stack([data["ccmpred"], data["freecon"], data["potential"]])
+    return np.nan_to_num(np.concatenate([tiled, maps]).astype(np.float32))
+
+
+def _distances(length: int, _sequence: str, stored: np.ndarray) -> np.ndarray:
+    if np.ndim(stored) != 2 or not 2 <= length <= min(np.shape(stored)):
+        raise ValueError(f"a map {np.shape(stored)} for {length} residues")
+    y = np.maximum(np.array(stored, dtype=np.float32), 1.0)[:length, :length]  # NaN stays NaN
+    i = np.arange(1, length - 1)
+    sides = np.stack([y[i, i - 1], y[i, i + 1]])
+    unknown = np.isnan(sides)
+    mean = np.where(unknown, 0, sides).sum(0) / np.maximum((~unknown).sum(0), 1)
+    y[i, i] = np.where(np.isnan(y[i, i]), np.nan, np.where(unknown.all(0), 1.0, mean))
+    y[0, 0], y[-1, -1] = y[0, 1], y[-1, -2]
+    return y

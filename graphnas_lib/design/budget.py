@@ -23,8 +23,8 @@ from graphnas_lib.design.fitting import BudgetUnreachable, Fitted, Target, fit_t
 from graphnas_lib.design.kept import KeptNetworks, NearNetworks
 from graphnas_lib.design.selection import RANKS, SHALLOW_CANDIDATES, shallow_networks
 from graphnas_lib.evolution import max_strides
-from graphnas_lib.macro import CHANNELS, HLArchitecture, HLTriple
-from graphnas_lib.network import build, count
+from graphnas_lib.macro import CHANNELS, HLArchitecture, HLTriple, whole
+from graphnas_lib.network import build, checked_task, count
 from graphnas_lib.sequence import CONDITIONS, SequenceGenerator
 from graphnas_lib.synonyms import CellSampler, realise
 
@@ -42,8 +42,8 @@ DRAWS_PER_SEED = 1_000_003  # distance of the cells' seeds between two requests
 
 
 def design(
-    params: float | None = None,
-    flops: float | None = None,
+    params: float | str | None = None,
+    flops: float | str | None = None,
     *,
     input_shape: tuple[int, ...] = (3, 32, 32),
     classes: int = 10,
@@ -64,14 +64,15 @@ def design(
     """Networks for a budget, best first (Eq. 12 and "Final model selection").
 
     Args:
-        params, flops: what is wanted, None for any; FLOPs in the paper's unit (2 x MACs) at `input_shape`.
+        params, flops: what is wanted, None for any, a number or text such as "1M" (`quantity`); FLOPs in the paper's
+            unit (2 x MACs) at `input_shape`.
         input_shape: (C, H, W), or (C, L) for one spatial dimension.
         classes: outputs.
         n: distinct networks to return; fewer come where so few can be drawn.
         seed: of cells, weights under T-CET, and noise images; equal arguments give equal designs.
         scale: whose trained artifacts to use; default the one that ships.
-        images, labels: a batch (B, *input_shape) that T-CET is taken on, and its targets (B,); None takes 16 images of
-            standard normal noise.
+        images, labels: a batch (B, *input_shape) that T-CET is taken on, and its targets (B,), tensors or arrays; None
+            takes 16 images of standard normal noise.
         tolerance: largest relative error of the costs; at or under the request is preferred.
         candidates: networks to score, at least n (default n, or 4 n where `select` is "shallow"); the paper scores 10
             to 100.
@@ -92,13 +93,11 @@ def design(
     if select not in RANKS:
         raise ValueError(f"select must be one of {', '.join(RANKS)}; got {select!r}.")
     shallow = select == "shallow"
-    wanted = n * (SHALLOW_CANDIDATES if shallow else 1) if candidates is None else candidates
-    if n < 1 or wanted < n:
+    n, wanted = whole(n), whole(n * (SHALLOW_CANDIDATES if shallow else 1) if candidates is None else candidates)
+    if None in (n, wanted) or n < 1 or wanted < n:
         raise ValueError(f"n must be at least 1 and candidates at least n; got {n} and {wanted}.")
-    if not isinstance(classes, int) or classes < 1:
-        raise ValueError(f"classes must be a positive number; got {classes!r}.")
     place = store.pick_device(device)
-    request = Request(target, tuple(input_shape), classes, dense, seed)
+    request = Request(target, input_shape, classes, dense, seed)
     batch = request.batch(images, labels)
     trained = trained or Trained.load(scale, device=place)
     if shallow:
@@ -149,6 +148,12 @@ class Request:
     dense: bool
     seed: int
 
+    def __post_init__(self):
+        shape, classes = checked_task(self.input_shape, self.classes)
+        if (seed := whole(self.seed)) is None:
+            raise TypeError(f"seed must be a whole number; got {self.seed!r}.")
+        vars(self).update(input_shape=shape, classes=classes, seed=seed)
+
     @property
     def stem_stride(self) -> int:
         """2 for large inputs (deviation D08)."""
@@ -180,7 +185,8 @@ class Request:
             images = torch.randn(n, *shape, generator=source)
             labels = torch.randint(self.classes, (n, *shape[1:]) if self.dense else (n,), generator=source)
             return images, labels, f"{n} images of standard normal noise with random labels (none were given)"
-        if tuple(images.shape[1:]) != shape or len(images) != len(labels):
+        images, labels = proxies.as_batch(None, images, labels)
+        if tuple(images.shape[1:]) != shape:
             came = f"{tuple(images.shape)} and {len(labels)} labels"
             raise ValueError(f"images must be (B, {', '.join(map(str, shape))}) with a label each; got {came}.")
         if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < self.classes:

@@ -105,25 +105,43 @@ class Design(JSONText):
         of `model`, by default `build(seed=0)`; .png, .pdf and .svg a drawing.
 
         Raises:
-            ValueError: another ending.
+            ValueError: another ending, or `model` is not this design's network.
             export.ExportError: the ONNX file would not give the network's outputs, or its packages are missing.
         """
         path = Path(path)
         if path.suffix in (".json", ".py"):
             return store.write(path, self.to_dict() if path.suffix == ".json" else self.to_code())
         if path.suffix == ".onnx":
-            return network.to_onnx(model or self.build(seed=0), path)
+            given = self.build(seed=0) if model is None else self._own(model)
+            return network.to_onnx(given, path, input_shape=self.input_shape)
         if path.suffix.removeprefix(".") in store.DESIGN_FORMATS:
             title, side = f"{self.params:,} parameters", self.input_shape[1]
             return render(plot_architecture(self.architecture, title, resolution=side, cells=True), path)
         endings = ", ".join(f".{name}" for name in store.DESIGN_FORMATS)
         raise ValueError(f"A design is saved as {endings}; got {path.name!r}.")
 
+    def _own(self, model: nn.Module) -> nn.Module:
+        """The network inside `model`; ValueError unless it is this design's."""
+        model, own = network.unwrapped(model), self.build()
+        if type(model) is type(own):
+            key, task = model.architecture.key(), (model.input_shape, model.dense, model.classifier.out_features)
+            same = (key, task) == (self.architecture.key(), (self.input_shape, self.dense, self.classes))
+        else:  # of the file that `to_code` writes, say
+            same = [(n, t.shape) for n, t in model.state_dict().items()] == [
+                (n, t.shape) for n, t in own.state_dict().items()
+            ]
+        if not same:
+            raise ValueError(
+                f"The weights must be those of this design's network ({self.params:,} parameters); got another "
+                f"{type(model).__name__} ({sum(p.numel() for p in model.parameters()):,} parameters)."
+            )
+        return model
+
     @classmethod
     def load(cls, path: Path | str) -> Design:
         """The design of a .json file that `save` wrote; ValueError names file, place and reason of damage."""
         try:
-            return cls.from_json(Path(path).read_text())
+            return cls.from_json(Path(path).read_bytes())
         except ValueError as error:
             raise ValueError(f"{Path(path).name}: {error}") from error
 

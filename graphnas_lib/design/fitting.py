@@ -9,6 +9,8 @@ Costs at or a little under the request are the goal, as the paper's budgets are 
 from __future__ import annotations
 
 import math
+import numbers
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from itertools import combinations, permutations, product
@@ -40,6 +42,21 @@ class BudgetUnreachable(ValueError):  # noqa: N818 - the name is part of the int
         self.nearest = nearest
 
 
+UNITS = {"": 1.0, "K": 1e3, "M": 1e6, "G": 1e9, "B": 1e9}
+
+
+def quantity(value: float | str, name: str = "a budget") -> float:
+    """A number as it is, or "300M", "1.5G", "1e6" as one; ValueError for other text, TypeError for other things."""
+    if isinstance(value, str):
+        found = re.fullmatch(r"\s*([0-9]+\.?[0-9]*|\.[0-9]+)(e[+-]?\d+)?\s*([KMGB]?)\s*", value, re.IGNORECASE)
+        if not found:
+            raise ValueError(f"{name} must be a number such as 300M, 1.5G or 1e6; got {value!r}.")
+        return float(found[1] + (found[2] or "")) * UNITS[found[3].upper()]
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise TypeError(f"{name} must be a number, or text such as '1M'; got {type(value).__name__} {value!r}.")
+    return value
+
+
 @dataclass(frozen=True)
 class Target:
     """What is asked: parameters and FLOPs (None = free), and the tolerance on their relative errors."""
@@ -52,10 +69,11 @@ class Target:
         if self.params is None and self.flops is None:
             raise ValueError("A design must have a budget: give params, flops, or both; got neither.")
         for name in ("params", "flops"):
-            value = getattr(self, name)
-            if value is not None and not (math.isfinite(value) and value > 0):
-                raise ValueError(f"{name} must be a positive number; got {value!r}.")
-        if not 0 < self.tolerance < 1:
+            if (given := getattr(self, name)) is not None:
+                vars(self)[name] = value = quantity(given, name)
+                if not (math.isfinite(value) and value > 0):
+                    raise ValueError(f"{name} must be a positive number; got {given!r}.")
+        if not (isinstance(self.tolerance, numbers.Real) and 0 < self.tolerance < 1):
             raise ValueError(f"tolerance must lie between 0 and 1; got {self.tolerance!r}.")
 
     def ratios(self, costs: Costs) -> list[float]:

@@ -52,7 +52,7 @@ def repeated(
         BudgetUnreachable: no number of cells and width meets the budget; names the nearest.
     """
     target = Target(params, flops, tolerance)
-    request = Request(target, tuple(input_shape), classes, dense=False, seed=seed)
+    request = Request(target, input_shape, classes, dense=False, seed=seed)
     tried = list(_largest(request))
     met = [one for one in tried if target.met(one.costs, under=True)] or [one for one in tried if target.met(one.costs)]
     if not met:

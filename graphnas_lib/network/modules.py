@@ -11,11 +11,12 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache, lru_cache
+from operator import index
 
 import torch
 from torch import Tensor, nn
 
-from graphnas_lib.macro import Architecture
+from graphnas_lib.macro import Architecture, whole
 from graphnas_lib.network import operations as ops
 from graphnas_lib.space import INPUT, OUTPUT, Cell, InvalidCellError
 
@@ -87,14 +88,19 @@ def ends(architecture: Architecture, channels: int, dense: bool) -> tuple[tuple[
     return stem, head if wide is None else (*head, ops.conv(last, wide), ops.norm(wide))
 
 
-def _check_input(input_shape, classes: int) -> None:
-    shape = tuple(input_shape)
-    if len(shape) not in (2, 3) or not all(isinstance(n, int) and n > 0 for n in shape):
+def checked_task(input_shape: Sequence[int], classes: int) -> tuple[tuple[int, ...], int]:
+    """Both as ints; ValueError where they are no sizes."""
+    try:
+        shape = tuple(map(whole, input_shape))
+    except TypeError:  # a number alone
+        shape = ()
+    if len(shape) not in (2, 3) or not all(n is not None and n > 0 for n in shape):
         raise ValueError(
             f"input_shape must be (channels, height, width) or (channels, length), all positive; got {input_shape!r}."
         )
-    if not isinstance(classes, int) or classes < 1:
+    if whole(classes) is None or whole(classes) < 1:
         raise ValueError(f"classes must be a positive number; got {classes!r}.")
+    return shape, whole(classes)
 
 
 # ---- costs
@@ -132,8 +138,7 @@ def count(architecture: Architecture, *, input_shape=(3, 32, 32), classes: int =
     Returns:
         Costs: parameters, MACs of convolutions and linear layers, FLOPs in the paper's unit, all for one input.
     """
-    _check_input(input_shape, classes)
-    channels, *sides = input_shape
+    (channels, *sides), classes = checked_task(input_shape, classes)
     stem, head = ends(architecture, channels, dense)
     total, sides = _sequence_costs(stem, tuple(sides)), stem[0].output_side(sides)
     for cell, inputs, width, stride in steps(architecture, dense):
@@ -243,9 +248,9 @@ def build(
         dense: every stride is 1 and the classifier is applied at each position.
         seed: initialise reproducibly without touching the global generator; None uses the global one.
     """
-    _check_input(input_shape, classes)
+    shape, classes = checked_task(input_shape, classes)
     if seed is None:
-        return Network(architecture, tuple(input_shape), classes, dense)
+        return Network(architecture, shape, classes, dense)
     with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)  # the CPU's alone: torch.manual_seed would reseed CUDA too
-        return Network(architecture, tuple(input_shape), classes, dense)
+        torch.default_generator.manual_seed(index(seed))  # the CPU's alone: torch.manual_seed would reseed CUDA too
+        return Network(architecture, shape, classes, dense)

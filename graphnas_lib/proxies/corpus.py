@@ -21,7 +21,8 @@ from torch import Tensor
 
 from graphnas_lib import store
 from graphnas_lib.clusters import ZC_NAMES
-from graphnas_lib.proxies.measures import ProxyError, zc_vector
+from graphnas_lib.proxies.given import ProxyError
+from graphnas_lib.proxies.measures import zc_vector
 from graphnas_lib.space import N_NODES, OP_NODES, OPERATIONS, Cell, InvalidCellError
 from graphnas_lib.store import single_threaded
 

@@ -13,34 +13,37 @@ from __future__ import annotations
 
 import copy
 import math
+import warnings
 from collections.abc import Sequence
 from functools import cache
+from operator import index
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from graphnas_lib.macro import stack_cell
-from graphnas_lib.network import Costs, accelerated, build, count
+from graphnas_lib.network import accelerated, build, count
+from graphnas_lib.proxies.costs import costs_of, left_out
+from graphnas_lib.proxies.given import Chosen, ProxyError, as_batch, check_scores, failing, readable
 from graphnas_lib.proxies.probe import (
     LAYERS,
     NORMS,
     Loss,
     Pass,
-    ProxyError,
     finite,
-    hooked,
     layers_of,
     moded,
+    owners,
     run,
     safe_logdet,
     saliency_of,
     stand_ins,
     substituted,
+    weight_of,
 )
 from graphnas_lib.space import Cell
 
-POOLS = (nn.AvgPool1d, nn.AvgPool2d, nn.MaxPool1d, nn.MaxPool2d, nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d)
 ROUNDING = 1e-12  # a deviation below this share of the mean is rounding: the saliency is constant
 ZEN_GAMMA = 1e-2  # Zen-score: size of the perturbation
 
@@ -193,15 +196,22 @@ def synflow(model: nn.Module, shape: Sequence[int]) -> float:
     Args:
         shape: of one input without the batch, (C, ...).
     """
-    clone = copy.deepcopy(model).double().eval()
-    for module in clone.modules():
-        if isinstance(module, NORMS):
-            module.forward = lambda x: x
-    state = {name: t.abs() if t.is_floating_point() else t for name, t in stand_ins(clone).items()}
-    weights = [state[f"{name}.weight"].requires_grad_() for name in layers_of(clone)]
-    with torch.enable_grad(), substituted(clone, state):
-        outputs = clone(torch.ones(1, *shape, dtype=torch.float64, device=weights[0].device))
-        gradients = torch.autograd.grad(outputs.sum(), weights, allow_unused=True)
+    layers = layers_of(model)
+    owner = owners(layers)
+    for name, layer in layers.items():
+        weight_of(name, layer)
+    with failing("The network fails in SynFlow, on a copy in double precision"):
+        clone = copy.deepcopy(model).double().eval()
+        for module in clone.modules():
+            if isinstance(module, NORMS):
+                module.forward = lambda input: input
+        state = {t: s.abs() if s.is_floating_point() else s for t, s in stand_ins(clone).items()}
+        scored = [weight_of(name, layer) for name, layer in layers_of(clone).items() if owner[name] == name]
+        weights = [state[weight].requires_grad_() for weight in scored]
+        with torch.enable_grad(), moded(clone, "eval"), substituted(clone, state):
+            outputs = clone(torch.ones(1, *shape, dtype=torch.float64, device=weights[0].device))
+            check_scores(outputs)
+            gradients = torch.autograd.grad(outputs.sum(), weights, allow_unused=True)
     return finite("synflow", sum(saliency_of(w, g).sum() for w, g in zip(weights, gradients, strict=True)))
 
 
@@ -218,9 +228,12 @@ def zen(model: nn.Module, shape: Sequence[int], *, seed: int = 0) -> float:
     """
     if not callable(getattr(model, "features", None)):
         raise ProxyError("Zen-score needs `.features(x)`, the maps before global pooling; this network has none.")
-    clone, generator = copy.deepcopy(model), torch.Generator().manual_seed(seed)
+    readable(model)
+    with failing("The network cannot be copied"):
+        clone, generator = copy.deepcopy(model), torch.Generator().manual_seed(index(seed))
     norms = [module for module in clone.modules() if isinstance(module, NORMS)]
-    with moded(clone, "train"), torch.no_grad(), accelerated(clone):
+    fails = failing("The network's `features` fail in train mode")
+    with fails, moded(clone, "train"), torch.no_grad(), accelerated(clone):
         for module in clone.modules():
             if isinstance(module, LAYERS):
                 module.weight.copy_(torch.randn(module.weight.shape, generator=generator))
@@ -230,37 +243,9 @@ def zen(model: nn.Module, shape: Sequence[int], *, seed: int = 0) -> float:
                 module.reset_parameters()
         device = next(clone.parameters()).device
         x, e = (torch.randn(*shape, generator=generator).to(device) for _ in range(2))
-        change = (clone.features(x) - clone.features(x + ZEN_GAMMA * e)).double().abs()
+        change = (clone.features(x.clone()) - clone.features(x + ZEN_GAMMA * e)).double().abs()
         spread = sum(float(m.running_var.double().mean().sqrt().log()) for m in norms if m.running_var is not None)
     return finite("zen", float(change.flatten(1).sum(1).mean().log()) + spread)
-
-
-def module_costs(model: nn.Module, shape: Sequence[int]) -> Costs:
-    """Costs of any network, counted in one forward of one input; agrees with `network.count` on our networks.
-
-    params: all parameters. macs: of convolutions and linear layers. flops: the paper's unit, 2 x (those + biases +
-    twice the inputs of an affine norm + outputs of ReLU + inputs of pooling), for `shape`. Sums, other activations
-    and functional calls are not seen.
-
-    Args:
-        shape: of one input without the batch, (C, ...).
-    """
-    macs, extra = [], []
-
-    def see(_name: str, module: nn.Module, x: Tensor, y: Tensor) -> None:
-        if isinstance(module, LAYERS):
-            macs.append(y.numel() * module.weight[0].numel())
-            extra.append(y.numel() if module.bias is not None else 0)
-        elif isinstance(module, NORMS):
-            extra.append(x.numel() * (2 if module.affine else 1))
-        else:
-            extra.append(y.numel() if isinstance(module, nn.ReLU) else x.numel())
-
-    seen = {n: m for n, m in model.named_modules() if isinstance(m, (*LAYERS, *NORMS, *POOLS, nn.ReLU))}
-    first = next(model.parameters())
-    with moded(model, "eval"), torch.no_grad(), substituted(model, stand_ins(model)), hooked(seen, see):
-        model(torch.zeros(1, *shape, dtype=first.dtype, device=first.device))
-    return Costs(sum(p.numel() for p in model.parameters()), sum(macs), 2 * (sum(macs) + sum(extra)))
 
 
 # ---- many at once
@@ -280,10 +265,11 @@ MEANINGS = {  # of each proxy, in one line; `score` has the formulas
     "zico": "size and steadiness of gradients between two halves of the batch",
     "zen": "expressivity: how the maps answer a small change of a random input",
     "params": "parameters",
-    "macs": "multiply-adds of convolutions and linear layers, one input",
+    "macs": "multiply-adds of convolutions and matrix products, one input",
     "flops": "2 x all multiply-adds, norms, ReLU and pooling too, one input",
 }
 NAMES = tuple(MEANINGS)
+COSTS = frozenset({"params", "macs", "flops"})
 
 
 def score(
@@ -295,29 +281,41 @@ def score(
     loss: Loss = F.cross_entropy,
     seed: int = 0,
     second: tuple[Tensor, Tensor] | None = None,
+    output: int | str | None = None,
 ) -> dict[str, float]:
     """Named proxies of one network in as few passes as they need; each in the mode its function defaults to.
 
     "tcet", "tcet_none" and "tcet_log" are the variants of `tcet` in eval mode; "tcet_train" is "none" in train mode.
 
     Args:
-        model: any network.
-        images: (B, ...), normalised; the paper's batch is 64. "zen" and "synflow" take its shape alone.
+        model: any network that takes one batch of images.
+        images: (B, ...), normalised, a tensor or an array; the paper's batch is 64. "zen" and "synflow" take its shape
+            alone.
         labels: targets of `loss`.
         names: of `NAMES`; "lnwot" is the sum of `layer_logdets`.
         seed: of Zen-score's draws.
         second: another (images, labels), for "zico" beside the first; without it, the halves of the first are its two.
+        output: index, key or attribute of the scores, where the network returns several things.
 
     Raises:
-        ValueError: a name is not in `NAMES`.
-        ProxyError: a proxy is not finite or has nothing to score.
+        ValueError: a name is not in `NAMES`, or the batch is empty.
+        ProxyError: the network fails, a proxy is not finite or has nothing to score.
+
+    Warns:
+        UserWarning: a proxy does not look at many of the parameters.
     """
-    if unknown := sorted(set(names) - set(NAMES)):
+    names = [names] if isinstance(names, str) else list(names)
+    if unknown := sorted({name for name in names if name not in NAMES}, key=str):
         raise ValueError(f"names must be of {NAMES}; got {unknown}.")
+    readable(model)
+    images, labels = as_batch(model, images, labels)
+    if set(names) - COSTS and (missed := left_out(model)):
+        warnings.warn(missed, stacklevel=2)
+    given, model = model, model if output is None else Chosen(model, output)
     needed = labels if {"tcet", "tcet_none", "tcet_log"} & set(names) else None
     codes = cache(lambda: run(model, images, needed, mode="eval", loss=loss, watch=layers_of(model)))
     trained = cache(lambda: run(model, images, labels, mode="train", loss=loss))
-    costs = cache(lambda: module_costs(model, images.shape[1:]))
+    costs = cache(lambda: costs_of(given, torch.zeros_like(images[:1])))
 
     def of_batches() -> float:
         if second is None:
@@ -337,7 +335,7 @@ def score(
         "grad_norm": lambda: finite("grad_norm", trained().gradient_norm),
         "synflow": lambda: synflow(model, images.shape[1:]),
         "zico": of_batches,
-        "zen": lambda: zen(model, images.shape, seed=seed),
+        "zen": lambda: zen(given, images.shape, seed=seed),
         "params": lambda: float(costs().params),
         "macs": lambda: float(costs().macs),
         "flops": lambda: float(costs().flops),
@@ -369,6 +367,7 @@ def zc_vector(
         InvalidCellError: the cell has no path from input to output.
         ProxyError: a proxy is not finite.
     """
+    images, labels = as_batch(None, images, labels)
     architecture, shape = stack_cell(cell, width=width, repeats=repeats), tuple(images.shape[1:])
     costs = count(architecture, input_shape=shape, classes=classes)
     model = build(architecture, input_shape=shape, classes=classes, seed=seed)

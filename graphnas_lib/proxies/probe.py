@@ -1,14 +1,16 @@
 """One look at a network that leaves it as it was, bit for bit: the pass that every zero-cost proxy stands on.
 
-`run` makes one forward (and one backward) through stand-ins for the parameters and copies of the buffers, so that
-nothing of the caller's network is written: not parameters, buffers, modes, `requires_grad`, `.grad` or hooks, and no
-global random state moves. What it saw is keyed by layer name. `proxies` turns it into scores.
+`run` makes one forward (and one backward) through stand-ins for the parameters and copies of the buffers and images,
+so that nothing of the caller's is written: not images, parameters, buffers, attributes, modes, `requires_grad`, `.grad`
+or hooks, and no global random state moves. What it saw is keyed by layer name, layers with one weight under the first
+of them. Whatever the caller's code raises is a ProxyError. `proxies` turns it into scores.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+import random
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -18,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from graphnas_lib.network import accelerated
+from graphnas_lib.proxies.given import ProxyError, as_batch, check_scores, failing, readable
 
 LAYERS = (nn.Conv1d, nn.Conv2d, nn.Linear)  # the layers that proxies score, by their `weight`
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
@@ -28,10 +31,6 @@ KEPT = 400 << 20  # bytes of maps that a train-mode backward keeps; parts of a n
 INT8 = torch.backends.cpu.get_cpu_capability().startswith("AVX512")  # CPUs whose int8 products beat float32 here
 
 Loss = Callable[[Tensor, Tensor], Tensor]
-
-
-class ProxyError(RuntimeError):
-    """A network could not be scored: not finite, or nothing to score."""
 
 
 # ---- one pass over the network
@@ -70,7 +69,10 @@ def moded(model: nn.Module, mode: str, seed: int = 0) -> Iterator[None]:
         raise ValueError(f"mode must be 'train' or 'eval'; got {mode!r}.")
     before = [(module, module.training) for module in model.modules()]
     devices = sorted({p.device.index for p in model.parameters() if p.is_cuda})
+    others = random.getstate(), np.random.get_state()  # of networks that draw with these
     try:
+        random.seed(seed)
+        np.random.seed(seed)
         for module, _ in before:
             module.training = mode == "train"
         with torch.random.fork_rng(devices):
@@ -79,17 +81,31 @@ def moded(model: nn.Module, mode: str, seed: int = 0) -> Iterator[None]:
                 torch.cuda.default_generators[index].manual_seed(seed)
             yield
     finally:
+        random.setstate(others[0])
+        np.random.set_state(others[1])
         for module, training in before:
             module.training = training
 
 
 @contextmanager
 def hooked(modules: dict[str, nn.Module], hook: Callable[[str, nn.Module, Tensor, Tensor], None]) -> Iterator[None]:
-    """`hook(name, module, input, output)` after each module's forward."""
+    """`hook(name, module, input, output)` after each module's forward: the first tensor that goes in, and comes out."""
+
+    def first(values: Iterable) -> Tensor | None:
+        return next((value for value in values if isinstance(value, Tensor)), None)
+
+    def named(name: str) -> Callable:
+        def call(module: nn.Module, args: tuple, kwargs: dict, output: Tensor) -> None:
+            x, y = first((*args, *kwargs.values())), first(output if isinstance(output, (tuple, list)) else (output,))
+            if x is not None and y is not None:
+                hook(name, module, x, y)
+
+        return call
+
     handles = []
     try:
         for name, module in modules.items():
-            handles.append(module.register_forward_hook(lambda m, i, o, name=name: hook(name, m, i[0], o)))
+            handles.append(module.register_forward_hook(named(name), with_kwargs=True))
         yield
     finally:
         for handle in handles:
@@ -98,40 +114,65 @@ def hooked(modules: dict[str, nn.Module], hook: Callable[[str, nn.Module, Tensor
 
 def layers_of(model: nn.Module) -> dict[str, nn.Module]:
     """The scored layers by name."""
+    readable(model)
     found = {name: module for name, module in model.named_modules() if isinstance(module, LAYERS)}
     if not found:
         raise ProxyError("A scored network must have a Conv1d, Conv2d or Linear layer; this one has none.")
     return found
 
 
-def stand_ins(model: nn.Module, scored: Sequence[str] = ()) -> dict[str, Tensor]:
-    """Stand-ins for parameters (same storage, gradients on `scored` weights alone) and copies of buffers."""
-    leaves = {p: p.detach() for p in model.parameters()}
-    state = {name: leaves[p] for name, p in model.named_parameters(remove_duplicate=False)}
-    for name in scored:
-        if f"{name}.weight" not in state:
-            raise ProxyError(
-                f"A scored layer's weight must be a plain parameter; that of '{name}' is computed. "
-                "Remove its parametrisation first."
-            )
-        state[f"{name}.weight"].requires_grad_()
-    return state | {name: b.clone() for name, b in model.named_buffers()}
+def weight_of(name: str, layer: nn.Module) -> nn.Parameter:
+    """A scored layer's weight; ProxyError where it is computed from others."""
+    if (weight := vars(layer)["_parameters"].get("weight")) is None:
+        raise ProxyError(
+            f"A scored layer's weight must be a plain parameter; that of '{name}' is computed. "
+            "Remove its parametrisation first."
+        )
+    return weight
+
+
+def owners(layers: dict[str, nn.Module]) -> dict[str, str]:
+    """Name of each layer -> name of the first layer that has the same weight: tied layers are one."""
+    first: dict[Tensor, str] = {}
+    weights = {name: vars(layer)["_parameters"].get("weight") for name, layer in layers.items()}
+    return {name: name if weight is None else first.setdefault(weight, name) for name, weight in weights.items()}
+
+
+def stand_ins(model: nn.Module, scored: Iterable[Tensor] = ()) -> dict[Tensor, Tensor]:
+    """A stand-in for each parameter (same storage, gradients on `scored` alone) and a copy of each buffer."""
+    state = {p: p.detach() for p in model.parameters()}
+    for weight in scored:
+        state[weight].requires_grad_()
+    return state | {buffer: buffer.clone() for buffer in model.buffers()}
+
+
+_HELD = ("_parameters", "_buffers", "_modules")
 
 
 @contextmanager
-def substituted(model: nn.Module, state: dict[str, Tensor]) -> Iterator[None]:
-    """The model with the tensors of `state` in place of its own of the same names; its own are back on leaving."""
-    before = [(module, dict(module._parameters), dict(module._buffers)) for module in model.modules()]
+def substituted(model: nn.Module, state: dict[Tensor, Tensor]) -> Iterator[None]:
+    """The model with the stand-ins of `state` in place of its tensors; all its attributes are back on leaving.
+
+    Raises:
+        ProxyError: a forward inside added parameters, which would be others each time.
+    """
+    before = [(m, dict(vars(m)), [dict(vars(m)[kind]) for kind in _HELD]) for m in model.modules()]
+    known = set(model.parameters())
     try:
-        for prefix, module in model.named_modules(remove_duplicate=False):
-            for held in (module._parameters, module._buffers):
-                for name in held:
-                    held[name] = state.get(f"{prefix}.{name}" if prefix else name, held[name])
+        for module, _, _ in before:
+            for held in (vars(module)["_parameters"], vars(module)["_buffers"]):
+                held.update({name: state.get(tensor, tensor) for name, tensor in held.items()})
+        standing = set(model.parameters())
         yield
+        if any(p not in standing and p not in known for p in model.parameters()):
+            raise ProxyError("A network's forward must not make layers; this one does. Run it on a batch first.")
     finally:
-        for module, parameters, buffers in before:
-            module._parameters.update(parameters)
-            module._buffers.update(buffers)
+        for module, attributes, helds in before:
+            vars(module).clear()
+            vars(module).update(attributes)
+            for kind, held in zip(_HELD, helds, strict=True):
+                attributes[kind].clear()
+                attributes[kind].update(held)
 
 
 def run(
@@ -152,35 +193,41 @@ def run(
     `KEPT` bytes for its backward and runs the parts beyond them again.
 
     Raises:
-        ProxyError: the outputs are not finite, the loss depends on no scored weight, or a weight is parametrised.
+        ProxyError: the network or the loss fails, the outputs are not finite, the loss depends on no scored weight, or
+            a weight is parametrised.
     """
     layers = layers_of(model)
-    state = stand_ins(model, layers if labels is not None else ())
-    weights = {name: state[f"{name}.weight"] for name in layers} if labels is not None else {}
+    owner = owners(layers)
+    images, labels = as_batch(model, images, labels)
+    weights = {n: weight_of(n, layer) for n, layer in layers.items() if owner[n] == n} if labels is not None else {}
+    with failing("The network's weights cannot be read"):
+        state = stand_ins(model, weights.values())
+    weights = {name: state[weight] for name, weight in weights.items()}
     grams: dict[str, Tensor] = {}
 
     def see(name: str, _module: nn.Module, _input: Tensor, output: Tensor) -> None:
-        kernel = code_kernel(output.detach())
+        name, kernel = owner.get(name, name), code_kernel(output.detach())
         grams[name] = grams[name] + kernel if name in grams else kernel
 
     size = len(images)
     if mode == "eval":
         size = chunk or (size if images.is_cuda else CHUNK)
     together = images.is_cuda and labels is not None and size >= len(images)
-    with moded(model, mode), substituted(model, state), accelerated(model):
+    fails = failing(f"The network fails in {mode} mode")
+    with moded(model, mode), substituted(model, state), accelerated(model), fails:
         if watch and not together:
             with hooked(watch, see), torch.no_grad():
-                check_finite(model(images))
+                check_scores(model(images.clone()))
         if labels is not None:
             with hooked(watch if watch and together else {}, see):
                 for x, y in zip(images.split(size), labels.split(size), strict=True):
                     share = len(x) / len(images)  # the loss is a mean over the batch
-                    _backward(model, x, lambda out, y=y, share=share: loss(out, y) * share)
+                    _backward(model, x, list(weights.values()), lambda out, y=y, share=share: loss(out, y) * share)
     return Pass(grams, weights, {name: weight.grad for name, weight in weights.items()})
 
 
-def _backward(model: nn.Module, x: Tensor, loss: Callable[[Tensor], Tensor]) -> None:
-    """Forward, and backward into the leaves' `.grad`, part by part; of the maps at most `KEPT` bytes are kept."""
+def _backward(model: nn.Module, x: Tensor, weights: list[Tensor], loss: Callable[[Tensor], Tensor]) -> None:
+    """Forward, and backward into the weights' `.grad`, part by part; of the maps at most `KEPT` bytes are kept."""
     parts = model.sequential_parts() if hasattr(model, "sequential_parts") and not x.is_cuda else [model]
     held, kept = 0, []  # (input, output or None: to be run again)
     with torch.enable_grad():
@@ -193,15 +240,16 @@ def _backward(model: nn.Module, x: Tensor, loss: Callable[[Tensor], Tensor]) -> 
                 return tensor.detach()  # an output itself would hold its own graph
 
             with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-                out = part(x)
+                out = part(x if i else x.clone())  # a network may write into its input
             size = sum(saved.values())
             fits = held + size <= KEPT or i == len(parts) - 1
             held += size if fits else 0
             kept.append((x, out if fits else None))
             x = out
-        check_finite(out)
-        value = loss(out)
-        if not value.requires_grad:
+        check_scores(out)
+        with failing(f"The loss fails on outputs {tuple(out.shape)}"):
+            value = loss(out)
+        if not (isinstance(value, Tensor) and value.requires_grad):
             raise ProxyError("A gradient proxy needs a loss that depends on a scored weight; this one depends on none.")
         kept[-1] = (kept[-1][0], value)
         gradient = None
@@ -209,18 +257,11 @@ def _backward(model: nn.Module, x: Tensor, loss: Callable[[Tensor], Tensor]) -> 
         while kept:
             part = parts[len(kept) - 1]
             x, out = kept.pop()
-            out = part(x) if out is None else out
+            out = part(x if kept else x.clone()) if out is None else out
             if out.requires_grad:
-                out.backward(gradient)
+                inputs = [*weights, x] if x.requires_grad else weights
+                torch.autograd.backward(out, gradient, inputs=inputs)  # no other tensor of the caller's gets a gradient
             gradient = x.grad
-
-
-def check_finite(tensor: Tensor) -> None:
-    """ProxyError unless every entry is finite."""
-    if not torch.isfinite(tensor).all():
-        raise ProxyError(
-            "A network's outputs must be finite to be scored; these hold NaN or infinity. Check its inputs and weights."
-        )
 
 
 def finite(name: str, value: Tensor | float) -> float:
@@ -251,7 +292,8 @@ def code_kernel(units: Tensor) -> Tensor:
         if block.is_cuda:
             codes = (block > 0).float()
         else:  # NumPy compares two to four times as fast as PyTorch on a CPU
-            codes = torch.from_numpy(np.greater(block.numpy(), 0).view(np.int8))
+            known = block if block.dtype in (torch.float32, torch.float64, torch.float16) else block.float()
+            codes = torch.from_numpy(np.greater(known.numpy(), 0).view(np.int8))
             codes = codes if INT8 else codes.float()
         gram += (torch._int_mm(codes, codes.T) if codes.dtype == torch.int8 else codes @ codes.T).double()
     ones = gram.diagonal()

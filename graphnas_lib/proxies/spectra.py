@@ -11,6 +11,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping, Sequence
 from itertools import count
+from operator import index
 
 import numpy as np
 import torch
@@ -18,7 +19,8 @@ from scipy.stats import rankdata
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from graphnas_lib.proxies.probe import LAYERS, NORMS, ProxyError, finite, hooked, moded
+from graphnas_lib.proxies.given import ProxyError, check_scores, failing, readable
+from graphnas_lib.proxies.probe import LAYERS, NORMS, finite, hooked, moded
 
 SMALLEST = 1e-8  # AZ-NAS: added inside the logarithm
 SMOOTHING = 0.05  # VKDNW: weight of the uniform distribution in the predicted one
@@ -64,7 +66,9 @@ def az_terms(model: nn.Module, shape: Sequence[int], *, seed: int = 0) -> dict[s
 
 def _redrawn(model: nn.Module, seed: int) -> tuple[nn.Module, torch.Generator]:
     """A copy with Kaiming fan-in weights and fresh norms, and the generator that drew them."""
-    clone, generator = copy.deepcopy(model), torch.Generator().manual_seed(seed)
+    readable(model)
+    with failing("The network cannot be copied"):
+        clone, generator = copy.deepcopy(model), torch.Generator().manual_seed(index(seed))
     with torch.no_grad():
         for module in clone.modules():
             if isinstance(module, LAYERS):
@@ -155,9 +159,11 @@ def first_weight_jacobian(model: nn.Module, images: Tensor) -> tuple[Tensor, Ten
         output.register_hook(lambda gradient: reached.update({call: gradient}))
 
     layers = {name: module for name, module in model.named_modules() if isinstance(module, (*LAYERS, *NORMS))}
-    with moded(model, "eval"), torch.enable_grad(), hooked(layers, see):
+    fails = failing("The network fails in eval mode")
+    with fails, moded(model, "eval"), torch.enable_grad(), hooked(layers, see):
         start = images.detach().requires_grad_()
-        logits = model(start)
+        logits = model(start.clone())
+        check_scores(logits)
     rows = []
     for column in logits.unbind(1):
         reached.clear()

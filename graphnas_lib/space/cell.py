@@ -11,8 +11,10 @@ from __future__ import annotations
 import hashlib
 import re
 import reprlib
+from collections.abc import Sequence
 from functools import cached_property
 from itertools import compress
+from operator import index
 
 import numpy as np
 import torch
@@ -28,6 +30,7 @@ EDGES = tuple((a, b) for b in range(1, N_NODES) for a in range(b))  # the 28 pos
 _OP_INDEX = {name: i for i, name in enumerate(OPERATIONS)}
 _NATS_NODES = {(0, 1): 1, (0, 2): 2, (1, 2): 3, (0, 3): 4, (1, 3): 5, (2, 3): 6}  # NATS edge -> our operation node
 _NATS_OPS = {"skip_connect": "skip", "nor_conv_1x1": "conv_1", "nor_conv_3x3": "conv_3", "avg_pool_3x3": "avg_pool_3"}
+_NASLIB_OPS = ("skip_connect", "none", "nor_conv_3x3", "nor_conv_1x1", "avg_pool_3x3")  # in the order of its numbers
 _NATS_OP = f"(none|{'|'.join(_NATS_OPS)})"
 _NATS_PATTERN = re.compile(r"\|OP~0\|\+\|OP~0\|OP~1\|\+\|OP~0\|OP~1\|OP~2\|".replace("OP", _NATS_OP))
 _COLUMNS = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1, bitorder="little")  # mask -> its 8 bits
@@ -39,13 +42,27 @@ class InvalidCellError(ValueError):
     """A graph that is no member of Omega."""
 
 
-def nats_operations(text: str) -> tuple[str, ...]:
-    """Operations of the six edges 0-1, 0-2, 1-2, 0-3, 1-3, 2-3 of a NATS-Bench-TSS architecture string.
+def nats_operations(text: str | Sequence[int]) -> tuple[str, ...]:
+    """Operations of the six edges 0-1, 0-2, 1-2, 0-3, 1-3, 2-3 of a NATS-Bench-TSS architecture.
+
+    Args:
+        text: its string, blanks and quotes aside; or NASLib's six numbers of operations, such as (4, 0, 3, 1, 4, 3).
 
     Raises:
         InvalidCellError: it is none.
     """
-    found = _NATS_PATTERN.fullmatch(text) if isinstance(text, str) else None
+    if not isinstance(text, (str, bytes)):
+        try:
+            numbers = [index(n) for n in text]
+        except TypeError:
+            numbers = []
+        if len(numbers) == 6 and set(numbers) <= set(range(5)):
+            names = [_NASLIB_OPS[n] for n in numbers]
+            return tuple(names[edge] for edge in (0, 1, 3, 2, 4, 5))  # NASLib's edges are 0-1, 0-2, 0-3, 1-2, 1-3, 2-3
+    if isinstance(text, (int, np.integer)) and not isinstance(text, bool):
+        at = f"benchmarks.nats_string({text})"
+        raise InvalidCellError(f"A NATS-Bench index must be looked up in its table: {at} gives the string; got {text}.")
+    found = _NATS_PATTERN.fullmatch("".join(text.split()).strip("'\"")) if isinstance(text, str) else None
     if found is None:
         must = f"|op~0|+|op~0|op~1|+|op~0|op~1|op~2|, each op none or one of {tuple(_NATS_OPS)}"
         raise InvalidCellError(f"A NATS-Bench string must look like {must}; got {_SHORT.repr(text)}.")
@@ -105,8 +122,8 @@ class Cell:
         return cls.from_edges(edges, _operations_of(x.detach().cpu()))
 
     @classmethod
-    def from_nats(cls, text: str) -> Cell:
-        """Cell of a NATS-Bench-TSS string; its six edges become operation nodes, `none` edges vanish."""
+    def from_nats(cls, text: str | Sequence[int]) -> Cell:
+        """Cell of a NATS-Bench-TSS architecture; its six edges become operation nodes, `none` edges vanish."""
         operations: list[str | None] = [None] * OP_NODES
         live: dict[tuple[int, int], int] = {}
         for ((source, target), node), name in zip(_NATS_NODES.items(), nats_operations(text), strict=True):
@@ -348,7 +365,7 @@ def random_cell(generator: torch.Generator) -> Cell:
 
 def sample_cells(n: int, *, seed: int) -> list[Cell]:
     """`n` distinct valid cells in canonical form, equal for equal seeds; a longer draw begins with them."""
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(index(seed))
     cells: dict[str, Cell] = {}
     while len(cells) < n:
         cell = random_cell(generator)

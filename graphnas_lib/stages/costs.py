@@ -31,9 +31,11 @@ def hours(stages: tuple[str, ...], scale: str) -> tuple[float, str]:
 
 
 def stage_costs(scale: str) -> pd.DataFrame:
-    """Seconds, device, seed and megabytes of every stage that this scale has."""
-    rows = []
-    for path in sorted(store.data_dir(scale).glob("*.manifest.json")):
+    """Seconds, device, seed and megabytes of every stage that a scale has; MissingArtifactError where it has none."""
+    paths, rows = sorted(store.data_dir(scale).glob("*.manifest.json")), []
+    if not paths:
+        store.load_manifest(DATA_STAGES[0], scale)  # it says how to make the first
+    for path in paths:
         manifest = store.read(path)
         megabytes = sum(entry["bytes"] for entry in manifest["files"].values()) / 1e6
         rows.append({key: manifest[key] for key in ("stage", "seconds", "device", "seed")} | {"megabytes": megabytes})

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     import torch
 
 SCALE_NAMES = ("smoke", "lite", "paper")
-DESIGN_FORMATS = ("json", "py", "onnx", "png", "pdf", "svg")  # endings that a design is written with
+DESIGN_FORMATS = ("json", "py", "png", "pdf", "svg", "onnx")  # endings that a design is written with; may fail: last
 NUMERIC_PACKAGES = ("torch", "numpy", "scikit-learn", "torchdiffeq", "transformers")  # numbers depend on them
 
 
@@ -89,7 +89,7 @@ DATA_FOLDERS = {
 
 def data_at_hand() -> tuple[str, ...]:
     """Data sets that lie in `$GRAPHNAS_DATA` or `data/`: part of what decides a result, cheap to ask."""
-    places = [Path(p) for p in (os.environ.get("GRAPHNAS_DATA"), root() / "data") if p]
+    places = [Path(p).expanduser() for p in (os.environ.get("GRAPHNAS_DATA"), root() / "data") if p]
     return tuple(
         name
         for name, folders in DATA_FOLDERS.items()
