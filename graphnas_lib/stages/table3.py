@@ -22,7 +22,7 @@ def make(stage: Stage) -> tuple[dict, dict]:
     scale = stage.scale
     shape = (3, scale.table3_resolution, scale.table3_resolution)
     options = {"input_shape": shape, "classes": scale.table3_classes}
-    options |= {"device": stage.device.type, "trained": Trained.load(scale.name)}
+    options |= {"device": stage.device, "trained": Trained.load(scale.name, device=stage.device)}
     found, data, jobs = [], imagenet(scale.name), {}
     for name, flops in zip(BUDGETS, scale.table3_budgets, strict=True):
         for search in range(SEARCHES):
@@ -36,7 +36,7 @@ def make(stage: Stage) -> tuple[dict, dict]:
     paper = scale.name == "paper"
     facts["why"] = "needs ImageNet-1k (480 epochs)" if paper else f"ImageNet-1k is not trained on at {scale.name} scale"
     if jobs:
-        rows = stage.collect(jobs, "trainings", RECIPES[RECIPE], table["design"].tolist())
+        rows = stage.trainings(jobs, "trainings", RECIPES[RECIPE], table["design"].tolist())
         table["accuracy"] = [row["accuracy"] for row in rows]
         facts["teacher"] = rows[0]["teacher"]
     return {"table3_rows.csv": table}, facts
@@ -48,13 +48,14 @@ def imagenet(scale: str) -> ImageFolderDataset | None:
     return ImageFolderDataset(folders[0]) if scale == "paper" and folders else None
 
 
-def measure(stage: Stage, chosen: Design, data: ImageFolderDataset, seed: int) -> dict:
+def measure(stage: Stage, chosen: Design, data: ImageFolderDataset, seed: int, *, checkpoint: store.Checkpoint) -> dict:
     """One row: a design trained on ImageNet-1k, with ZenNAS's teacher where that can be had."""
     try:
         teacher, name = load_teacher(), TEACHER
     except (ImportError, OSError, RuntimeError) as error:  # no package, no network, no such weights
         teacher, name = None, f"none ({error})"
-    result = train(chosen.build(seed=seed), data, RECIPE, seed=seed, device=stage.device.type, teacher=teacher)
+    options = {"seed": seed, "device": stage.device, "teacher": teacher, "checkpoint": checkpoint}
+    result = train(chosen.build(seed=seed), data, RECIPE, **options)
     return {"accuracy": result.accuracy, "seconds": result.seconds, "teacher": name}
 
 
