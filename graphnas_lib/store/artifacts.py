@@ -221,7 +221,7 @@ def load_manifest(stage: str, scale: str) -> dict:
     if not path.exists():
         raise MissingArtifactError(
             f"No artifact of stage '{stage}' at scale '{scale}' ({_shown(path)}). "
-            f"Run `python -m graphnas_lib run {stage} --scale {scale}` first."
+            f"Run `python -m graphnas_lib run {stage} --scale {scale}` first, or `run --all` for every stage."
         )
     return read(path)
 
