@@ -34,7 +34,14 @@ MICRO = {
     **{"sequence_hidden": 16, "sequence_layers": 1, "sequence_heads": 2, "sequence_steps": 4, "sequence_batch": 8},
     **{"table1_cells": 1, "table1_decodes": 4, "reference_seeds": 1, "train_images": 64, "test_images": 64},
     **{"table2_evaluations": (2, 2), "table2_top": 1, "table2_images": 64, "reduced_training": (2, 1)},
-    **{"table4_samples": 32, "validation_networks": 1, "benchmark_share": 1e-9, "requests": 4, "best_of": 1},
+    **{
+        "table4_samples": 32,
+        "table4_params_share": 0.02,
+        "validation_networks": 1,
+        "benchmark_share": 1e-9,
+        "requests": 4,
+        "best_of": 1,
+    },
 }
 
 
