@@ -11,11 +11,12 @@ from simulated_cuda import COUNTS, simulated_cuda
 from torch import nn
 
 from graphnas_lib import ccnf, gvae, paper, proxies, sequence, stages
-from graphnas_lib.ccnf import CCNFConfig
+from graphnas_lib.ccnf import CCNF, CCNFConfig
 from graphnas_lib.datasets import load as load_data
 from graphnas_lib.evolution.evaluation import Evaluator
 from graphnas_lib.macro import HLArchitecture, HLTriple, stack_cell
 from graphnas_lib.network import build
+from graphnas_lib.sequence import SequenceGenerator
 from graphnas_lib.space import REFERENCE_CELL, sample_cells
 from graphnas_lib.stages import labels
 from graphnas_lib.stages.scores import ProxyScore
@@ -149,9 +150,22 @@ def test_every_stage_is_made_on_the_device(road, stage, cifar, monkeypatch):
         monkeypatch.setitem(paper.SCALES, "smoke", replace(paper.SCALES["smoke"], labelled=1))
         monkeypatch.setattr(stages.road.store, "save", lambda *_, **__: {})  # the others need more of them
     COUNTS.clear()
+    used, waits = set(), []
+    for model, method in ((CCNF, "log_prob"), (CCNF, "sample"), (SequenceGenerator, "generate_many")):
+        monkeypatch.setattr(model, method, noting_the_device(getattr(model, method), used))
     with simulated_cuda(SECOND) as device:
+        monkeypatch.setattr(torch.cuda, "synchronize", waits.append)
         stages.run(stage, "smoke", device=str(device), progress=False)
-    assert COUNTS.total() > 100
+        assert used <= {device} and COUNTS.total() > 100
+    assert len(waits) == (1 + len(stages.generated.SOLVERS) if stage == "generated" else 0)  # times are of results
+
+
+def noting_the_device(method, used: set):
+    def noted(self, *args, **options):
+        used.add(self.zc_low.device if isinstance(self, CCNF) else self.device)
+        return method(self, *args, **options)
+
+    return noted
 
 
 # ---- memory

@@ -157,10 +157,9 @@ def fit(
     if not per_epoch:
         raise ValueError(f"Training needs at least {2 * world} samples a batch; got {n} samples in all.")
     optimizer = optimizer_for(place(model, recipe, device), recipe)
-    state = LoopState.restore(checkpoint, model, optimizer)
+    state, wrapped = LoopState.restore(checkpoint, model, optimizer), accelerator.prepare_model(model)
     started = time.perf_counter() - state.seconds
-    stop = state.step if state.diverged else recipe.epochs * per_epoch
-    steps, wrapped = range(state.step, stop), accelerator.prepare_model(model)
+    steps = range(state.step, 0 if state.diverged else recipe.epochs * per_epoch)
     bar = tqdm(total=steps.stop, initial=steps.start, disable=not progress, desc=recipe.name, unit="step")
     model.train()
     with bar, torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), accelerated(model):
