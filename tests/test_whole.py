@@ -61,7 +61,7 @@ def test_a_killed_run_goes_on_and_equals_one_that_was_not(home, tmp_path, monkey
     assert stages.run_all("smoke", tell=told.append, **options) == {"labels": "made", "families": "made"}
     assert artifacts.manifest_path("cells", "smoke").stat().st_mtime_ns == first
     assert told[-1].startswith("families  made") and all(text.startswith("there") for text in states().values())
-    assert stages.run_all("smoke", tell=told.append, **options) == {}
+    assert stages.run_all("smoke", tell=told.append, **options) == {}  # and measures nothing
     found = artifacts.load_manifest("families", "smoke")["files"]
     monkeypatch.setenv("GRAPHNAS_HOME", str(tmp_path / "whole"))
     stages.run_all("smoke", tell=told.append, **options)
@@ -93,7 +93,7 @@ def test_paper_begins_on_no_cpu_and_no_digits_that_nobody_asked_for(home):
 def test_the_plan_is_printed_and_makes_nothing(home, capsys):
     assert main(["run", "--all", "--plan", "--scale", "paper", "--device", "cpu"]) == 0
     head, *lines = capsys.readouterr().out.splitlines()
-    assert head.split() == ["stage", "makes", "data", "device", "state"] and len(lines) == len(FIRST)
+    assert head.split() == ["stage", "makes", "data", "device", "hours", "state"] and len(lines) == len(FIRST)
     assert [line.split()[0] for line in lines] == list(FIRST)
     assert "60 zero-cost vectors on 16 images" in lines[1] and "no cifar10" in lines[1] and "to be made" in lines[1]
     assert not list(home.rglob("*.*"))
@@ -111,3 +111,10 @@ def test_every_stage_says_what_it_makes_and_on_which_data(scale):
         assert {*stage.data, *stage.also} <= set(artifacts.DATA_FOLDERS), name
         takes_images = {"label_resolution", "tcet_resolution", "train_resolution"} & set(stage.sizes)
         assert bool(takes_images) == ("cifar10" in stage.data), name
+
+
+def test_hours_follow_the_sizes(home, monkeypatch):
+    found = stages.pace.hours("smoke", "cpu")
+    assert set(found) < set(STAGES) and all(0 < value < 10 for value in found.values())
+    monkeypatch.setitem(paper.SCALES, "smoke", replace(paper.SCALES["smoke"], labelled=6_000_000))
+    assert stages.pace.hours("smoke", "cpu")["labels"] > 1_000 * found["labels"]

@@ -12,19 +12,26 @@ import pandas as pd
 
 from graphnas_lib import store
 from graphnas_lib.paper import STAGES, sizes
+from graphnas_lib.stages import pace
 from graphnas_lib.stages.road import freshness, hindrance, run
 
 MADE, FAILED, NOT_MADE = "made", "failed", "not made"
 
 
 def plan(scale: str, *, seed: int = 0, device: str = "auto") -> pd.DataFrame:
-    """One row a stage: what it makes, which data it finds or misses, where it computes, and what is left to do."""
+    """One row a stage: what it makes, the data it finds or misses, device, hours from the start, and what is left.
+
+    Hours are estimates from a few items; a CPU is not asked for those of paper's sizes, which take minutes each.
+    """
     here, place = store.data_at_hand(), store.pick_device(device)
+    left = [name for name in STAGES if not is_there(name, scale, seed)]
+    estimates = pace.hours(scale, device) if left and (scale, place.type) != ("paper", "cpu") else {}
     rows = []
     for name, stage in STAGES.items():
         data = [data_set if data_set in here else f"no {data_set}" for data_set in (*stage.data, *stage.also)]
         row = {"stage": name, "makes": stage.items.format(**vars(sizes(name, scale))), "data": ", ".join(data)}
         row["device"] = "cpu" if stage.on_cpu else str(place)
+        row["hours"] = f"{estimates[name]:.2g}" if name in left and name in estimates else ""
         rows.append(row | {"state": _state(name, scale, seed, device)})
     return pd.DataFrame(rows)
 
