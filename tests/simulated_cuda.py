@@ -206,10 +206,12 @@ class SimGenerator(Generator):
 
 def _place(x):  # without an index C++ asks CUDA for the current device
     named = isinstance(x, torch.device) or (isinstance(x, str) and x.startswith("cuda"))
-    return _in_use if _on(x) or (named and _is_cuda(x)) else x
+    return _in_use if named and _is_cuda(x) else x
 
 
 def _to(self, *args, **kwargs):
+    if args and _on(args[0]):
+        args = (_in_use, args[0].dtype)
     return plain_to(self, *map(_place, args), **{k: _place(v) if k == "device" else v for k, v in kwargs.items()})
 
 

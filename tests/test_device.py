@@ -38,7 +38,7 @@ MICRO = {
     **{
         "table4_samples": 32,
         "table4_params_share": 0.02,
-        "validation_networks": 1,
+        "validation_networks": 2,
         "benchmark_share": 1e-9,
         "requests": 4,
         "best_of": 1,
@@ -53,6 +53,7 @@ def test_the_simulated_device_refuses_what_cuda_refuses():
     with simulated_cuda(SECOND) as device:
         x, y = torch.ones(3, device=device), torch.ones(3)
         assert torch.cuda.is_available() and x.device == device and x.is_cuda and not y.is_cuda
+        assert y.to(x.double()).dtype == torch.float64 and y.to(x).device == device
         assert (x + x).cpu().tolist() == [2, 2, 2] and (x * torch.tensor(2.0)).sum().item() == 6
         for refused in (
             lambda: x + y,
