@@ -1,5 +1,6 @@
 # `make help` lists the targets. Both `make reproduce` and `make test` set up their environment first.
 SHELL := /bin/bash
+comma := ,
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
 .PHONY: help setup reproduce test unit smoke nbval bench fuzz lint format lab readme clean
@@ -8,6 +9,7 @@ SCALE ?=
 NOTEBOOKS ?=
 PYTEST ?=
 N ?= 2000
+EXTRAS ?= $(if $(filter paper,$(SCALE)),paper)
 
 # The active virtual or conda environment is used; conda's base is left alone. Without one, .venv is made.
 ENV := .venv
@@ -21,11 +23,11 @@ endif
 PY := $(ENV)/bin/python
 # The stamp lies inside the environment and carries this checkout's path, so that neither a new environment nor a
 # second checkout that shares one is taken for set up.
-STAMP := $(ENV)/graphnas-lib-$(shell printf '%s' "$(CURDIR)" | cksum | cut -d' ' -f1).stamp
+STAMP := $(ENV)/graphnas-lib-$(shell printf '%s' "$(CURDIR)" | cksum | cut -d' ' -f1)$(EXTRAS).stamp
 
 help: ## this list
 	@grep -E '^[a-z]+:.*## ' Makefile | sed -E 's/:[^#]*## /\t/' | expand -t 14
-	@echo; echo "Options: SCALE=smoke|lite|paper  NOTEBOOKS=\"03 05\"  PYTEST=\"-k flow\"  N=2000; environment: $(ENV)"
+	@echo; echo "Options: SCALE=smoke|lite|paper  NOTEBOOKS=\"03 05\"  EXTRAS=paper  PYTEST=\"-k flow\"  N=2000; environment: $(ENV)"
 
 setup: $(STAMP) ## make or complete the environment (done by the others when needed)
 
@@ -44,11 +46,12 @@ $(STAMP): pyproject.toml constraints.txt
 	  { echo "The environment $(ENV) must have Python 3.11 to 3.13; it has $$("$(PY)" --version 2>&1). Deactivate it, or make another." >&2; exit 1; }
 	@echo "Installing into $(ENV) (a few minutes, once)"
 	@rm -f "$(ENV)"/graphnas-lib-*.stamp
-	@"$(PY)" -m pip install -qq --no-compile --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@"$(PY)" -m pip install -qq --no-compile --disable-pip-version-check -c constraints.txt -e '.[dev$(if $(EXTRAS),$(comma)$(EXTRAS))]'
 	@touch "$@"
 
+# At paper the stages come first: hours to weeks of a GPU, resumed by the same command. A notebook only opens them.
 reproduce: $(STAMP) ## all notebooks, headlessly: every table and figure (SCALE=, NOTEBOOKS=)
-	@"$(PY)" -m graphnas_lib reproduce $(if $(SCALE),--scale $(SCALE)) $(if $(NOTEBOOKS),--notebooks $(NOTEBOOKS))
+	@"$(PY)" -m graphnas_lib $(if $(filter paper,$(SCALE)),$(if $(NOTEBOOKS),reproduce,run --all),reproduce) $(if $(SCALE),--scale $(SCALE)) $(if $(NOTEBOOKS),--notebooks $(NOTEBOOKS))
 
 # Unit tests and the smoke run share the two cores; nbval reads what smoke has made.
 test: lint ## everything CI checks: lint, unit tests, all notebooks at smoke, nbval

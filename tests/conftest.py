@@ -1,14 +1,22 @@
-"""Fixtures shared by all tests: the optional real data beside the repository, and the markers `cuda` and `slow`."""
+"""Fixtures shared by all tests: the optional real data beside the repository, and the markers `cuda` and `slow`.
+
+A test that takes the fixture `cuda` runs on a simulated device everywhere, and on a real one where there is one. From
+all others a real one is hidden, so that they find the same on every machine.
+"""
 
 import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
+from simulated_cuda import simulated_cuda
 
 REPOSITORY = Path(__file__).resolve().parents[1]
+CUDA, SHOWN = torch.cuda.is_available(), os.environ.get("CUDA_VISIBLE_DEVICES")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -21,13 +29,32 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         for item in items:
             if "slow" in item.keywords:
                 item.add_marker(pytest.mark.skip(reason="slow: run with --slow"))
-    marked = [item for item in items if "cuda" in item.keywords]
-    if marked:
-        import torch
+    for item in items if not CUDA else ():
+        if item.get_closest_marker("cuda"):
+            item.add_marker(pytest.mark.skip(reason="no CUDA device on this machine"))
 
-        if not torch.cuda.is_available():
-            for item in marked:
-                item.add_marker(pytest.mark.skip(reason="no CUDA device on this machine"))
+
+@pytest.hookimpl(tryfirst=True)  # before fixtures of any scope
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Hide CUDA from this process, and from those that it starts, unless the test is marked for it."""
+    if CUDA and item.get_closest_marker("cuda"):
+        torch.cuda.is_available = lambda: True
+        os.environ.pop("CUDA_VISIBLE_DEVICES", None)
+        if SHOWN is not None:
+            os.environ["CUDA_VISIBLE_DEVICES"] = SHOWN
+    else:
+        torch.cuda.is_available = lambda: False
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+
+@pytest.fixture(params=["simulated", pytest.param("real", marks=pytest.mark.cuda)])
+def cuda(request: pytest.FixtureRequest) -> Iterator[torch.device]:
+    """A CUDA device."""
+    if request.param == "real":
+        yield torch.device("cuda", 0)
+    else:
+        with simulated_cuda() as device:
+            yield device
 
 
 @pytest.fixture(scope="session")

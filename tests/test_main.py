@@ -1,16 +1,24 @@
 """The command line: what it prints, and that a mistake ends in one line."""
 
+import hashlib
 import json
 import math
+import pickle
 import re
 import sys
+import tarfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
+from simulated_cuda import simulated_cuda
+from test_datasets import IMAGES, write_python
 
 from graphnas_lib.cli import main
 from graphnas_lib.cli.commands import number
+from graphnas_lib.datasets import images
 from graphnas_lib.design import Design
 from graphnas_lib.macro import stack_cell
 from graphnas_lib.network import count
@@ -400,6 +408,39 @@ def test_doctor_finds_a_damaged_artifact(tmp_path, command, monkeypatch):
     (tmp_path / "data" / "lite" / "gvae.json").write_text('{"a": 2}')
     code, out, _ = command("doctor", home=tmp_path)
     assert code == 1 and "DAMAGED: gvae.json of stage gvae" in out
+
+
+def test_doctor_names_what_makes_artifacts_and_why_no_gpu_is_used(tmp_path, command):
+    _, out, _ = command("doctor", home=tmp_path)
+    assert "artifacts at paper: none (python -m graphnas_lib run --all --scale paper makes them)" in out
+    assert "no cuda device" not in out.lower() and re.search(r"device: CPU, .*torch \S+ is a build ", out)
+
+
+def test_doctor_tells_a_build_without_kernels_for_a_gpu(tmp_path, command, monkeypatch):
+    card = SimpleNamespace(name="Tesla V100", major=7, minor=0)
+    with simulated_cuda():
+        monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: card)
+        monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: ["sm_75", "sm_90a", "compute_90"])
+        _, out, _ = command("doctor", home=tmp_path)
+    assert "device: cuda:0 Tesla V100, 80 of 80 GiB free, compute capability 7.0" in out
+    assert "This build has no kernels for it (they begin at 7.5): install one for an older CUDA" in out
+
+
+def test_doctor_fetches_cifar(tmp_path, command, monkeypatch):
+    source = write_python(tmp_path / "source")
+    (fine := source / "cifar-100-python").mkdir()
+    for split in ("train", "test"):
+        (fine / split).write_bytes(pickle.dumps({"data": IMAGES[:10], "fine_labels": list(range(10))}, protocol=2))
+    for name, folder in (("cifar10", "cifar-10-batches-py"), ("cifar100", "cifar-100-python")):
+        path = tmp_path / f"{name}.tar.gz"
+        with tarfile.open(path, "w:gz") as tar:
+            tar.add(source / folder, folder)
+        monkeypatch.setitem(images._OFFICIAL[name], "url", path.as_uri())
+        monkeypatch.setitem(images._OFFICIAL[name], "sha256", hashlib.sha256(path.read_bytes()).hexdigest())
+    monkeypatch.setenv("GRAPHNAS_DATA", str(tmp_path / "data"))
+    code, out, _ = command("doctor", "--download", home=tmp_path)
+    assert code == 0 and re.search(r"cifar10: CIFAR-10 .*a subset.*\ncifar100: CIFAR-100 ", out)
+    assert (tmp_path / "data" / "cifar-100-python").is_dir() and "  cifar10: 20 + " in out
 
 
 @pytest.mark.parametrize(("text", "value"), [("1M", 1e6), ("300M", 3e8), ("1.5G", 1.5e9), ("1e6", 1e6), ("2e3K", 2e6)])

@@ -259,6 +259,13 @@ def test_missing_input_names_what_to_run_first(chain):
     assert "Run 02_second, 03_apart first" in text and "--notebooks 00 01 02 03" in text
 
 
+@pytest.mark.parametrize("scale", ["lite", "paper"])
+def test_where_notebooks_only_open_stages_the_remedy_makes_them(chain, scale):
+    code, text = run(chain, scale=scale, notebooks=["00"])
+    assert code == 1 and ran(text) == []
+    assert f"Make them first: python -m graphnas_lib run --all --scale {scale}" in text
+
+
 KILLED = """
 import sys
 sys.path.insert(0, {tests!r})

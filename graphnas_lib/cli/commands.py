@@ -12,6 +12,7 @@ import re
 import sys
 import warnings
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from graphnas_lib import store
@@ -98,20 +99,38 @@ def reproduce(options: argparse.Namespace) -> int:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Run one stage, for example: run gvae --scale smoke."""
+    """Run one stage, for example: run gvae --scale smoke; or --all of them, and the notebooks."""
     from graphnas_lib.paper import STAGES
 
+    if options.all or options.plan:
+        return _run_all(options)
     if options.resume and options.fresh:
         raise ValueError("--resume goes on from the last checkpoint and --fresh forgets it; give one of them.")
     if options.stage not in STAGES:
         raise ValueError(f"A stage is one of {', '.join(STAGES)}; got {options.stage!r}.")
     from graphnas_lib import stages
 
-    given = {"seed": options.seed, "device": options.device, "fresh": options.fresh, "dask": options.dask}
+    given = {name: getattr(options, name) for name in ("seed", "device", "fresh", "dask", "digits")}
     found = stages.run(options.stage, options.scale, **given)
     files = ", ".join(found["files"])
     print(f"{options.stage} at scale {options.scale}: {files} ({found['seconds']} s on {found['device']})")
     return 0
+
+
+def _run_all(options: argparse.Namespace) -> int:
+    """The plan; then, unless it is all that is asked for, every stage and every notebook that is not there."""
+    if options.stage or options.fresh:
+        raise ValueError("--all and --plan take every stage as it is there; name no stage, and give no --fresh.")
+    from graphnas_lib import runner, stages
+
+    given = {"seed": options.seed, "device": options.device}
+    if options.plan:
+        print(stages.told(stages.plan(options.scale, **given)))
+        return 0
+    tell = partial(print, flush=True)
+    became = stages.run_all(options.scale, dask=options.dask, digits=options.digits, tell=tell, **given)
+    status = runner.reproduce(runner.Project(store.root()), options.scale, **given)
+    return max(status, int("failed" in became.values()))
 
 
 def design(options: argparse.Namespace) -> int:
@@ -214,8 +233,10 @@ def _score(options: argparse.Namespace) -> int:
 
 def doctor(options: argparse.Namespace) -> int:
     """Versions, device, data and artifacts of this installation; exit status 1 when an artifact is damaged."""
-    from graphnas_lib.cli.doctor import lines
+    from graphnas_lib.cli.doctor import download, lines
 
+    if options.download:
+        print("\n".join(download()))
     told, healthy = lines()
     print("\n".join(told))
     return 0 if healthy else 1
@@ -251,10 +272,13 @@ REPRODUCE = (
     *COMMON,
 )
 RUN = (
-    _option("stage", help="name of a stage; an unknown one lists them all"),
+    _option("stage", nargs="?", help="name of a stage; an unknown one lists them all"),
+    _option("--all", action="store_true", help="print the plan, make every stage that is not there, run the notebooks"),
+    _option("--plan", action="store_true", help="print what --all would do, make nothing"),
     _option("--scale", choices=store.SCALE_NAMES, default="smoke", help="default smoke; lite takes hours"),
     _option("--resume", action="store_true", help="go on from the last checkpoint (the default)"),
     _option("--fresh", action="store_true", help="forget checkpoint and artifact, start anew"),
+    _option("--digits", action="store_true", help="at paper: take scikit-learn's digits where CIFAR-10 is missing"),
     _option("--dask", metavar="ADDRESS", help="a dask scheduler, tcp://host:port, on whose workers jobs run"),
     *COMMON,
 )
@@ -320,4 +344,7 @@ SCORE = (
     ),
     *COMMON,
 )
-VERBS = {reproduce: REPRODUCE, run: RUN, design: DESIGN, export: EXPORT, score: SCORE, doctor: ()}
+DOCTOR = (
+    _option("--download", action="store_true", help="fetch CIFAR-10 and CIFAR-100 first, 330 MB, SHA-256 checked"),
+)
+VERBS = {reproduce: REPRODUCE, run: RUN, design: DESIGN, export: EXPORT, score: SCORE, doctor: DOCTOR}

@@ -20,14 +20,30 @@ def lines() -> tuple[list[str], bool]:
     told += [", ".join(f"{name} {version.get(name, 'not installed')}" for name in PACKAGES)]
     device = store.pick_device("auto")
     if device.type == "cuda":
-        facts = torch.cuda.get_device_properties(device)
-        told.append(f"device: {facts.name}, {facts.total_memory / 2**30:.0f} GiB, CUDA {torch.version.cuda}")
+        told += [_gpu(index) for index in range(torch.cuda.device_count())]
     else:
         cores, threads = os.cpu_count(), torch.get_num_threads()
-        told.append(f"device: CPU, {cores} cores, {threads} threads; no CUDA device is visible")
+        told.append(f"device: CPU, {cores} cores, {threads} threads; {store.no_cuda()}")
     found = [_artifacts(scale) for scale in store.SCALE_NAMES]
     told += [*_data(), *(line for lines, _ in found for line in lines)]
     return told, not any(damaged for _, damaged in found)
+
+
+def _gpu(index: int) -> str:
+    """Name, memory and generation of a GPU, and whether this build of PyTorch has kernels for it."""
+    facts, (free, total) = torch.cuda.get_device_properties(index), torch.cuda.mem_get_info(index)
+    text = f"device: cuda:{index} {facts.name}, {free / 2**30:.0f} of {total / 2**30:.0f} GiB free"
+    text += f", compute capability {facts.major}.{facts.minor}, CUDA {torch.version.cuda}"
+    oldest = min(int(arch.removeprefix("sm_").rstrip("af")) for arch in torch.cuda.get_arch_list() if "sm_" in arch)
+    if 10 * facts.major + facts.minor < oldest:
+        text += f". This build has no kernels for it (they begin at {oldest / 10}): install one for an older CUDA"
+    return text
+
+
+def download() -> list[str]:
+    """Fetch the official archives of CIFAR-10 and CIFAR-100 where they are not there; says where they came to lie."""
+    found = [datasets.load(name, download=True) for name in ("cifar10", "cifar100")]
+    return [f"{dataset.name}: {dataset.source}" for dataset in found]
 
 
 def _data() -> list[str]:
@@ -59,7 +75,8 @@ def _artifacts(scale: str) -> tuple[list[str], list[str]]:
                 damaged.append(f"{name} of stage {manifest['stage']}")
             size += entry["bytes"]
     if not stages:
-        return [f"artifacts at {scale}: none (python -m graphnas_lib reproduce --scale {scale} makes them)"], []
+        verb = "reproduce" if scale == "smoke" else "run --all"
+        return [f"artifacts at {scale}: none (python -m graphnas_lib {verb} --scale {scale} makes them)"], []
     told = [f"artifacts at {scale}: {', '.join(stages)}; {size / 2**20:.1f} MiB"]
     told += [f"  DAMAGED: {item}. Restore it, or run the stage again with --fresh." for item in damaged]
     return told if damaged else [f"{told[0]}, all as their SHA-256 says"], damaged

@@ -8,7 +8,7 @@ operation. Inputs may have one or two spatial dimensions; `dense=True` keeps eve
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from operator import index

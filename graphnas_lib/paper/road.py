@@ -14,10 +14,14 @@ from graphnas_lib.paper.scales import SCALES, frozen, read
 
 @dataclass(frozen=True, kw_only=True)
 class Declared:
-    """What a stage reads: `needs`, the stages before it, and `sizes`, fields of `Scale`."""
+    """What a stage reads and makes."""
 
-    needs: tuple[str, ...] = ()
-    sizes: tuple[str, ...] = ()
+    needs: tuple[str, ...] = ()  # the stages before it
+    sizes: tuple[str, ...] = ()  # fields of `Scale`
+    items: str = ""  # what it makes in words, a format of its sizes
+    data: tuple[str, ...] = ()  # data sets, as `store.data_at_hand` names them
+    also: tuple[str, ...] = ()  # those that it takes where they are
+    on_cpu: bool = False  # whether it has no use for a GPU
 
 
 class Sizes(SimpleNamespace):

@@ -155,7 +155,7 @@ def _label(cell: Cell, images: Tensor, labels: Tensor, options: dict, device: to
     try:
         with single_threaded():
             values = zc_vector(cell, images.to(device), labels.to(device), **options).tolist()
-    except (ProxyError, InvalidCellError) as error:
+    except (ProxyError, InvalidCellError, torch.OutOfMemoryError) as error:
         return dict.fromkeys(ZC_NAMES, float("nan")) | {"error": f"{type(error).__name__}: {error}"}
     return dict(zip(ZC_NAMES, values)) | {"error": ""}
 

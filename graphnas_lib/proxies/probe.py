@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 import numpy as np
@@ -190,12 +190,25 @@ def run(
     On a CPU each comes from a pass of its own, since fused layers are quicker than watched ones; a GPU makes one. In
     eval mode no image sees another, so gradients are summed over `chunk` images at a time (on a CPU `CHUNK`), in less
     memory. A network with `.sequential_parts()` keeps at most
-    `KEPT` bytes for its backward and runs the parts beyond them again.
+    `KEPT` bytes for its backward and runs the parts beyond them again. Where a GPU's memory runs out, the pass is made
+    once more with the allocator's cache emptied, in eval mode `CHUNK` images at a time.
 
     Raises:
-        ProxyError: the network or the loss fails, the outputs are not finite, the loss depends on no scored weight, or
-            a weight is parametrised.
+        ProxyError: the network or the loss fails, the outputs are not finite, the loss depends on no scored weight, a
+            weight is parametrised, or memory has run out twice.
     """
+    with suppress(torch.OutOfMemoryError):
+        return _pass(model, images, labels, mode, watch, loss, chunk)
+    torch.cuda.empty_cache()  # out here: the error held the maps
+    try:
+        return _pass(model, images, labels, mode, watch, loss, min(CHUNK, chunk or CHUNK))
+    except torch.OutOfMemoryError as error:
+        raise ProxyError(
+            f"A network must fit into the GPU's memory to be scored; this one does not: {error}"
+        ) from error
+
+
+def _pass(model: nn.Module, images: Tensor, labels: Tensor | None, mode: str, watch, loss: Loss, chunk) -> Pass:
     layers = layers_of(model)
     owner = owners(layers)
     images, labels = as_batch(model, images, labels)

@@ -161,10 +161,12 @@ def _check_inputs(project: Project, notebook: Notebook, scale: str) -> None:
             todo |= set(lacking(other))
             numbers.add(other.number)
     first = ", ".join(sorted(other.name for other in others if set(missing) & set(other.makes)))
+    remedy = f"Run {first or 'what makes them'} first: python -m graphnas_lib reproduce --scale {scale} "
+    remedy += f"--notebooks {' '.join(sorted(numbers))}"
+    if scale != "smoke":  # a notebook only opens what is there
+        remedy = f"Make them first: python -m graphnas_lib run --all --scale {scale}"
     raise runner.NotebookError(
-        f"{notebook.name} reads the stages {', '.join(missing)}, which data/{scale} lacks. "
-        f"Run {first or 'what makes them'} first: "
-        f"python -m graphnas_lib reproduce --scale {scale} --notebooks {' '.join(sorted(numbers))}"
+        f"{notebook.name} reads the stages {', '.join(missing)}, which data/{scale} lacks. {remedy}"
     )
 
 

@@ -39,3 +39,4 @@ from graphnas_lib.stages.shown import (
     written,
 )
 from graphnas_lib.stages.stage import Stage
+from graphnas_lib.stages.whole import plan, run_all, told

@@ -33,12 +33,11 @@ def make(stage: Stage) -> tuple[dict, dict]:
     flow, log = ccnf.train(corpus, config=config, objective="fm", steps=scale.ccnf_steps, checkpoint=point, **options)
     options |= {"learning_rate": NLL_LEARNING_RATE, "checkpoint": stage.checkpoint("nll", config, NLL_LEARNING_RATE)}
     nll, nll_log = ccnf.train(corpus, objective="nll", start=flow, steps=scale.ccnf_nll_steps, **options)
-    flows = {"fm": flow.cpu(), "nll": nll.cpu()}
+    flows = {"fm": flow, "nll": nll}
     for trained in flows.values():  # beyond the labels nobody knows what q is worth
         trained.zc_low.copy_(data.zc.amin(dim=0))
         trained.zc_high.copy_(data.zc.amax(dim=0))
-    model = model.cpu()
-    test = PosteriorBatches(*_posteriors(model, data.held_out), condition_jitter=0.0)
+    test = PosteriorBatches(*(part.cpu() for part in _posteriors(model, data.held_out)), condition_jitter=0.0)
     likelihood = likelihood_table(stage, flows, corpus, test)
     logs = [{"objective": "fm", **row} for row in log.rows] + [{"objective": "nll", **row} for row in nll_log.rows]
     facts = {"steps": log.steps, "nll_steps": nll_log.steps, "noised_dimensions": test.noised}

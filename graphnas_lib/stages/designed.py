@@ -57,7 +57,7 @@ def best_designs(trained: Trained, searches: evolution.Searches, history: pd.Dat
     """Under each budget: the best T-CET of ten designs, of ten fresh ones, and of HL-Evo; all on the same images."""
     score, stage = searches.score, searches.stage
     options = {"images": score.images, "labels": score.labels, "classes": score.classes, "trained": trained}
-    options |= {"input_shape": searches.input_shape, "device": stage.device.type}
+    options |= {"input_shape": searches.input_shape, "device": stage.device}
     rows = []
     for i, (quantity, bound) in enumerate(stage.scale.budgets):
         name = evolution.budget_name(quantity, bound)

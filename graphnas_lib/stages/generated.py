@@ -57,8 +57,8 @@ def conditional(
         One row a cell: draws ("flow" or "neighbourhood", as drawn or ", checked": kept by their known z, D49),
         condition, sigma, key, asked_* and z_* (standardised). And facts: how many cells failed.
     """
-    scale, flow = stage.scale, sampler.ccnf
-    inside = ((zc >= flow.zc_low) & (zc <= flow.zc_high)).all(dim=1).nonzero().flatten()[: scale.conditions]
+    scale, low, high = stage.scale, sampler.ccnf.zc_low.cpu(), sampler.ccnf.zc_high.cpu()
+    inside = ((zc >= low) & (zc <= high)).all(dim=1).nonzero().flatten()[: scale.conditions]
     rows, drawn = [], []
     for i in inside.tolist():
         asked = {f"asked_{name}": value for name, value in zip(ZC_NAMES, zc[i].tolist(), strict=True)}
@@ -158,6 +158,8 @@ def solver_error(sampler: CellSampler, n: int, seed: int) -> pd.DataFrame:
     for method, steps in (("dopri5", 0), *SOLVERS):
         began = time.perf_counter()
         latent = sampler.ccnf.sample(zc, seed=seed, method=method, steps=steps or 1)
+        if latent.is_cuda:  # else these are the seconds of launching it
+            torch.cuda.synchronize(latent.device)
         seconds = time.perf_counter() - began
         keys = [cell.key() if cell else "" for cell in sampler.gvae.decode(latent)]
         if reference is None:

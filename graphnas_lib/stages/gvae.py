@@ -75,7 +75,7 @@ class Run:
     def train(self, stage: Stage, data: Data) -> tuple[GVAE, TrainLog]:
         """Go on from this run's checkpoint, or start; the model lies on the CPU."""
         options = {"config": self.config, "regularised": self.kind != "naive", "seed": self.seed, "steps": self.steps}
-        options |= {"batch_size": stage.scale.gvae_batch, "device": stage.device.type, "progress": stage.progress}
+        options |= {"batch_size": stage.scale.gvae_batch, "device": stage.device, "progress": stage.progress}
         model, log = gvae.train(
             *(data.training, data.labelled, data.zc),
             checkpoint=stage.checkpoint(f"{self.kind} {self.change} {self.seed}", self),

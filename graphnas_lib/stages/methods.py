@@ -52,7 +52,7 @@ class Methods:
         self.score = ProxyScore(*self.batch, data.classes, seed=stage.seed)
         self.models, epochs = scale.reduced_training
         size = cut_batch(RECIPES[TrainedScore.recipe].batch_size, shown.size("train"))
-        options = {"epochs": epochs, "batch_size": size, "seed": stage.seed, "device": stage.device.type}
+        options = {"epochs": epochs, "batch_size": size, "seed": stage.seed, "device": stage.device}
         self.accuracy = TrainedScore(shown.split_validation(0.25, seed=stage.seed), **options)
 
     def find(self) -> dict[str, Found]:
@@ -144,7 +144,7 @@ class Methods:
     def _designs(self, **options):
         images, labels = self.batch
         options |= {"images": images, "labels": labels, "classes": self.data.classes, "trained": self.trained}
-        options |= {"seed": self.stage.seed, "device": self.stage.device.type}
+        options |= {"seed": self.stage.seed, "device": self.stage.device}
         return design(**below(*self.budget), input_shape=self.data.input_shape, **options)
 
     def mixed(self) -> Found:

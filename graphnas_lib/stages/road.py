@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 
 from graphnas_lib import stages, store
+from graphnas_lib.datasets import MissingDataError
 from graphnas_lib.paper import STAGES, sizes
 from graphnas_lib.stages.stage import Stage
 
@@ -57,6 +58,7 @@ def run(
     fresh: bool = False,
     progress: bool = True,
     dask: str | None = None,
+    digits: bool = False,
 ) -> dict:
     """Make a stage and save its artifact; returns the manifest.
 
@@ -67,12 +69,16 @@ def run(
         stage, scale, seed, device, progress: as of `produce`.
         fresh: forget the state of earlier, unfinished runs.
         dask: address of a dask scheduler, on whose workers independent jobs run.
+        digits: at paper scale, go on with scikit-learn's digits where there are no CIFAR-10 files.
 
     Raises:
-        ValueError: no such stage or scale.
+        ValueError: no such stage or scale; or paper scale on the CPU, which nobody has asked for.
         MissingArtifactError: a stage before it is missing.
+        MissingDataError: paper scale without real images.
     """
     _check(stage, scale)
+    if refused := hindrance(stage, scale, device, digits=digits):
+        raise refused
     for earlier in STAGES[stage].needs:
         store.load_manifest(earlier, scale)
     where = store.pick_device(device)
@@ -110,6 +116,22 @@ def freshness(stage: str, scale: str, seed: int, device: str, *, code: bool = Tr
         inputs,
     ]
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def hindrance(stage: str, scale: str, device: str, *, digits: bool = False) -> Exception | None:
+    """Why days of work should not begin here: "auto" means paper's sizes on the CPU, or on 1,797 digits."""
+    if scale != "paper":
+        return None
+    if device == "auto" and store.pick_device(device).type == "cpu":
+        return ValueError(
+            f"Scale paper needs a GPU: {store.no_cuda()}. See `python -m graphnas_lib doctor`, or give --device cpu."
+        )
+    if not digits and set(STAGES[stage].data) - set(store.data_at_hand()):
+        return MissingDataError(
+            f"Stage {stage} at scale paper needs CIFAR-10; no files are in $GRAPHNAS_DATA or data/. Fetch them with "
+            "`python -m graphnas_lib doctor --download`, or give --digits to go on with scikit-learn's digits."
+        )
+    return None
 
 
 @contextmanager

@@ -43,10 +43,10 @@ class ProxyScore:
     def __call__(self, individual) -> dict[str, float]:
         """{"score": value, and the extra proxies}; ScoreError when a proxy fails."""
         make = self.make or partial(build, input_shape=tuple(self.images.shape[1:]), classes=self.classes)
-        model = make(individual, seed=self.seed).to(self.images.device, memory_format=torch.channels_last)
         try:
+            model = make(individual, seed=self.seed).to(self.images.device, memory_format=torch.channels_last)
             found = proxies.score(model, self.images, self.labels, (self.name, *self.extra), seed=self.seed)
-        except proxies.ProxyError as error:
+        except (proxies.ProxyError, torch.OutOfMemoryError) as error:
             raise ScoreError(str(error)) from error
         return {"score": found[self.name], **{name: found[name] for name in self.extra}}
 
@@ -60,14 +60,17 @@ class TrainedScore:
     epochs: int | None = None
     batch_size: int | None = None
     seed: int = 0
-    device: str = "auto"
+    device: str | torch.device = "auto"
 
     def __call__(self, individual) -> dict[str, float]:
-        """{"score": accuracy}; ScoreError when training diverged."""
+        """{"score": accuracy}; ScoreError when training diverged, or the GPU's memory ran out."""
         data = self.dataset
         model = build(individual, input_shape=data.input_shape, classes=data.classes, seed=self.seed)
         size = {"epochs": self.epochs, "batch_size": self.batch_size}
-        result = train(model, data, self.recipe, seed=self.seed, device=self.device, **size)
+        try:
+            result = train(model, data, self.recipe, seed=self.seed, device=self.device, **size)
+        except torch.OutOfMemoryError as error:
+            raise ScoreError(str(error)) from error
         if result.diverged or result.accuracy is None:
             raise ScoreError("Training of this individual diverged; it has no accuracy.")
         return {"score": result.accuracy}

@@ -20,6 +20,7 @@ from graphnas_lib.stages import evolution
 from graphnas_lib.stages.stage import Stage
 
 PRETRAINED = "GRAPHNAS_GPT_NEO"  # names a folder with the weights of GPT-Neo 125M, from which paper scale starts
+LARGE_STATE_SECONDS = 600.0  # between checkpoints of the paper's generator, a gigabyte each
 LOG_COST_BIN_WIDTH = 0.25  # of ln params and of ln FLOPs; networks of one bin are ranked together
 
 
@@ -35,6 +36,8 @@ def make(stage: Stage) -> tuple[dict, dict]:
     shape = store.load_manifest("evolution", scale.name)["config"]["input_shape"]
     families = Families.load(scale.name).n_clusters
     config, pretrained = settings(scale, n_families=families, input_shape=tuple(shape))
+    point = stage.checkpoint("training", config, pretrained, LOG_COST_BIN_WIDTH)
+    point.every = LARGE_STATE_SECONDS if scale.name == "paper" else point.every
     generator, log = sequence.train(
         designs,
         conditions,
@@ -44,7 +47,7 @@ def make(stage: Stage) -> tuple[dict, dict]:
         seed=stage.seed,
         pretrained=pretrained,
         device=stage.device,
-        checkpoint=stage.checkpoint("training", config, pretrained, LOG_COST_BIN_WIDTH),
+        checkpoint=point,
         log_every=max(1, scale.sequence_steps // 50),
         progress=stage.progress,
     )

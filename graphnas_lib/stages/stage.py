@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import asdict, dataclass, is_dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -47,15 +48,27 @@ class Stage:
         """
         return store.Checkpoint(self._kept(f"{self.name}-{self.identity}", loop, settings, "safetensors"))
 
-    def collect(self, jobs: dict, loop: str = "rows", *settings: Any, workers: int | None = None) -> list[dict]:
+    def collect(
+        self, jobs: dict, loop: str = "rows", *settings: Any, workers: int | None = None, **options: Any
+    ) -> list[dict]:
         """Rows of independent jobs, each with its "id"; `loop` and `settings` as of `checkpoint`.
 
-        With `workers=1` the jobs run in this process, one after another, on no cluster either.
+        With `workers=1` the jobs run in this process, one after another, on no cluster either. `options` are further
+        ones of `store.collect`.
         """
         journal = store.Journal(self._kept(f"{self.name}-{self.identity}", loop, settings, "jsonl"))
-        options = {"progress": self.progress, "desc": loop, "unit": "row", "dask": None if workers == 1 else self.dask}
+        options |= {"progress": self.progress, "desc": loop, "unit": "row", "dask": None if workers == 1 else self.dask}
         rows = store.collect(jobs, journal, workers=workers or self.workers, **options)
         return [{"id": name, **row} for name, row in zip(jobs, rows, strict=True)]
+
+    def trainings(self, jobs: dict, loop: str, *settings: Any, workers: int | None = None) -> list[dict]:
+        """`collect` for jobs that train: each is called with a checkpoint, so that a killed training goes on.
+
+        A checkpoint is cleared once its row is kept.
+        """
+        points = {name: self.checkpoint(f"{loop} {name}", *settings) for name in jobs}
+        jobs = {name: partial(job, checkpoint=points[name]) for name, job in jobs.items()}
+        return self.collect(jobs, loop, *settings, workers=workers, kept=lambda name: points[name].clear())
 
     def scores_file(self, prefix: str, settings: dict) -> Path:
         """Where scores of cells are kept under all that decides them.
@@ -80,7 +93,7 @@ def measured(values: pd.Series) -> dict:
     return {"value": values.mean(), "spread": values.std(), "n": len(values)}
 
 
-_FILE_NAME = str.maketrans({" ": "_", "<": "", "=": "", ",": "", "(": "", ")": "", ".": "_"})
+_FILE_NAME = str.maketrans({" ": "_", "<": "", "=": "", ",": "", "(": "", ")": "", ".": "_", ":": "", "|": ""})
 
 
 def _plain(value: Any) -> Any:

@@ -51,7 +51,7 @@ def make(stage: Stage) -> tuple[dict, dict]:
         for i, cell in enumerate(generated.valid[: scale.table1_cells]):
             jobs[f"{name} {i}"] = partial(job, name, cell, stage.seed)
     cells = {name: [cell.key() for cell in found.valid] for name, found in strategies.items()}
-    table = pd.DataFrame(stage.collect(jobs, "trainings", RECIPES[RECIPE], cells))
+    table = pd.DataFrame(stage.trainings(jobs, "trainings", RECIPES[RECIPE], cells))
     first = {name: [cell for cell in found.cells[: scale.table1_decodes] if cell] for name, found in strategies.items()}
     facts |= {
         "success": {name: [len(cells), scale.table1_decodes] for name, cells in first.items()},
@@ -78,13 +78,22 @@ def sampled(sampler: CellSampler, condition: Tensor, stage: Stage) -> tuple[dict
     return found, {"sigma": sigma, "decodes_checked": checked.n_attempts}
 
 
-def measure(stage: Stage, data: Dataset, vector: Callable[..., Tensor], strategy: str, x: Cell, seed: int) -> dict:
+def measure(
+    stage: Stage,
+    data: Dataset,
+    vector: Callable[..., Tensor],
+    strategy: str,
+    x: Cell,
+    seed: int,
+    *,
+    checkpoint: store.Checkpoint,
+) -> dict:
     """One row: the cell's ZC vector on alpha_x, and its accuracy after training the reduced alpha_x."""
     scale = stage.scale
     architecture = stack_cell(x, width=scale.train_width, repeats=scale.train_repeats)
     model = build(architecture, input_shape=data.input_shape, classes=data.classes, seed=seed)
-    size = {"epochs": scale.train_epochs, "batch_size": min(256, data.size("train") // 8)}
-    result = train(model, data, RECIPE, seed=seed, device=stage.device.type, **size)
+    options = {"epochs": scale.train_epochs, "batch_size": min(256, data.size("train") // 8)}
+    result = train(model, data, RECIPE, seed=seed, device=stage.device, checkpoint=checkpoint, **options)
     return {
         "strategy": strategy,
         **dict(zip(ZC_NAMES, vector(x, seed=seed).tolist(), strict=True)),

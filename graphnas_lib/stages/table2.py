@@ -49,7 +49,7 @@ def make(stage: Stage) -> tuple[dict, dict]:
                 key["search_seconds"] = round(result.seconds, 2)
                 jobs[f"{name} {rank} | {data.name}"] = partial(measure, stage, key, text, data)
     texts = [result.individuals for result in found.values()]
-    table = pd.DataFrame(stage.collect(jobs, "trainings", RECIPES[scale.table2_recipe], HELD_OUT, texts))
+    table = pd.DataFrame(stage.trainings(jobs, "trainings", RECIPES[scale.table2_recipe], HELD_OUT, texts))
     curves = pd.concat([improvements(result.curve).assign(method=name) for name, result in found.items()])
     pretraining = {
         name: sum(store.load_manifest(earlier, scale.name)["seconds"] for earlier in stages)
@@ -83,16 +83,21 @@ def _data(stage: Stage) -> tuple[list[Dataset], dict]:
 # ---- training
 
 
-def measure(stage: Stage, key: dict, text: str, data: Dataset) -> dict:
+def measure(stage: Stage, key: dict, text: str, data: Dataset, *, checkpoint: store.Checkpoint) -> dict:
     """One row: a network trained once; its accuracy on held-out training images, and on the test images."""
     held, recipe = data.split_validation(HELD_OUT, seed=stage.seed), stage.scale.table2_recipe
-    options = {"seed": stage.seed, "device": stage.device.type, "epochs": stage.scale.table2_epochs}
+    options = {
+        "seed": stage.seed,
+        "device": stage.device,
+        "epochs": stage.scale.table2_epochs,
+        "checkpoint": checkpoint,
+    }
     model, costs = rebuild(text, data, stage.seed)
     result = train(model, held, recipe, batch_size=cut_batch(RECIPES[recipe].batch_size, data.size("train")), **options)
     accuracy = None
     if not result.diverged:
         norm = {"mean": data.mean, "std": data.std}
-        accuracy = evaluate(model, data.test_images, data.test_labels, device=stage.device.type, **norm)
+        accuracy = evaluate(model, data.test_images, data.test_labels, device=stage.device, **norm)
     return {
         **key,
         **{"dataset": data.name, "accuracy": accuracy, "validation": result.accuracy},

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from functools import partial
 
 import pandas as pd
+from torch import nn
 
 from graphnas_lib import datasets, store
 from graphnas_lib.datasets import ImageFolderDataset
@@ -15,6 +17,7 @@ from graphnas_lib.training import RECIPES, TEACHER, load_teacher, train
 SEARCHES = 3  # paper: mean and deviation of three searches, one training each
 BUDGETS = ("450M", "600M", "1000M")  # the paper's names, in the order of `Scale.table3_budgets`
 RECIPE = "zennas_imagenet"
+WITHOUT_TEACHER = "GRAPHNAS_TEACHER"  # names a variable: "none" trains without a teacher
 
 
 def make(stage: Stage) -> tuple[dict, dict]:
@@ -22,8 +25,10 @@ def make(stage: Stage) -> tuple[dict, dict]:
     scale = stage.scale
     shape = (3, scale.table3_resolution, scale.table3_resolution)
     options = {"input_shape": shape, "classes": scale.table3_classes}
-    options |= {"device": stage.device.type, "trained": Trained.load(scale.name)}
+    options |= {"device": stage.device, "trained": Trained.load(scale.name, device=stage.device)}
     found, data, jobs = [], imagenet(scale.name), {}
+    if data is not None:
+        teacher()  # asked for before hours of search and days of training
     for name, flops in zip(BUDGETS, scale.table3_budgets, strict=True):
         for search in range(SEARCHES):
             best = design(flops=flops, n=3, seed=stage.seed + search, **options)[0]
@@ -36,7 +41,7 @@ def make(stage: Stage) -> tuple[dict, dict]:
     paper = scale.name == "paper"
     facts["why"] = "needs ImageNet-1k (480 epochs)" if paper else f"ImageNet-1k is not trained on at {scale.name} scale"
     if jobs:
-        rows = stage.collect(jobs, "trainings", RECIPES[RECIPE], table["design"].tolist())
+        rows = stage.trainings(jobs, "trainings", RECIPES[RECIPE], table["design"].tolist())
         table["accuracy"] = [row["accuracy"] for row in rows]
         facts["teacher"] = rows[0]["teacher"]
     return {"table3_rows.csv": table}, facts
@@ -48,14 +53,29 @@ def imagenet(scale: str) -> ImageFolderDataset | None:
     return ImageFolderDataset(folders[0]) if scale == "paper" and folders else None
 
 
-def measure(stage: Stage, chosen: Design, data: ImageFolderDataset, seed: int) -> dict:
-    """One row: a design trained on ImageNet-1k, with ZenNAS's teacher where that can be had."""
-    try:
-        teacher, name = load_teacher(), TEACHER
-    except (ImportError, OSError, RuntimeError) as error:  # no package, no network, no such weights
-        teacher, name = None, f"none ({error})"
-    result = train(chosen.build(seed=seed), data, RECIPE, seed=seed, device=stage.device.type, teacher=teacher)
+def measure(stage: Stage, chosen: Design, data: ImageFolderDataset, seed: int, *, checkpoint: store.Checkpoint) -> dict:
+    """One row: a design trained on ImageNet-1k, with ZenNAS's teacher unless `$GRAPHNAS_TEACHER` says none."""
+    network, name = teacher()
+    options = {"seed": seed, "device": stage.device, "teacher": network, "checkpoint": checkpoint}
+    result = train(chosen.build(seed=seed), data, RECIPE, **options)
     return {"accuracy": result.accuracy, "seconds": result.seconds, "teacher": name}
+
+
+def teacher() -> tuple[nn.Module | None, str]:
+    """ZenNAS's teacher and its name; nobody and "none" where `$GRAPHNAS_TEACHER` says so.
+
+    Raises:
+        RuntimeError: its package, or the network that its weights come from, is not there.
+    """
+    if os.environ.get(WITHOUT_TEACHER) == "none":
+        return None, "none"
+    try:
+        return load_teacher(), TEACHER
+    except (ImportError, OSError, RuntimeError) as error:  # no package, no network, no such weights
+        raise RuntimeError(
+            f"Training on ImageNet-1k needs ZenNAS's teacher: {error} Run `make setup EXTRAS=paper` and let its "
+            f"weights be downloaded once, or set {WITHOUT_TEACHER}=none to train without one."
+        ) from error
 
 
 def load(scale: str) -> tuple[pd.DataFrame, dict]:

@@ -25,17 +25,17 @@ def make(stage: Stage) -> tuple[dict, dict]:
     """Ask for the Wide-ResNet's parameters (Sec. 4.3; scaled down at smoke), best of ten by T-CET, then train."""
     scale = stage.scale
     available = datasets.available()
-    trained = Trained.load(scale.name) if available else None
+    trained = Trained.load(scale.name, device=stage.device) if available else None
     jobs = {name: partial(measure, stage, trained, name) for name in available}
-    done = {row["task"]: row for row in stage.collect(jobs, "tasks", {n: TASKS[n] for n in available}, workers=1)}
+    done = {row["task"]: row for row in stage.trainings(jobs, "tasks", {n: TASKS[n] for n in available}, workers=1)}
     table = [done.get(name) or {"task": name, "value": math.nan, "note": MISSING} for name in TASKS]
     facts = {"available": list(available), "limit": scale.table4_samples, "epochs": scale.table4_epochs}
     return {"table4_rows.csv": pd.DataFrame(table)}, facts
 
 
-def measure(stage: Stage, trained: Trained, name: str) -> dict:
+def measure(stage: Stage, trained: Trained, name: str, *, checkpoint: store.Checkpoint) -> dict:
     """One row: the design chosen on real samples of the task, and its metric after training."""
-    scale, options = stage.scale, {"seed": stage.seed, "device": stage.device.type}
+    scale, options = stage.scale, {"seed": stage.seed, "device": stage.device}
     task = datasets.load_task(name, limit=scale.table4_samples, seed=stage.seed)
     inputs, targets, _ = task.train.fetch(torch.arange(min(16, len(task.train))))
     given = {} if task.facts.kind != "points" else {"images": inputs, "labels": targets}
@@ -47,7 +47,7 @@ def measure(stage: Stage, trained: Trained, name: str) -> dict:
     except BudgetUnreachable as error:
         return {"task": name, "value": None, "note": str(error)}
     size = {"epochs": scale.table4_epochs, "batch_size": cut_batch(task.facts.batch_size, len(task.train))}
-    result = train_task(chosen.build(seed=stage.seed), task, **size, **options)
+    result = train_task(chosen.build(seed=stage.seed), task, checkpoint=checkpoint, **size, **options)
     return {
         "task": name,
         **{key: getattr(result, key) for key in ("value", "metric", "chance", "at_chance", "validation")},

@@ -17,6 +17,7 @@ from graphnas_lib.store.artifacts import (
     load,
     load_manifest,
     manifest_path,
+    no_cuda,
     pick_device,
     read,
     results_dir,

@@ -97,7 +97,7 @@ def data_at_hand() -> tuple[str, ...]:
     )
 
 
-def pick_device(device: str = "auto") -> torch.device:
+def pick_device(device: str | torch.device = "auto") -> torch.device:
     """The one place that decides where to compute: CUDA when there is one, else the CPU."""
     import torch
 
@@ -105,10 +105,23 @@ def pick_device(device: str = "auto") -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     picked = torch.device(device)
     if picked.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(
-            f"device {device!r} needs a CUDA build of PyTorch and a GPU; none is visible. Use 'auto' or 'cpu'."
-        )
+        raise ValueError(f"device {str(device)!r} needs a GPU that PyTorch can use; {no_cuda()}. Use 'auto' or 'cpu'.")
+    if picked.type == "cuda" and (picked.index or 0) >= torch.cuda.device_count():
+        seen = torch.cuda.device_count()
+        raise ValueError(f"device {str(device)!r} must be one of cuda:0 to cuda:{seen - 1}, the GPUs that are visible.")
     return picked
+
+
+def no_cuda() -> str:
+    """Why PyTorch uses no GPU here, in words."""
+    import torch
+
+    if torch.version.cuda is None:
+        return f"torch {torch.__version__} is a build without CUDA"
+    return (
+        f"torch {torch.__version__} is a build for CUDA {torch.version.cuda} and finds no GPU with a driver for it "
+        "(`nvidia-smi` tells the driver's CUDA version; an older one needs another build, see README)"
+    )
 
 
 # ---- files
@@ -208,7 +221,7 @@ def load_manifest(stage: str, scale: str) -> dict:
     if not path.exists():
         raise MissingArtifactError(
             f"No artifact of stage '{stage}' at scale '{scale}' ({_shown(path)}). "
-            f"Run `python -m graphnas_lib run {stage} --scale {scale}` first."
+            f"Run `python -m graphnas_lib run {stage} --scale {scale}` first, or `run --all` for every stage."
         )
     return read(path)
 

@@ -28,7 +28,8 @@ class Checkpoint:
     def __init__(self, path: Path | str | None, every: float = 60.0):
         self.path = Path(path) if path is not None else None
         self.every = every
-        self._last, self._logged = time.monotonic(), 0
+        self._last: float | None = None  # the clock starts where the loop does, in another process perhaps
+        self._logged = 0
 
     @classmethod
     def none(cls) -> Checkpoint:
@@ -36,7 +37,9 @@ class Checkpoint:
         return cls(None)
 
     def due(self) -> bool:
-        """True when `every` seconds have passed since the last save or the start."""
+        """True when `every` seconds have passed since the last save or the first question."""
+        if self._last is None:
+            self._last = time.monotonic()
         return self.path is not None and time.monotonic() - self._last >= self.every
 
     @property

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import json
+import os
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 ON_CPU = 2
 ON_CUDA = 8
+BYTES_A_PROCESS = 4 << 30  # of GPU memory: libraries, and the maps of a large network at batch 64
 TRIES = 3  # of a pool whose workers die
 
 
@@ -76,6 +78,7 @@ def collect(
     desc: str = "jobs",
     unit: str = "job",
     dask: str | None = None,
+    kept: Callable[[str], None] = lambda name: None,
 ) -> list[Any]:
     """Results of all jobs, in their order; those that the journal has are not run again.
 
@@ -87,6 +90,7 @@ def collect(
         workers: processes of one thread each; 1 runs the jobs in this process, with its threads.
         progress, desc, unit: whether a bar with the time left is drawn, its name, and what it counts.
         dask: address of a dask scheduler ("tcp://host:port"); its workers replace `workers`.
+        kept: called with the name of a job whose result the journal has just got.
 
     Raises:
         RuntimeError: workers died `TRIES` times; finished jobs are kept, and the same call goes on from there.
@@ -100,6 +104,7 @@ def collect(
                 with closing(_finished(todo, workers, dask)) as finished:
                     for name, result in finished:
                         journal.add(name, result)
+                        kept(name)
                         bar.update()
                 return [journal.results[name] for name in jobs]
             except BrokenProcessPool as error:
@@ -112,8 +117,13 @@ def collect(
 
 
 def processes(device: torch.device) -> int:
-    """How many worker processes serve a device."""
-    return ON_CUDA if device.type == "cuda" else ON_CPU
+    """How many worker processes serve a device: on a GPU as many as its free memory and the CPU's cores admit."""
+    if device.type != "cuda":
+        return ON_CPU
+    import torch
+
+    free, _ = torch.cuda.mem_get_info(device)
+    return max(1, min(ON_CUDA, os.cpu_count() or 1, free // BYTES_A_PROCESS))
 
 
 @contextmanager

@@ -149,6 +149,7 @@ def fit(
         draw: makes a batch: positions (B,) in 0 .. n - 1, seed of the step -> inputs on `device`, loss of the outputs.
         ahead: batches to make in advance in a second thread, for data that is decoded while it is read.
         after_epoch: called at the end of each epoch, for validation; may write into the state's `extra`.
+        checkpoint: left in place, complete, for the caller to clear once the result is kept.
     """
     checkpoint, accelerator = checkpoint or Checkpoint.none(), accelerator or ONE_PROCESS
     rank, world = accelerator.process_index, accelerator.num_processes
@@ -156,9 +157,9 @@ def fit(
     if not per_epoch:
         raise ValueError(f"Training needs at least {2 * world} samples a batch; got {n} samples in all.")
     optimizer = optimizer_for(place(model, recipe, device), recipe)
-    state = LoopState.restore(checkpoint, model, optimizer)
+    state, wrapped = LoopState.restore(checkpoint, model, optimizer), accelerator.prepare_model(model)
     started = time.perf_counter() - state.seconds
-    steps, wrapped = range(state.step, recipe.epochs * per_epoch), accelerator.prepare_model(model)
+    steps = range(state.step, 0 if state.diverged else recipe.epochs * per_epoch)
     bar = tqdm(total=steps.stop, initial=steps.start, disable=not progress, desc=recipe.name, unit="step")
     model.train()
     with bar, torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), accelerated(model):
@@ -188,7 +189,7 @@ def fit(
             if checkpoint.due() and rank == 0:
                 state.save(checkpoint, model, optimizer)
     if rank == 0:
-        checkpoint.clear()
+        state.save(checkpoint, model, optimizer)  # a kill from here on loses the test alone
     return state
 
 

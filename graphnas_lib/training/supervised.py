@@ -89,7 +89,7 @@ def train(
         recipe: a `Recipe` or one of `RECIPES`.
         seed: of the weights, the order and the augmentation.
         epochs, batch_size: instead of the recipe's; the learning rate follows the batch size.
-        checkpoint: where to save the state about once a minute, and to resume from.
+        checkpoint: where to save the state about once a minute, and to resume from; for the caller to clear at the end.
         reset: draw all weights anew from `seed`; False keeps the weights that the model has.
         teacher: a trained network of the same classes to learn from beside the labels (see `distillation`), which reads
             images of side `teacher_side`.

@@ -1,0 +1,211 @@
+"""What a run on a GPU needs of every stage, model and training: tensors on one device, and that the one it was given.
+
+Simulated (`simulated_cuda`), so that a machine without a GPU tells. The whole road is `slow`.
+"""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from simulated_cuda import COUNTS, simulated_cuda
+from torch import nn
+
+from graphnas_lib import ccnf, gvae, paper, proxies, sequence, stages
+from graphnas_lib.ccnf import CCNF, CCNFConfig
+from graphnas_lib.datasets import load as load_data
+from graphnas_lib.evolution.evaluation import Evaluator
+from graphnas_lib.macro import HLArchitecture, HLTriple, stack_cell
+from graphnas_lib.network import build
+from graphnas_lib.sequence import SequenceGenerator
+from graphnas_lib.space import REFERENCE_CELL, sample_cells
+from graphnas_lib.stages import labels
+from graphnas_lib.stages.scores import ProxyScore
+from graphnas_lib.store import processes
+from graphnas_lib.training import RECIPES, train
+
+SECOND = 1  # the device in use is the second of two, so that a device without its number is found
+
+MICRO = {
+    **{"unlabelled": 200, "labelled": 60, "labels_held_out": 42, "n_clusters": 2, "cluster_grid": (1, 2)},
+    **{"gvae_hidden": 16, "latent_dim": 16, "gvae_steps": 20, "gvae_batch": 16, "gvae_ablation_steps": 2},
+    **{"measured_cells": 40, "cycle_cells": 1, "ccnf_hidden": 16, "ccnf_layers": 2, "ccnf_steps": 4},
+    **{"ccnf_nll_steps": 1, "ccnf_batch": 16, "likelihood_latents": 2, "conditions": 1, "condition_cells": 1},
+    **{"reference_cells": 1, "family_decoded": 4, "solved_cells": 4, "iterations": 4, "population": 2},
+    **{"comparison_iterations": 2, "budgets": (("params", 3e5),), "table3_budgets": (18e6,)},
+    **{"sequence_hidden": 16, "sequence_layers": 1, "sequence_heads": 2, "sequence_steps": 4, "sequence_batch": 8},
+    **{"table1_cells": 1, "table1_decodes": 4, "reference_seeds": 1, "train_images": 64, "test_images": 64},
+    **{"table2_evaluations": (2, 2), "table2_top": 1, "table2_images": 64, "reduced_training": (2, 1)},
+    **{
+        "table4_samples": 32,
+        "table4_params_share": 0.02,
+        "validation_networks": 2,
+        "benchmark_share": 1e-9,
+        "requests": 4,
+        "best_of": 1,
+    },
+}
+
+
+# ---- the device itself
+
+
+def test_the_simulated_device_refuses_what_cuda_refuses():
+    with simulated_cuda(SECOND) as device:
+        x, y = torch.ones(3, device=device), torch.ones(3)
+        assert torch.cuda.is_available() and x.device == device and x.is_cuda and not y.is_cuda
+        assert y.to(x.double()).dtype == torch.float64 and y.to(x).device == device
+        assert (x + x).cpu().tolist() == [2, 2, 2] and (x * torch.tensor(2.0)).sum().item() == 6
+        for refused in (
+            lambda: x + y,
+            lambda: y[torch.tensor([0], device=device)],
+            lambda: torch.randn(2, device=device, generator=torch.Generator()),
+            lambda: torch.randn(2, generator=torch.Generator(device)),
+            lambda: torch.ones(3, device="cuda"),  # which is cuda:0
+            lambda: y.to("cuda:0"),
+        ):
+            with pytest.raises(RuntimeError, match="device"):
+                refused()
+        with pytest.raises(TypeError, match="numpy"):
+            x.numpy()
+        weight = torch.ones(3, device=device, requires_grad=True)
+        (weight * x).sum().backward()
+        assert weight.grad.device == device and torch.equal(weight.grad.cpu(), y)
+    assert not torch.cuda.is_available() and torch.ones(2).device.type == "cpu"
+
+
+def test_no_other_test_sees_a_real_device():
+    assert not torch.cuda.is_available()
+
+
+# ---- models and trainings
+
+
+def test_the_flow_trains_samples_and_judges_on_the_device():
+    generator = torch.Generator().manual_seed(0)
+    latent, zc = torch.randn(32, 8, generator=generator), torch.randn(32, 4, generator=generator)
+    config = CCNFConfig(latent_dim=8, hidden=8, layers=1, method="rk4", steps=1)
+    with simulated_cuda(SECOND) as device:
+        corpus = (latent.to(device), torch.zeros(32, 8, device=device) - 4, zc.to(device))
+        options = {"batch_size": 8, "seed": 0, "device": device}
+        flow, _ = ccnf.train(corpus, config=config, objective="fm", steps=2, **options)
+        nll, _ = ccnf.train(corpus, objective="nll", start=flow, steps=1, **options)
+        assert nll.sample(zc).device == device
+        assert nll.log_prob(latent, zc, trace="exact", method="rk4", steps=1).device == device
+
+
+def test_the_encoder_trains_and_decodes_on_the_device():
+    cells = sample_cells(32, seed=0)
+    config = gvae.GVAEConfig(hidden=16, latent_dim=16, decoder_hidden=16)
+    with simulated_cuda(SECOND) as device:
+        model, _ = gvae.train(cells, cells[:16], torch.randn(16, 4), config=config, steps=2, device=device)
+        assert model.device == device and len(model.decode(model.encode(cells))) == 32
+
+
+def test_the_generator_trains_and_writes_on_the_device():
+    designs = [HLArchitecture((HLTriple(i % 4, 8 * (1 + i), 1),)) for i in range(8)]
+    conditions = torch.rand(8, 4, dtype=torch.float64) * 1e6 + 1
+    config = sequence.SequenceConfig.small(n_families=4, hidden=16, layers=1, heads=2, warmup=1)
+    with simulated_cuda(SECOND) as device:
+        generator, _ = sequence.train(designs, conditions, config=config, steps=2, seed=0, batch_size=4, device=device)
+        assert generator.device == device and len(generator.generate(params=5e5, seed=0).triples) >= 1
+
+
+@pytest.mark.parametrize("recipe", ["nats12", "zennas_cifar", "zennas_imagenet", "reduced50"])
+def test_every_recipe_trains_and_tests_on_the_device(recipe):
+    data = load_data("digits", resolution=16, n_train=32, n_test=16)
+    model = build(stack_cell(REFERENCE_CELL, width=8, repeats=1), input_shape=data.input_shape, seed=0)
+    with simulated_cuda(SECOND) as device:
+        result = train(model, data, RECIPES[recipe], seed=0, device=device, epochs=1, batch_size=16)
+        assert next(model.parameters()).device == device and result.accuracy is not None
+
+
+# ---- the road
+
+
+def home_of(folder, patch: pytest.MonkeyPatch, **sizes) -> None:
+    """Artifacts of a micro smoke scale go to `folder`; jobs run in this process."""
+    patch.setenv("GRAPHNAS_HOME", str(folder))
+    patch.setitem(paper.SCALES, "smoke", replace(paper.SCALES["smoke"], **{**MICRO, **sizes}))
+    patch.setattr(labels, "processes", lambda device: 1)
+
+
+@pytest.fixture(scope="module")
+def road(tmp_path_factory):
+    """A folder whose stages are made one after another."""
+    with pytest.MonkeyPatch.context() as patch:
+        home_of(folder := tmp_path_factory.mktemp("road"), patch)
+        patch.setattr(stages.table3, "BUDGETS", stages.table3.BUDGETS[:1])
+        patch.setattr(stages.table3, "SEARCHES", 1)
+        for name in ("cells", "labels", "families"):  # every launch is slow here, and the others score cells too
+            stages.run(name, "smoke", device="cpu", progress=False)
+        yield folder
+
+
+ON_THE_CPU = {"cells", "families", "evidence"}  # they have no use for a device
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", [name for name in paper.STAGES if name not in ON_THE_CPU])
+def test_every_stage_is_made_on_the_device(road, stage, cifar, monkeypatch):
+    if stage == "labels":
+        monkeypatch.setitem(paper.SCALES, "smoke", replace(paper.SCALES["smoke"], labelled=1))
+        monkeypatch.setattr(stages.road.store, "save", lambda *_, **__: {})  # the others need more of them
+    COUNTS.clear()
+    used, waits = set(), []
+    for model, method in ((CCNF, "log_prob"), (CCNF, "sample"), (SequenceGenerator, "generate_many")):
+        monkeypatch.setattr(model, method, noting_the_device(getattr(model, method), used))
+    with simulated_cuda(SECOND) as device:
+        monkeypatch.setattr(torch.cuda, "synchronize", waits.append)
+        stages.run(stage, "smoke", device=str(device), progress=False)
+        assert used <= {device} and COUNTS.total() > 100
+    assert len(waits) == (1 + len(stages.generated.SOLVERS) if stage == "generated" else 0)  # times are of results
+
+
+def noting_the_device(method, used: set):
+    def noted(self, *args, **options):
+        used.add(self.zc_low.device if isinstance(self, CCNF) else self.device)
+        return method(self, *args, **options)
+
+    return noted
+
+
+# ---- memory
+
+
+class Large(nn.Module):
+    """A network whose backward fits into memory for `fits` images at most."""
+
+    def __init__(self, fits: int):
+        super().__init__()
+        torch.manual_seed(0)
+        self.fits, self.conv, self.head = fits, nn.Conv2d(3, 8, 3), nn.Linear(8, 10)
+
+    def forward(self, x):
+        if torch.is_grad_enabled() and len(x) > self.fits:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 6.50 GiB.")
+        return self.head(self.conv(x).relu().mean((2, 3)))
+
+
+def test_a_network_too_large_for_one_pass_is_scored_in_parts():
+    images, targets = load_data("digits", resolution=8).batch(32)
+    with simulated_cuda() as device:
+        batch = images.to(device), targets.to(device)
+        found, whole = (proxies.tcet(Large(fits).to(device), *batch) for fits in (16, 32))
+    assert found == pytest.approx(whole, rel=1e-4)
+
+
+def test_a_network_too_large_for_the_memory_is_a_counted_failure():
+    images, targets = load_data("digits", resolution=8).batch(32)
+    with simulated_cuda() as device:
+        score = ProxyScore(images.to(device), targets.to(device), 10, make=lambda fits, seed: Large(fits))
+        evaluator = Evaluator(score, workers=1)
+        assert evaluator.record("small", 32)["score"] > 0
+        assert "must fit into the GPU's memory" in evaluator.record("large", 4)
+
+
+@pytest.mark.parametrize(("free", "workers"), [(2, 1), (16, 4), (139, 8)])
+def test_workers_of_a_gpu_follow_its_free_memory(monkeypatch, free, workers):
+    monkeypatch.setattr("os.cpu_count", lambda: 16)
+    with simulated_cuda() as device:
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (free << 30, 140 << 30))
+        assert processes(device) == workers
