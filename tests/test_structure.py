@@ -24,9 +24,9 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "graphnas_lib"
 MOST_ROOMS, MOST_FLOORS = 24, 8
 MOST_LINES = (
-    16_500 + 3_600
+    16_500 + 3_700
 )  # the redesign, and since then: evidence from public tables, spectra, searches that reach far, what users bring, GPUs
-LONGEST_MODULE, LONGEST_BODY, MOST_CALLED_ONCE = 400, 40, 114  # lines, lines, private functions
+LONGEST_MODULE, LONGEST_BODY, MOST_CALLED_ONCE = 400, 40, 120  # lines, lines, private functions
 
 
 def modules() -> dict[str, Path]:
