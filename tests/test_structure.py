@@ -24,7 +24,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "graphnas_lib"
 MOST_ROOMS, MOST_FLOORS = 24, 8
 MOST_LINES = (
-    16_500 + 2_100 + 300
+    16_500 + 2_100 + 350
 )  # the redesign, and since then: evidence from public tables, proxies of spectra, repeated cells; the whole road
 LONGEST_MODULE, LONGEST_BODY, MOST_CALLED_ONCE = 400, 40, 114  # lines, lines, private functions
 
