@@ -153,6 +153,7 @@ def _run(func, args, kwargs):
         if isinstance(x, Generator) and (x._cdata in _generators) != on:
             raise RuntimeError(f"{func}: the generator is of another device than the result.")
     if func is aten._to_copy.default:
+        on |= _on(args[0])  # C++ converts a type on what it takes for the tensor's device; `SimTensor.to` leaves it
         out = func(_inner(args[0]), **{k: v for k, v in kwargs.items() if k not in ("device", "pin_memory")})
         return SimTensor(out.clone() if out is _inner(args[0]) else out) if on else out
     if there and here and func not in COPIES:

@@ -20,7 +20,7 @@ from graphnas_lib.sequence import SequenceGenerator
 from graphnas_lib.space import REFERENCE_CELL, sample_cells
 from graphnas_lib.stages import labels
 from graphnas_lib.stages.scores import ProxyScore
-from graphnas_lib.store import processes
+from graphnas_lib.store import pick_device, processes
 from graphnas_lib.training import RECIPES, train
 
 SECOND = 1  # the device in use is the second of two, so that a device without its number is found
@@ -209,3 +209,8 @@ def test_workers_of_a_gpu_follow_its_free_memory(monkeypatch, free, workers):
     with simulated_cuda() as device:
         monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (free << 30, 140 << 30))
         assert processes(device) == workers
+
+
+def test_a_gpu_that_is_not_there_is_named():
+    with simulated_cuda(SECOND), pytest.raises(ValueError, match="'cuda:2' must be one of cuda:0 to cuda:1"):
+        pick_device("cuda:2")

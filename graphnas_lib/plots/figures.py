@@ -352,15 +352,17 @@ def plot_intervals(
 
 
 @figure
-def plot_band(table: pd.DataFrame, x: str, y: str, by: str, ylabel: str, *, log: bool = False) -> Figure:
+def plot_band(table: pd.DataFrame | list[dict], x: str, y: str, by: str, ylabel: str, *, log: bool = False) -> Figure:
     """Mean of a quantity over a budget with its 95% interval over the rows of each point, one line a method.
 
     Args:
         table: columns `x`, `y` and `by`, the method.
         log: the budget's axis is logarithmic.
     """
+    import pandas as pd
     import seaborn as sns
 
+    table = pd.DataFrame(table)
     fig, ax = subplots(figsize=(WIDEST, 3.8))
     look = _looks(list(dict.fromkeys(table[by])), MARKERS)
     sns.lineplot(table, x=x, y=y, hue=by, style=by, dashes=False, seed=0, ax=ax, **look)

@@ -33,6 +33,7 @@ KERNEL = {"display_name": "Python 3 (ipykernel)", "language": "python", "name": 
 KERNEL_ENVIRONMENT = {
     "PYTHONHASHSEED": "0",
     "GRAPHNAS_PROGRESS": "0",  # no bars in committed outputs
+    "OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "passive"),  # threads that wait leave the cores to others
     "CUBLAS_WORKSPACE_CONFIG": os.environ.get("CUBLAS_WORKSPACE_CONFIG", ":4096:8"),
     "MPLBACKEND": "module://matplotlib_inline.backend_inline",
 }
