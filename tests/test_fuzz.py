@@ -72,8 +72,9 @@ class Tree(nn.Module):
         layers, steps = [], []
         for kind, place, tie in recipe["steps"]:
             layer = self.made(kind, layers, place, odd and tie)
+            second = bool(layers) and isinstance(layers[-1], nn.ReLU)  # PyTorch refuses two in place in a row
             layers.append(layer)
-            steps.append(Step(layer, self.recipe))
+            steps.append(Step(layer, self.recipe | {"in_place": self.recipe["in_place"] and not second}))
         self.stem = nn.Conv2d(3, WIDTH, 3, padding=1)
         half = len(steps) // 2
         self.body = nn.Sequential(nn.Sequential(*steps[:half]), nn.Sequential(*steps[half:]))

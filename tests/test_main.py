@@ -437,9 +437,11 @@ def test_doctor_fetches_cifar(tmp_path, command, monkeypatch):
             tar.add(source / folder, folder)
         monkeypatch.setitem(images._OFFICIAL[name], "url", path.as_uri())
         monkeypatch.setitem(images._OFFICIAL[name], "sha256", hashlib.sha256(path.read_bytes()).hexdigest())
+    (tmp_path / "data").mkdir()
     monkeypatch.setenv("GRAPHNAS_DATA", str(tmp_path / "data"))
-    code, out, _ = command("doctor", "--download", home=tmp_path)
-    assert code == 0 and re.search(r"cifar10: CIFAR-10 .*a subset.*\ncifar100: CIFAR-100 ", out)
+    code, out, said = command("doctor", "--download", home=tmp_path)
+    assert code == 0, (out, said)
+    assert re.search(r"cifar10: CIFAR-10 .*a subset.*\ncifar100: CIFAR-100 ", out)
     assert (tmp_path / "data" / "cifar-100-python").is_dir() and "  cifar10: 20 + " in out
 
 

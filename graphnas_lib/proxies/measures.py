@@ -204,7 +204,7 @@ def synflow(model: nn.Module, shape: Sequence[int]) -> float:
         clone = copy.deepcopy(model).double().eval()
         for module in clone.modules():
             if isinstance(module, NORMS):
-                module.forward = lambda input: input
+                module.forward = lambda input: input.clone()  # a later layer may write into it
         state = {t: s.abs() if s.is_floating_point() else s for t, s in stand_ins(clone).items()}
         scored = [weight_of(name, layer) for name, layer in layers_of(clone).items() if owner[name] == name]
         weights = [state[weight].requires_grad_() for weight in scored]
