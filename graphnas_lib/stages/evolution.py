@@ -106,7 +106,8 @@ FORMS: dict[str, dict] = {  # what follows a method's name -> options of the sea
 def make(stage: Stage) -> tuple[dict, dict]:
     """Maximise T-CET under each budget; every recorded network goes into the history that the generator learns."""
     searches = Searches(stage)
-    return {"evolution.parquet": searches.under_each_budget(stage.scale.history_form)}, searches.facts()
+    form = stage.scale.history_form
+    return {"evolution.parquet": searches.under_each_budget(form)}, searches.facts() | {"form": form}
 
 
 def load(scale: str) -> pd.DataFrame:
