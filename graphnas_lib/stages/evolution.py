@@ -80,12 +80,7 @@ class Searches:
         scale, sampler = self.stage.scale, self.sampler
         return {
             **{"data": self.data, "input_shape": list(self.input_shape), "classes": self.score.classes},
-            **{
-                "form": scale.history_form,
-                "batch": scale.tcet_batch,
-                "temperature": sampler.temperature,
-                "population": scale.population,
-            },
+            **{"batch": scale.tcet_batch, "temperature": sampler.temperature, "population": scale.population},
             **{"counts": self.counts, "fallbacks": sampler.fallbacks, "requests": sampler.requests},
         }
 
