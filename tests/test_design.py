@@ -10,7 +10,18 @@ from torch import nn
 from graphnas_lib import proxies, store
 from graphnas_lib.ccnf import CCNF, CCNFConfig
 from graphnas_lib.clusters import Families
-from graphnas_lib.design import BudgetUnreachable, Design, KeptNetworks, Trained, dense_cell, design, kept, repeated
+from graphnas_lib.design import (
+    REFERENCES,
+    BudgetUnreachable,
+    Design,
+    KeptNetworks,
+    Trained,
+    dense_cell,
+    design,
+    kept,
+    reference,
+    repeated,
+)
 from graphnas_lib.design import budget as module
 from graphnas_lib.design.fitting import Target, fit_to_budget
 from graphnas_lib.gvae import GVAE, GVAEConfig
@@ -377,3 +388,22 @@ def test_repeated_cells_meet_a_budget_best_first(asked):
 def test_a_budget_that_no_repeated_cell_meets_is_refused():
     with pytest.raises(BudgetUnreachable, match="100"):
         repeated(params=100)
+
+
+@pytest.mark.parametrize("name", REFERENCES)
+@pytest.mark.parametrize("asked", [{"params": 3e5}, {"flops": 25e6}])
+def test_references_are_as_wide_as_the_budget_lets_them(name, asked):
+    (quantity, bound), made = *asked.items(), reference(name, **asked)
+    assert made.model(torch.zeros(2, 3, 32, 32)).shape == (2, 10)
+    assert made.costs == proxies.module_costs(made.model, (3, 32, 32)) and getattr(made.costs, quantity) <= bound
+    wider = reference(name, **{quantity: 4 * bound})
+    assert wider.width > made.width and getattr(wider.costs, quantity) > bound
+
+
+def test_references_refuse_what_they_cannot_be():
+    with pytest.raises(ValueError, match="plain CNN, ResNet-8"):
+        reference("ResNet-9", params=1e6)
+    with pytest.raises(ValueError, match="got neither"):
+        reference("ResNet-8")
+    with pytest.raises(BudgetUnreachable, match="nearest"):
+        reference("ResNet-8", params=100)

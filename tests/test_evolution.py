@@ -176,21 +176,26 @@ def test_resumed_search_equals_an_uninterrupted_one(tmp_path, dies_at):
     assert resumed.counts == expected.counts and resumed.best.key() == expected.best.key()
 
 
-def test_resumed_parallel_search_equals_an_uninterrupted_one(tmp_path):
-    sizes = {"iterations": 60, "workers": 2, "costs": count}
-    expected = hl_search(**sizes)
-    fatal = expected.history[40]["individual"].key()
+def assert_goes_on_after_a_kill(folder, row: int, score, **sizes) -> None:
+    """A search that dies while it scores the individual of `row` and is started again equals an unkilled one."""
+    expected = hl_search(score=score, **sizes)
+    fatal = expected.history[row]["individual"].key()
 
     def dying(architecture):
         if architecture.key() == fatal:
             raise Killed
-        return width_score(architecture)
+        return score(architecture)
 
-    checkpoint = Checkpoint(tmp_path / "evolution.safetensors", every=0.0)
+    checkpoint = Checkpoint(folder / "evolution.safetensors", every=0.0)
     with pytest.raises(Killed):
         hl_search(score=dying, checkpoint=checkpoint, **sizes)
-    resumed = hl_search(checkpoint=checkpoint, **sizes)  # seven children had been drawn already
+    resumed = hl_search(score=score, checkpoint=checkpoint, **sizes)
     assert history_table(resumed.history).equals(history_table(expected.history))
+
+
+def test_resumed_parallel_search_equals_an_uninterrupted_one(tmp_path):
+    sizes = {"iterations": 60, "workers": 2, "costs": count}
+    assert_goes_on_after_a_kill(tmp_path, 40, width_score, **sizes)  # seven children had been drawn already
 
 
 def test_checkpoint_without_text_form_is_refused(tmp_path):
@@ -252,19 +257,7 @@ def content_score(architecture: Architecture) -> float:
 
 def test_screened_search_resumes_as_if_it_was_never_killed(tmp_path):
     sizes = {"iterations": 120, "costs": count, "pooled": True, "screened": 8}
-    expected = hl_search(score=content_score, **sizes)
-    fatal = expected.history[90]["individual"].key()
-
-    def dying(architecture):
-        if architecture.key() == fatal:
-            raise Killed
-        return content_score(architecture)
-
-    checkpoint = Checkpoint(tmp_path / "evolution.safetensors", every=0.0)
-    with pytest.raises(Killed):
-        hl_search(score=dying, checkpoint=checkpoint, **sizes)
-    resumed = hl_search(score=content_score, checkpoint=checkpoint, **sizes)
-    assert history_table(resumed.history).equals(history_table(expected.history))
+    assert_goes_on_after_a_kill(tmp_path, 90, content_score, **sizes)
 
 
 def test_surrogate_ranks_networks_that_it_has_not_seen():

@@ -8,7 +8,6 @@ and `smoothness`, `budget_selection`, `searches` and `generated`, `cell_searches
 from graphnas_lib.benchmarks.latent import Subspace, Training, family_pools, samples, smoothness
 from graphnas_lib.benchmarks.nats import OPERATIONS, accuracies, is_connected, nats_string, sample, string
 from graphnas_lib.benchmarks.premise import family_premise
-from graphnas_lib.benchmarks.references import REFERENCES, Reference, reference
 from graphnas_lib.benchmarks.released import released_networks
 from graphnas_lib.benchmarks.scores import (
     BATCH,

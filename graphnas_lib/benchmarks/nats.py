@@ -16,7 +16,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from graphnas_lib.datasets import MissingDataError, roots
+from graphnas_lib.datasets import MissingDataError, located
 from graphnas_lib.macro import stack_cell
 from graphnas_lib.network import build
 from graphnas_lib.space import Cell, nats_operations
@@ -180,8 +180,7 @@ def nats_string(index: int, *, root: Path | str | None = None) -> str:
 
 
 def _table(root: Path | str | None, *columns: str) -> pd.DataFrame:
-    places = [folder / ACCURACY_FILE for place in roots(root) for folder in (place / "tables", place)]
-    path = next(filter(Path.is_file, places), None)
+    path = located(ACCURACY_FILE, root)
     if path is None:
         place = "the given root" if root is not None else "$GRAPHNAS_DATA or data/"
         raise MissingDataError(f"NATS-Bench accuracies need the file {ACCURACY_FILE} in {place}; put it there.")

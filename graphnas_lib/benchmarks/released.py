@@ -18,8 +18,7 @@ def released_networks(root: Path | str | None = None) -> list[tuple[Architecture
     Raises:
         MissingDataError: the file is not at hand.
     """
-    places = [Path(root)] if root is not None else datasets.roots()
-    found = next((place / FILE for place in places if (place / FILE).exists()), None)
+    found = datasets.located(FILE, root)
     if found is None:
         where = "the given root" if root is not None else "$GRAPHNAS_DATA or data/"
         raise datasets.MissingDataError(f"The released networks must lie in {where} as {FILE}; they do not.")

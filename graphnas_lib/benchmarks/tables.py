@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 
 from graphnas_lib.benchmarks.nats import is_connected
-from graphnas_lib.datasets import MissingDataError, roots
+from graphnas_lib.datasets import MissingDataError, located
 from graphnas_lib.macro import Architecture, Triple
 from graphnas_lib.space import Cell
 from graphnas_lib.store import CorruptArtifactError
@@ -119,10 +119,8 @@ def find(name: str, root: Path | str | None = None) -> Path:
         MissingDataError: it is nowhere; the message says whose it is.
     """
     table = PUBLIC[name]
-    for place in roots(root):
-        for path in (place / "tables" / table.file, place / table.file):
-            if path.is_file():
-                return path
+    if path := located(table.file, root):
+        return path
     place = "the given root" if root is not None else "$GRAPHNAS_DATA or data/"
     raise MissingDataError(
         f"The benchmark table '{name}' must be at hand as tables/{table.file} in {place}; it is not. "

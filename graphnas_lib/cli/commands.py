@@ -144,19 +144,8 @@ def design(options: argparse.Namespace) -> int:
     if options.output and "onnx" in options.formats:
         network.need_onnx()  # before the search
     images, labels = foreign.images(options.data, options.input, IMAGES) if options.data else (None, None)
-    as_named = (
-        "params",
-        "flops",
-        "classes",
-        "n",
-        "seed",
-        "scale",
-        "tolerance",
-        "candidates",
-        "fresh",
-        "select",
-        "device",
-    )
+    as_named = ("params", "flops", "classes", "n", "seed", "scale", "tolerance", "candidates", "fresh")
+    as_named += ("select", "device")
     given = {name: getattr(options, name) for name in as_named}
     designs = make(**given, input_shape=options.input, images=images, labels=labels, progress=True)
     print(designs.table().to_string(index=False))

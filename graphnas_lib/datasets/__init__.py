@@ -5,6 +5,6 @@ its format promises raises CorruptArtifactError, one that is absent MissingDataE
 """
 
 from graphnas_lib.datasets.archives import MissingDataError
-from graphnas_lib.datasets.images import NAMES, Dataset, ImageFolderDataset, load, normalise, roots
+from graphnas_lib.datasets.images import NAMES, Dataset, ImageFolderDataset, load, located, normalise, roots
 from graphnas_lib.datasets.nasbench360 import available, load_task
 from graphnas_lib.datasets.tasks import TASKS, DivergedError, Task

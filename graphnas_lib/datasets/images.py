@@ -163,6 +163,12 @@ def roots(given: Path | str | None = None) -> list[Path]:
     return [folder, own]
 
 
+def located(file: str, given: Path | str | None = None) -> Path | None:
+    """Where the first of those folders, or `tables` in it, holds a file; None where none does."""
+    places = (path for place in roots(given) for path in (place / "tables" / file, place / file))
+    return next(filter(Path.is_file, places), None)
+
+
 def looked_in(given: Path | str | None) -> str:
     """Those folders in words."""
     if given is not None:

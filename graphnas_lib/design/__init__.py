@@ -7,4 +7,5 @@ from graphnas_lib.design.budget import Trained, below, design
 from graphnas_lib.design.designs import Design
 from graphnas_lib.design.fitting import BudgetUnreachable, quantity
 from graphnas_lib.design.kept import FILE, KeptNetworks
+from graphnas_lib.design.references import REFERENCES, Reference, reference
 from graphnas_lib.design.repeated import SCORED, dense_cell, repeated

@@ -44,9 +44,10 @@ def shallow_networks(
     options = {"costs": partial(count, **task), "max_strides": max_strides}
     drawn: list[Fitted] = []
     for number in range(SHALLOW_ROUNDS):
-        source = torch.Generator().manual_seed(SHALLOW_ROUNDS * seed + number)
+        seed_of_round = SHALLOW_ROUNDS * seed + number
+        source = torch.Generator().manual_seed(seed_of_round)
         macros = [shallow_macro(source, sampler.families.n_clusters, max_strides, stem_stride) for _ in range(n)]
-        drawn += [fit_to_budget(one, target, **options) for one in _realised(macros, sampler, seed, number)]
+        drawn += [fit_to_budget(one, target, **options) for one in _realised(macros, sampler, seed_of_round)]
         met = {one.architecture.key(): one for one in drawn if target.met(one.costs)}
         if len(met) >= n:
             break
@@ -70,8 +71,8 @@ def shallow_macro(source: torch.Generator, n_families: int, max_strides: int, st
     return HLArchitecture(tuple(triples), None, stem_stride)
 
 
-def _realised(macros: list[HLArchitecture], sampler: CellSampler, seed: int, number: int) -> Iterator[Architecture]:
+def _realised(macros: list[HLArchitecture], sampler: CellSampler, seed: int) -> Iterator[Architecture]:
     """Macro designs with cells, which are drawn for all of them at once."""
     families = [triple.cluster for hl in macros for triple in hl.triples]
-    cells = iter(sampler.generate_cells(families, seed=SHALLOW_ROUNDS * seed + number))
+    cells = iter(sampler.generate_cells(families, seed=seed))
     return (hl.with_cells([next(cells) for _ in hl.triples]) for hl in macros)

@@ -37,6 +37,7 @@ START_WIDTH_FACTOR = 0.25  # on alpha_0's widths: a start within every budget, w
 def network_problem(*, costs: Callable[[Architecture], Any] | None = None, **fields) -> Problem:
     """A problem whose individuals are architectures; with `costs` (`network.count`) the history has columns of them."""
     known = {"key": Architecture.key, "dump": Architecture.to_json, "parse": Architecture.from_json}
+    known["surrogate"] = Surrogate()
     if costs:
         known["describe"] = lambda architecture: vars(costs(architecture))
     return Problem(**known | fields)
@@ -83,7 +84,7 @@ def hl_evo(
         cells = partial(_of_pool, generate_cell, generator) if pooled else supply
         return hl_mutate(parent, exploration, generator, generate_cell=cells, channel_step=channel_step, **kinds)
 
-    given = {"score": score, "feasible": feasible, "costs": costs, "surrogate": Surrogate()}
+    given = {"score": score, "feasible": feasible, "costs": costs}
     return evolve(network_problem(start=start, mutate=mutate, key=hl_key, supply=supply, **given), **options)
 
 
@@ -104,7 +105,7 @@ def flat_evo(
 ) -> SearchResult:
     """Evolution directly in the GraphNet space (Table 2, "Evo"), in the two phases of HL-Evo; arguments as for it."""
     mutate = partial(flat_mutate, repeats=repeats, channel_step=channel_step)
-    given = {"score": score, "feasible": feasible, "costs": costs, "surrogate": Surrogate()}
+    given = {"score": score, "feasible": feasible, "costs": costs}
     problem = network_problem(start=initial, mutate=mutate, **given)
     return evolve(problem, **options)
 

@@ -8,7 +8,6 @@ side; the weights of these counts are learnt from the networks that the search i
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
@@ -43,12 +42,8 @@ def _contents(cell: Cell) -> tuple[float, ...]:
 
 @dataclass
 class Surrogate:
-    """Expected scores of individuals, learnt from those that a search has scored; a function of its history alone.
+    """Expected scores of architectures, learnt from those that a search has scored; a function of its history alone."""
 
-    `features` describes an individual by an array of one length.
-    """
-
-    features: Callable[[Any], np.ndarray] = describe
     _known: list[np.ndarray] = field(default_factory=list)  # features of the history, row by row
     _fitted: int = 0  # rows that the regression has seen
     _model: Any = None
@@ -60,18 +55,18 @@ class Surrogate:
 
     def expected(self, *individuals) -> np.ndarray:
         """What the regression expects of individuals, after `learn`."""
-        return self._model.predict(np.array([self.features(one) for one in individuals]))
+        return self._model.predict(np.array([describe(one) for one in individuals]))
 
     def learn(self, history: list[dict]) -> None:
         """Fit the regression to the latest networks of a history, where there are `REFIT_EVERY` new ones."""
+        rows = len(history) - len(history) % REFIT_EVERY
+        if rows < FIRST_FIT or rows == self._fitted:
+            return
         from sklearn.linear_model import Ridge
         from sklearn.pipeline import make_pipeline
         from sklearn.preprocessing import StandardScaler
 
-        rows = len(history) - len(history) % REFIT_EVERY
-        if rows < FIRST_FIT or rows == self._fitted:
-            return
-        self._known += [self.features(row["individual"]) for row in history[len(self._known) : rows]]
+        self._known += [describe(row["individual"]) for row in history[len(self._known) : rows]]
         learnt = slice(max(0, rows - LEARNT_FROM), rows)
         scores = np.array([row["score"] for row in history[learnt]])
         self._model = make_pipeline(StandardScaler(), Ridge(RIDGE)).fit(np.array(self._known[learnt]), scores)

@@ -73,10 +73,11 @@ def best_designs(trained: Trained, searches: evolution.Searches, history: pd.Dat
 
 def outside(searches: evolution.Searches, quantity: str, bound: float) -> list[dict]:
     """What needs no generator and no search: the best network of one repeated cell, and the authors' best one."""
-    score, rows = searches.score, []
+    score, stage = searches.score, searches.stage
     options = {"images": score.images, "labels": score.labels, "classes": score.classes}
-    plain = repeated(**below(quantity, bound), input_shape=searches.input_shape, **options)
-    rows.append({"method": REPEATED, "evaluations": SCORED, "score": score(plain[0].architecture)["score"]})
+    options |= {"input_shape": searches.input_shape, "seed": stage.seed, "device": stage.device}
+    plain = repeated(**below(quantity, bound), **options)
+    rows = [{"method": REPEATED, "evaluations": SCORED, "score": plain[0].tcet}]
     try:
         known = [network for network, _ in benchmarks.released_networks()]
     except datasets.MissingDataError:

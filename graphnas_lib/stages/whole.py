@@ -81,13 +81,13 @@ def run_all(
             raise refused
     tell(told(plan(scale, seed=seed, device=device)))
     became: dict[str, str] = {}
-    for name in left:
+    for number, name in enumerate(left, start=len(STAGES) - len(left) + 1):
         lost = [earlier for earlier in STAGES[name].needs if became.get(earlier, MADE) != MADE]
         if lost:
             tell(f"{name}  not made: it reads {', '.join(lost)}")
             became[name] = NOT_MADE
             continue
-        tell(f"[{len(STAGES) - len(left) + left.index(name) + 1}/{len(STAGES)}] {name}")
+        tell(f"[{number}/{len(STAGES)}] {name}")
         try:
             found = run(name, scale, seed=seed, device=device, dask=dask, digits=digits, progress=progress)
         except (ValueError, RuntimeError, OSError, ImportError) as error:

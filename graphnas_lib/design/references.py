@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from graphnas_lib.design.fitting import BudgetUnreachable, Target
 from graphnas_lib.macro import Architecture, Triple
 from graphnas_lib.network import Costs, build
 from graphnas_lib.proxies import module_costs
@@ -107,14 +108,12 @@ def reference(
         params, flops: bounds, None for none; FLOPs in the paper's unit (2 x MACs) at `input_shape`.
 
     Raises:
-        ValueError: an unknown name, no budget, or one that the narrowest network breaks.
+        ValueError: an unknown name, or no budget.
+        BudgetUnreachable: the narrowest network breaks it; names its costs.
     """
     if name not in REFERENCES:
         raise ValueError(f"A reference must be one of {', '.join(REFERENCES)}; got {name!r}.")
-    bounds = {"params": params, "flops": flops}
-    asked = {quantity: bound for quantity, bound in bounds.items() if bound is not None}
-    if not asked:
-        raise ValueError("A reference must have a budget: give params, flops, or both; got neither.")
+    target = Target(params, flops)
     widths = [width for width in WIDTHS if name != "three NATS cells" or width % 8 == 0]
 
     def made(width: int) -> tuple[nn.Module, Costs]:
@@ -123,16 +122,8 @@ def reference(
             model = REFERENCES[name](width, input_shape, classes)
         return model, module_costs(model, input_shape)
 
-    def over(width: int) -> bool:
-        costs = made(width)[1]
-        return any(getattr(costs, quantity) > bound for quantity, bound in asked.items())
-
-    place = bisect_right(widths, 0, key=over) - 1
+    place = bisect_right(widths, 0, key=lambda width: max(target.ratios(made(width)[1])) > 1) - 1
     if place < 0:
-        told, least = " and ".join(f"{k} = {v:,.0f}" for k, v in asked.items()), made(widths[0])[1]
-        raise ValueError(
-            f"A budget must let {name} be {widths[0]} channels wide ({least.params:,} parameters, {least.flops:,} "
-            f"FLOPs); got {told}."
-        )
+        raise BudgetUnreachable(target, made(widths[0])[1])
     model, costs = made(widths[place])
     return Reference(name, model, widths[place], costs)
