@@ -23,7 +23,9 @@ endif
 PY := $(ENV)/bin/python
 # The stamp lies inside the environment and carries this checkout's path, so that neither a new environment nor a
 # second checkout that shares one is taken for set up.
-STAMP := $(ENV)/graphnas-lib-$(shell printf '%s' "$(CURDIR)" | cksum | cut -d' ' -f1)$(EXTRAS).stamp
+# A blank in the environment's path would make two targets of it.
+blank := $(subst ,, )
+STAMP := $(subst $(blank),\$(blank),$(ENV))/graphnas-lib-$(shell printf '%s' "$(CURDIR)" | cksum | cut -d' ' -f1)$(EXTRAS).stamp
 
 help: ## this list
 	@grep -E '^[a-z]+:.*## ' Makefile | sed -E 's/:[^#]*## /\t/' | expand -t 14

@@ -22,7 +22,7 @@ def released_networks(root: Path | str | None = None) -> list[tuple[Architecture
     if found is None:
         where = "the given root" if root is not None else "$GRAPHNAS_DATA or data/"
         raise datasets.MissingDataError(f"The released networks must lie in {where} as {FILE}; they do not.")
-    content, networks = json.loads(found.read_text()), []
+    content, networks = json.loads(found.read_text(encoding="utf-8")), []
     for one in content["networks"]:
         triples = []
         for stage in one["stages"]:

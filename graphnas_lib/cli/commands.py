@@ -13,6 +13,7 @@ import sys
 import warnings
 from collections.abc import Sequence
 from functools import partial
+from io import TextIOWrapper
 from pathlib import Path
 
 from graphnas_lib import store
@@ -23,6 +24,9 @@ IMAGES = 64  # deviation D18: the batch that T-CET is taken on
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one verb; returns the exit status."""
+    for stream in (sys.stdout, sys.stderr):  # what a locale's encoding lacks is printed as "?"
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="replace")
     options = parser().parse_args(arguments)
     try:
         return options.verb(options)
@@ -35,7 +39,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ValueError, TypeError, RuntimeError, OSError, ImportError) as error:
         if options.debug:
             raise
-        print(f"error: {' '.join(str(error).split())} (--debug shows where)", file=sys.stderr)
+        told = " ".join(f"{error} {store.remedy(str(error))}".split())
+        print(f"error: {told} (--debug shows where)", file=sys.stderr)
         return 1
 
 

@@ -1,16 +1,23 @@
-"""What this installation has: versions, device, data sets, trained artifacts (each checked against its SHA-256)."""
+"""What this installation has: versions, device, disk, data sets, trained artifacts (each checked by its SHA-256).
+
+What a machine has otherwise than most, and what to do where that matters, is a line that begins with "note:".
+"""
 
 from __future__ import annotations
 
-import json
+import locale
 import os
 import platform
+import shutil
+import sys
 
 import torch
 
 from graphnas_lib import datasets, store
+from graphnas_lib.paper import STAGES
 
 PACKAGES = ("graphnas-lib", "torch", "numpy", "scikit-learn", "torchdiffeq", "transformers", "papermill")
+ROOM = 2  # GiB
 
 
 def lines() -> tuple[list[str], bool]:
@@ -25,7 +32,7 @@ def lines() -> tuple[list[str], bool]:
         cores, threads = os.cpu_count(), torch.get_num_threads()
         told.append(f"device: CPU, {cores} cores, {threads} threads; {store.no_cuda()}")
     found = [_artifacts(scale) for scale in store.SCALE_NAMES]
-    told += [*_data(), *(line for lines, _ in found for line in lines)]
+    told += [*_machine(), *_data(), *(line for lines, _ in found for line in lines)]
     return told, not any(damaged for _, damaged in found)
 
 
@@ -44,6 +51,53 @@ def download() -> list[str]:
     """Fetch the official archives of CIFAR-10 and CIFAR-100 where they are not there; says where they came to lie."""
     found = [datasets.load(name, download=True) for name in ("cifar10", "cifar100")]
     return [f"{dataset.name}: {dataset.source}" for dataset in found]
+
+
+def _machine() -> list[str]:
+    """Room on the disk, and notes on what is otherwise than most machines have it."""
+    place = store.root()
+    free = shutil.disk_usage(place).free / 2**30
+    told = [f"results go to {place}; {free:.1f} GiB free there"]
+    if free < ROOM:
+        told.append(f"note: less than {ROOM} GiB are free; notebooks and stages need about that much.")
+    if not all(os.access(folder, os.W_OK) for folder in (place, place / "data") if folder.exists()):
+        told.append(f"note: {place} cannot be written; {store.remedy('Read-only file system')}")
+    if cannot := _cache():
+        told.append(f"note: {cannot}; each process compiles anew, some ten seconds. Name one in $NUMBA_CACHE_DIR.")
+    if (encoding := locale.getpreferredencoding(False)).lower().replace("-", "") != "utf8":
+        told.append(f"note: this locale prints in {encoding}; files are UTF-8 all the same. What it lacks prints as ?.")
+    if other := _other_kernel():
+        told.append(
+            f"note: Jupyter's kernel python3 is {other}, not this Python. `reproduce` starts this one; in JupyterLab "
+            "choose it, or `python -m ipykernel install --sys-prefix`."
+        )
+    return told
+
+
+def _cache() -> str:
+    """Why Numba keeps no compiled code, "" when it does."""
+    import numba
+
+    def nothing() -> None: ...
+
+    try:
+        numba.njit(cache=True)(nothing)
+    except RuntimeError as error:
+        return "Numba finds no folder to keep compiled code in" if "no locator" in str(error) else str(error)
+    return ""
+
+
+def _other_kernel() -> str:
+    """What Jupyter starts as "python3", where that is another interpreter than this one."""
+    from jupyter_client.kernelspec import KernelSpecManager, NoSuchKernel
+
+    try:
+        command = KernelSpecManager().get_kernel_spec("python3").argv[0]
+    except NoSuchKernel:
+        return ""
+    found = shutil.which(command) or command
+    same = os.path.basename(command) == command or os.path.realpath(found) == os.path.realpath(sys.executable)
+    return "" if same else command
 
 
 def _data() -> list[str]:
@@ -66,13 +120,13 @@ def _data() -> list[str]:
 def _artifacts(scale: str) -> tuple[list[str], list[str]]:
     """Lines about a scale's artifacts, and the damaged files among them."""
     stages, damaged, size = [], [], 0
-    for path in sorted(store.data_dir(scale).glob("*.manifest.json")):
-        manifest = json.loads(path.read_text())
-        stages.append(manifest["stage"])
-        for name, entry in manifest["files"].items():
-            file = store.data_dir(scale) / name
-            if not file.is_file() or store.sha256(file) != entry["sha256"]:
-                damaged.append(f"{name} of stage {manifest['stage']}")
+    for stage in STAGES:
+        if not (path := store.manifest_path(stage, scale)).is_file():
+            continue
+        stages.append(stage)
+        for name, entry in store.read(path)["files"].items():
+            if wrong := store.damage(path.parent / name, entry):
+                damaged.append(f"{name} of stage {stage} {wrong}")
             size += entry["bytes"]
     if not stages:
         verb = "reproduce" if scale == "smoke" else "run --all"

@@ -5,6 +5,7 @@ A score that fails gives a message in place of a record: a failure never becomes
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from functools import lru_cache
@@ -34,7 +35,7 @@ class Evaluator:
         """Have individuals, given with their keys, scored in the background; with one worker this does nothing."""
         for key, individual in individuals if self.workers > 1 else ():
             if key not in self._begun:
-                self._begun[key] = _processes(self.workers).submit(_record, self.score, individual, in_worker=True)
+                self._begun[key] = _processes(self.workers).submit(_record, self.score, individual, os.getpid())
 
     def record(self, key: str, individual: Any) -> dict | str:
         """The record of an individual, or the message of its failure."""
@@ -53,9 +54,9 @@ def _processes(workers: int) -> ProcessPoolExecutor:
     return ProcessPoolExecutor(max_workers=workers, timeout=IDLE_SECONDS)
 
 
-def _record(score: Callable, individual: Any, *, in_worker: bool = False) -> dict | str:
+def _record(score: Callable, individual: Any, master: int | None = None) -> dict | str:
     try:
-        with single_threaded() if in_worker else nullcontext():
+        with single_threaded(master) if master is not None else nullcontext():
             value = score(individual)
     except ScoreError as error:
         return f"{type(error).__name__}: {error}"

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 import logging
-import os
 import textwrap
 import tomllib
 import warnings
@@ -18,6 +17,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from graphnas_lib import store
 from graphnas_lib.macro import Architecture
 from graphnas_lib.network.modules import count, ends, plan, steps
 from graphnas_lib.network.operations import Layer
@@ -211,15 +211,10 @@ def to_onnx(model: nn.Module, path: Path | str, *, seed: int = 0, input_shape: S
         raise ValueError(f"A network of another make needs input_shape= to be exported; got {type(model).__name__}.")
     twin = copy.deepcopy(model).cpu().float().eval()  # the caller keeps mode, type and device
     example = torch.randn(8, *shape, generator=torch.Generator().manual_seed(seed))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{os.getpid()}.{path.name}")
-    try:
+    with store.replaced(path) as part:
         for network in (twin,) if tells_apart(twin, example) else (settled(twin, example), twin):
             _export(network, example, part)
             check_outputs(_session(part), network, example)
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
     return path
 
 

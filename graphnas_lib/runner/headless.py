@@ -10,7 +10,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterable
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any, TextIO
@@ -62,12 +62,14 @@ def reproduce(
                 if lost:
                     tell(f"{notebook.name}  NOT RUN: it reads what {', '.join(lost)} makes")
                     results[notebook.name] = NOT_RUN
-                elif not run.reasons(notebook) and not force:
-                    tell(f"{notebook.name}  fresh, skipped")
-                    results[notebook.name] = FRESH
                 else:
-                    tell(run.announced(chosen, number))
-                    results[notebook.name] = run.execute(notebook)
+                    with run.alone(notebook) as waited:
+                        if not run.reasons(notebook) and (waited or not force):
+                            tell(f"{notebook.name}  fresh, skipped")
+                            results[notebook.name] = FRESH
+                        else:
+                            tell(run.announced(chosen, number))
+                            results[notebook.name] = run.execute(notebook)
     except KeyboardInterrupt:
         tell("Interrupted. What was finished is kept; the same command goes on from there.")
         return INTERRUPTED
@@ -85,25 +87,44 @@ def status(project: Project, scale: str, *, seed: int = 0, device: str = "auto")
 class _Run:
     """The state of one scale, and what is done with one notebook.
 
-    The state maps a notebook to the freshness key of its last success; it is written after every change.
+    The state maps a notebook to the freshness key of its last success. It is read before every question and written
+    after every change, so that two runs share it.
     """
 
     def __init__(self, project: Project, parameters: dict[str, Any], tell: Callable[[str], None]):
         self.project, self.parameters, self.scale, self.tell = project, parameters, parameters["scale"], tell
         self.path = project.state(self.scale)
+
+    def state(self) -> dict[str, dict]:
+        """Notebook -> the freshness key of its last success."""
         try:
-            self.state = store.read(self.path) if self.path.exists() else {}
+            return store.read(self.path) if self.path.exists() else {}
         except ValueError as error:
             raise ValueError(
                 f"{self.path.name} must be readable JSON; it is not. Delete data/{self.scale}/{self.path.name}."
             ) from error
+
+    def note(self, name: str, key: dict | None) -> None:
+        """Write one notebook's key into the state, or take it out."""
+        with store.alone(self.path.with_name(f"{self.path.name}.lock")):
+            state = self.state()
+            if key is not None:
+                store.write(self.path, state | {name: key})
+            elif state.pop(name, None):
+                store.write(self.path, state)
+
+    def alone(self, notebook: Notebook) -> AbstractContextManager[bool]:
+        """A second run beside this one waits for it to end with a notebook."""
+        executed = self.project.executed(notebook.name, self.scale)
+        waiting = partial(self.tell, f"{notebook.name}  another run is at it; this one waits for it to end")
+        return store.alone(executed.with_name(f".{notebook.name}.lock"), waiting)
 
     def reasons(self, notebook: Notebook) -> list[str]:
         """Why a notebook would run now."""
         key = freshness(self.project, notebook, self.parameters)
         targets = [*self.project.outputs(notebook, self.scale), self.project.executed(notebook.name, self.scale)]
         missing = [f"output {path.name} is missing" for path in targets if not path.exists()]
-        return changes(self.state.get(notebook.name, {}), key) + missing
+        return changes(self.state().get(notebook.name, {}), key) + missing
 
     def announced(self, chosen: list[Notebook], number: int) -> str:
         """The line before a notebook: which, how long it took last time, and how much is left at most."""
@@ -118,8 +139,7 @@ class _Run:
         """Run one notebook; it is stale until it has run to its end."""
         project, scale = self.project, self.scale
         key = freshness(project, notebook, self.parameters)  # before the run: an edit during it makes it stale
-        if self.state.pop(notebook.name, None):
-            store.write(self.path, self.state)
+        self.note(notebook.name, None)
         # a kernel imports the package from any working directory, installed or not
         paths = [str(Path(item).resolve()) for item in os.environ.get("PYTHONPATH", "").split(os.pathsep) if item]
         path = os.pathsep.join([str(project.package_parent), *paths])
@@ -140,8 +160,7 @@ class _Run:
         except runner.NotebookError as error:
             self.tell(f"FAILED  {error}")
             return FAILED
-        self.state[notebook.name] = key
-        store.write(self.path, self.state)
+        self.note(notebook.name, key)
         memory = f"peak memory {receipt['peak_memory_mb']:.0f} MB"
         self.tell(f"{notebook.name}  done in {duration(receipt['seconds'])}, {memory}")
         return DONE

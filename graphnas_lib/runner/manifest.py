@@ -124,7 +124,10 @@ def read_manifest(path: Path, road: Mapping[str, tuple[str, ...]] = ROAD) -> lis
             stage, or says again what follows from the road.
     """
     if not path.is_file():
-        raise FileNotFoundError(f"notebooks/manifest.toml must be there; {path.parent} has none. Restore it.")
+        raise FileNotFoundError(
+            f"notebooks/manifest.toml must be there; {path.parent} has none. Restore it; the notebooks come with the "
+            "repository, not with an installed package."
+        )
     known = set(Notebook.__dataclass_fields__) - {"needs"}
     notebooks = []
     for entry in tomllib.loads(path.read_text(encoding="utf-8")).get("notebook", []):

@@ -16,12 +16,13 @@ import platform
 import re
 import threading
 import time
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import Future
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 from unittest.mock import patch
 
@@ -106,7 +107,7 @@ def run_notebook(
     begun = time.monotonic()
     try:
         check_parameters(notebook, parameters)
-        with patch.dict(os.environ, KERNEL_ENVIRONMENT | (environment or {})):  # which the kernel inherits
+        with own_kernel() as path, patch.dict(os.environ, KERNEL_ENVIRONMENT | path | (environment or {})):
             _in_thread(lambda: _papermill(source, part, parameters, timeout, progress), progress)
         if missing := [path.name for path in outputs if not path.is_file() or not path.stat().st_size]:
             raise NotebookError(
@@ -127,6 +128,19 @@ def run_notebook(
     os.replace(part, executed)
     store.write(executed.with_name(f"{executed.stem}.receipt.json"), receipt)
     return receipt
+
+
+@contextmanager
+def own_kernel() -> Iterator[dict[str, str]]:
+    """Variables under which the kernel "python3" is this process's Python, whatever else bears that name.
+
+    The kernel that papermill starts inherits them, with all else in the environment.
+    """
+    from ipykernel.kernelspec import write_kernel_spec
+
+    with TemporaryDirectory(prefix="graphnas-kernel-") as folder:
+        write_kernel_spec(Path(folder, "kernels", KERNEL["name"]))
+        yield {"JUPYTER_PATH": os.pathsep.join(filter(None, [folder, os.environ.get("JUPYTER_PATH")]))}
 
 
 def check_parameters(notebook: dict, parameters: dict[str, Any]) -> None:
@@ -259,5 +273,6 @@ def _explain(error: BaseException, progress: Progress, part: Path, timeout: int 
         what = f"{error.ename}: {error.evalue}"
         what += ". A notebook must not exit; remove the call" * (error.ename == "SystemExit")
     what = re.sub(r"\s+", " ", what).strip().rstrip(".")[:600]
+    what = f"{what}. {store.remedy(what)}".rstrip(" .")
     where = f"cell {progress.cell}/{progress.total}" if progress.cell else "start-up"
     return f"{progress.name} failed at {where}: {what}.{copy}"

@@ -36,3 +36,4 @@ from graphnas_lib.space.codes import (
     hard_decode,
     soft_decodes,
 )
+from graphnas_lib.space.compiled import compiled

@@ -11,8 +11,9 @@ then the output's predecessors. Shorter codes are smaller, equally long ones com
 
 from __future__ import annotations
 
-import numba
 import numpy as np
+
+from graphnas_lib.space.compiled import compiled
 
 N_NODES = 8
 INPUT, OUTPUT = 0, 7
@@ -21,7 +22,7 @@ OP_NODES = 6
 SHIFT = 32  # more than there are operations
 _LARGEST = np.int64(2**62)  # above every code
 
-_compiled = numba.njit(cache=True, nogil=True)
+_compiled = compiled(nogil=True)
 
 
 def canonical(ops: np.ndarray, masks: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -9,9 +9,11 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import torch
+from tqdm.auto import tqdm
 
 from graphnas_lib import stages, store
 from graphnas_lib.datasets import MissingDataError
@@ -62,8 +64,9 @@ def run(
 ) -> dict:
     """Make a stage and save its artifact; returns the manifest.
 
-    A killed run goes on from its checkpoint when the same command is given again; `fresh` starts over. The manifest's
-    seconds are those of all its runs, up to the kill.
+    A killed run goes on from its checkpoint when the same command is given again; `fresh` starts over. A second run
+    beside this one waits for it to end, and takes what it made. The manifest's seconds are those of all its runs, up to
+    the kill.
 
     Args:
         stage, scale, seed, device, progress: as of `produce`.
@@ -87,14 +90,21 @@ def run(
     given = {"scale": sizes(stage, scale), "seed": seed, "device": where, "identity": identity}
     job = Stage(name=stage, progress=progress, dask=dask, **given)
     checkpoints = store.data_dir(scale) / "checkpoints"
-    if fresh:
+    waiting = partial(tqdm.write, f"{stage}: another run makes it at scale {scale}; this one waits for it to end.")
+    with store.alone(checkpoints / f".{stage}.lock", waiting) as waited:
+        if waited and store.manifest_path(stage, scale).exists():
+            manifest = store.load_manifest(stage, scale)
+            if manifest["key"] == key and not fresh:
+                return manifest
+        if fresh:
+            _forget(checkpoints, stage)
+        with _stopwatch(checkpoints / f"{stage}-{identity}.json") as seconds:
+            files, facts = MODULES[stage].make(job)
+        name = torch.cuda.get_device_name(where) if where.type == "cuda" else "cpu"
+        about = {"seed": seed, "seconds": seconds(), "device": name, "config": facts, "key": key}
+        manifest = store.save(stage, files, scale=scale, **about)
         _forget(checkpoints, stage)
-    with _stopwatch(checkpoints / f"{stage}-{identity}.json") as seconds:
-        files, facts = MODULES[stage].make(job)
-    name = torch.cuda.get_device_name(where) if where.type == "cuda" else "cpu"
-    manifest = store.save(stage, files, scale=scale, seed=seed, seconds=seconds(), device=name, config=facts, key=key)
-    _forget(checkpoints, stage)
-    return manifest
+        return manifest
 
 
 def freshness(stage: str, scale: str, seed: int, device: str, *, code: bool = True) -> str:

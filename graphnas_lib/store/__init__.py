@@ -10,6 +10,7 @@ from graphnas_lib.store.artifacts import (
     MissingArtifactError,
     TrainLog,
     check_scale,
+    damage,
     data_at_hand,
     data_dir,
     default_scale,
@@ -28,5 +29,6 @@ from graphnas_lib.store.artifacts import (
     write,
 )
 from graphnas_lib.store.checkpoints import Checkpoint, CorruptArtifactError
+from graphnas_lib.store.files import alone, remedy, replaced
 from graphnas_lib.store.jobs import ON_CPU, Journal, collect, processes, single_threaded
 from graphnas_lib.store.library import library_files, library_hash, names_used

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from graphnas_lib.store.checkpoints import CorruptArtifactError
+from graphnas_lib.store.files import replaced
 
 if TYPE_CHECKING:
     import torch
@@ -44,10 +45,17 @@ class TrainLog:
 
 # ---- places
 
+SHIPPED = Path(__file__).resolve().parents[1] / "shipped"  # the generator's artifacts, in an installed package alone
+
 
 def root() -> Path:
-    """Folder that holds `notebooks/`, `data/` and `figures/`: the repository, or `$GRAPHNAS_HOME` when it is set."""
-    return Path(os.environ.get("GRAPHNAS_HOME") or Path(__file__).resolve().parents[2])
+    """Folder that holds `notebooks/`, `data/` and `figures/`.
+
+    `$GRAPHNAS_HOME` when it is set, else the repository; of an installed package, which has none, the current folder.
+    """
+    if home := os.environ.get("GRAPHNAS_HOME"):
+        return Path(home).expanduser()
+    return Path.cwd() if SHIPPED.is_dir() else SHIPPED.parents[1]
 
 
 def check_scale(scale: str) -> str:
@@ -130,24 +138,19 @@ def no_cuda() -> str:
 def write(path: Path | str, content: Any) -> Path:
     """Write atomically by suffix: .safetensors, .json, .parquet, .csv, or text. Returns the path."""
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
+    with replaced(path) as part:
         if path.suffix == ".safetensors":
             from safetensors.torch import save_file
 
             save_file({name: tensor.detach().cpu().contiguous() for name, tensor in content.items()}, str(part))
         elif path.suffix == ".json":
-            part.write_text(json.dumps(content, indent=1, sort_keys=True) + "\n")
+            part.write_text(json.dumps(content, indent=1, sort_keys=True) + "\n", encoding="utf-8", newline="\n")
         elif path.suffix == ".parquet":
             content.to_parquet(part, index=False)
         elif path.suffix == ".csv":
-            content.to_csv(part, index=False)
+            content.to_csv(part, index=False, lineterminator="\n")
         else:
-            part.write_text(content)
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
+            part.write_text(content, encoding="utf-8", newline="\n")
     return path
 
 
@@ -159,12 +162,12 @@ def read(path: Path | str) -> Any:
 
         return load_file(str(path))
     if path.suffix == ".json":
-        return json.loads(path.read_text())
+        return json.loads(path.read_text(encoding="utf-8"))
     if path.suffix in (".parquet", ".csv"):
         import pandas as pd
 
         return pd.read_parquet(path) if path.suffix == ".parquet" else pd.read_csv(path)
-    return path.read_text()
+    return path.read_text(encoding="utf-8")
 
 
 def sha256(path: Path | str) -> str:
@@ -177,8 +180,9 @@ def sha256(path: Path | str) -> str:
 
 
 def manifest_path(stage: str, scale: str) -> Path:
-    """The file whose presence says that a stage is done."""
-    return data_dir(scale) / f"{stage}.manifest.json"
+    """The file whose presence says that a stage is done: in `data/`, or where that lacks it in the package."""
+    own, shipped = (folder / f"{stage}.manifest.json" for folder in (data_dir(scale), SHIPPED / scale))
+    return shipped if shipped.exists() and not own.exists() else own
 
 
 def save(
@@ -202,7 +206,8 @@ def save(
         key: freshness key of the stage (see `stages`).
     """
     folder = data_dir(scale)
-    manifest_path(stage, scale).unlink(missing_ok=True)  # half-written files must not pass for the old artifact
+    told = folder / f"{stage}.manifest.json"
+    told.unlink(missing_ok=True)  # half-written files must not pass for the old artifact
     for name, content in files.items():
         write(folder / name, content)
     manifest = {
@@ -211,7 +216,7 @@ def save(
         "versions": versions(),
         "files": {name: {"sha256": sha256(folder / name), "bytes": (folder / name).stat().st_size} for name in files},
     }
-    write(manifest_path(stage, scale), manifest)
+    write(told, manifest)
     return manifest
 
 
@@ -234,15 +239,22 @@ def load(stage: str, filename: str, scale: str) -> Any:
         CorruptArtifactError: the file is missing, truncated or altered.
     """
     manifest = load_manifest(stage, scale)
-    path = data_dir(scale) / filename
-    if filename not in manifest["files"] or not path.exists():
-        wrong = f"must be there with stage '{stage}' but is not"
-    elif sha256(path) != manifest["files"][filename]["sha256"]:
-        wrong = "must match the SHA-256 in its manifest; it was truncated or altered"
-    else:
+    path = manifest_path(stage, scale).parent / filename
+    if not (wrong := damage(path, manifest["files"].get(filename))):
         return read(path)
     remedy = f"Restore it from the repository, or run `python -m graphnas_lib run {stage} --scale {scale} --fresh`."
     raise CorruptArtifactError(f"{_shown(path)} {wrong}. {remedy}")
+
+
+def damage(path: Path, entry: dict | None) -> str:
+    """What is wrong with a stage's file by its entry in the manifest, as the rest of a sentence; "" for nothing."""
+    if entry is None or not path.exists():
+        return "must be there with its stage but is not"
+    if sha256(path) == entry["sha256"]:
+        return ""
+    if hashlib.sha256(path.read_bytes().replace(b"\r\n", b"\n")).hexdigest() == entry["sha256"]:
+        return "must have the line endings that it was written with; a tool has converted them (git: core.autocrlf)"
+    return "must match the SHA-256 in its manifest; it was truncated or altered"
 
 
 def _shown(path: Path) -> str:
@@ -263,6 +275,8 @@ def versions(packages: tuple[str, ...] = NUMERIC_PACKAGES) -> dict[str, str]:
 @lru_cache
 def _commit() -> str:
     """Current commit, with '+' when the tree differs; '' outside a git checkout."""
+    if SHIPPED.is_dir():  # what git knows there is somebody else's
+        return ""
     command = ["git", "status", "--porcelain=v2", "--branch", "--", "graphnas_lib"]
     try:
         told = subprocess.run(command, cwd=root(), capture_output=True, text=True, timeout=10, check=True).stdout

@@ -8,11 +8,12 @@ says how many bytes count: saving then costs what is new.
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
+
+from graphnas_lib.store.files import replaced
 
 
 class CorruptArtifactError(ValueError):
@@ -57,9 +58,8 @@ class Checkpoint:
         self._append(lines)
         tensors = {}
         skeleton = json.dumps(_split(state, tensors))
-        part = self.path.with_name(f".{self.path.name}.part")
-        save_file(tensors, str(part), metadata={"state": skeleton, "log": str(self._logged)})
-        os.replace(part, self.path)
+        with replaced(self.path) as part:
+            save_file(tensors, str(part), metadata={"state": skeleton, "log": str(self._logged)})
         self._last = time.monotonic()
 
     def load(self) -> dict | None:

@@ -10,10 +10,13 @@ import ctypes
 import json
 import os
 import sys
+import threading
+import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing, contextmanager
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +29,7 @@ ON_CPU = 2
 ON_CUDA = 8
 BYTES_A_PROCESS = 4 << 30  # of GPU memory: libraries, and the maps of a large network at batch 64
 TRIES = 3  # of a pool whose workers die
+WATCH_SECONDS = 1.0  # between a worker's looks at whether its master lives
 
 
 class Journal:
@@ -44,13 +48,13 @@ class Journal:
         if self.path is None:
             return
         settings = json.loads(json.dumps(settings or {}))
-        lines = self.path.read_text(encoding="utf-8").splitlines(keepends=True) if self.path.exists() else []
-        if lines and not lines[-1].endswith("\n"):  # a killed run was writing it
+        lines = self.path.read_bytes().splitlines(keepends=True) if self.path.exists() else []
+        if lines and not lines[-1].endswith(b"\n"):  # a killed run was writing it
             lines.pop()
-            self.path.write_text("".join(lines), encoding="utf-8")
+            os.truncate(self.path, sum(map(len, lines)))
         if not lines:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            self.path.write_text(json.dumps(settings) + "\n", encoding="utf-8")
+            self.path.write_text(json.dumps(settings) + "\n", encoding="utf-8", newline="\n")
             return
         before = json.loads(lines[0])
         names = [name for name in {**before, **settings} if before.get(name) != settings.get(name)]
@@ -65,7 +69,7 @@ class Journal:
         """Keep one result."""
         self.results[name] = result
         if self.path is not None:
-            with self.path.open("a", encoding="utf-8") as file:
+            with self.path.open("a", encoding="utf-8", newline="\n") as file:
                 file.write(json.dumps([name, result]) + "\n")
 
 
@@ -127,13 +131,18 @@ def processes(device: torch.device) -> int:
 
 
 @contextmanager
-def single_threaded() -> Iterator[None]:
+def single_threaded(master: int | None = None) -> Iterator[None]:
     """One task of a worker: one thread, so that results are equal wherever they are made; memory is given back after.
 
     joblib restarts a worker whose memory seems to grow, which costs more than the pages that are touched again.
+
+    Args:
+        master: identifier of the process that this one works for, and with which it ends, killed or not.
     """
     import torch
 
+    if master is not None:
+        _end_with(master)
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -148,7 +157,6 @@ def _finished(jobs: Mapping[str, Callable], workers: int, dask: str | None) -> I
     """Names and results as they come; BrokenProcessPool when a worker died."""
     from joblib import Parallel, delayed, parallel_config
 
-    tasks = (delayed(_alone)(name, job) for name, job in jobs.items())
     if dask is not None:
         from distributed import Client, KilledWorker, as_completed
 
@@ -165,11 +173,25 @@ def _finished(jobs: Mapping[str, Callable], workers: int, dask: str | None) -> I
     else:
         with parallel_config(backend="loky"):
             pool = Parallel(n_jobs=workers, return_as="generator_unordered")
+        tasks = (delayed(_alone)(name, job, os.getpid()) for name, job in jobs.items())
         with warnings.catch_warnings():  # a worker that PyTorch's allocator has grown is replaced: nothing is lost
             warnings.filterwarnings("ignore", message="A worker stopped while some jobs", category=UserWarning)
             yield from pool(tasks)
 
 
-def _alone(name: str, job: Callable[[], Any]) -> tuple[str, Any]:
-    with single_threaded():
+def _alone(name: str, job: Callable[[], Any], master: int | None = None) -> tuple[str, Any]:
+    with single_threaded(master):
         return name, job()
+
+
+@cache
+def _end_with(master: int) -> None:
+    """End this worker soon after its master: joblib's go on with the tasks that they have, and wait for more."""
+
+    def watch() -> None:
+        while os.getppid() == master:
+            time.sleep(WATCH_SECONDS)
+        os._exit(1)
+
+    if os.name == "posix":  # elsewhere a process keeps the identifier of a parent that has ended
+        threading.Thread(target=watch, daemon=True).start()

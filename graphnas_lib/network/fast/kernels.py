@@ -4,12 +4,13 @@ Maps are (rows, channels) float32, one row a position (channels_last); sums are 
 `ROWS` rows; factors and offsets are (channels,) float32. One thread, like the workers that call them.
 """
 
-import numba
 import numpy as np
+
+from graphnas_lib.space import compiled
 
 ROWS = 64  # rows summed in float32 before they are added in float64
 
-_compiled = numba.njit(fastmath=True, cache=True, nogil=True)
+_compiled = compiled(fastmath=True, nogil=True)
 
 
 @_compiled
