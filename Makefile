@@ -3,7 +3,7 @@ SHELL := /bin/bash
 comma := ,
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup reproduce test unit smoke nbval bench fuzz lint format lab readme clean
+.PHONY: help setup reproduce test unit smoke nbval bench fuzz kills lint format lab readme clean
 
 SCALE ?=
 NOTEBOOKS ?=
@@ -86,6 +86,9 @@ bench: $(STAMP) ## benchmarks, each beside a plain reference
 
 fuzz: $(STAMP) ## N examples of each generated test: networks, files, strings (make fuzz N=20000)
 	@OMP_NUM_THREADS=1 GRAPHNAS_FUZZ=$(N) "$(PY)" -m pytest -q -o timeout=0 tests/test_fuzz.py tests/test_broken_files.py $(PYTEST)
+
+kills: $(STAMP) ## the whole road at smoke, killed N times at random and gone on with (make kills N=50)
+	@OMP_NUM_THREADS=1 GRAPHNAS_KILLS=$(if $(filter command,$(origin N)),$(N),10) "$(PY)" -m pytest -q -s --slow tests/test_kills.py $(PYTEST)
 
 format: $(STAMP) ## ruff format and the fixes ruff is sure of, code and notebooks
 	@"$(PY)" -m ruff check --quiet --fix . ; "$(PY)" -m ruff format .

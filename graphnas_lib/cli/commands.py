@@ -125,15 +125,18 @@ def run(options: argparse.Namespace) -> int:
 def _run_all(options: argparse.Namespace) -> int:
     """The plan; then, unless it is all that is asked for, every stage and every notebook that is not there."""
     if options.stage or options.fresh:
-        raise ValueError("--all and --plan take every stage as it is there; name no stage, and give no --fresh.")
+        raise ValueError(
+            "--all and --plan take every stage as it is there; name no stage but after --without, and give no --fresh."
+        )
     from graphnas_lib import runner, stages
 
     given = {"seed": options.seed, "device": options.device}
     if options.plan:
-        print(stages.told(stages.plan(options.scale, **given)))
+        print(stages.told(stages.plan(options.scale, without=options.without, **given)))
         return 0
     tell = partial(print, flush=True)
-    became = stages.run_all(options.scale, dask=options.dask, digits=options.digits, tell=tell, **given)
+    asked = {"dask": options.dask, "digits": options.digits, "without": options.without}
+    became = stages.run_all(options.scale, tell=tell, **asked, **given)
     status = runner.reproduce(runner.Project(store.root()), options.scale, **given)
     return max(status, int("failed" in became.values()))
 
@@ -269,6 +272,9 @@ RUN = (
     _option("stage", nargs="?", help="name of a stage; an unknown one lists them all"),
     _option("--all", action="store_true", help="print the plan, make every stage that is not there, run the notebooks"),
     _option("--plan", action="store_true", help="print what --all would do, make nothing"),
+    _option(
+        "--without", nargs="+", metavar="STAGE", default=(), help="with --all: leave these out, for example table2"
+    ),
     _option("--scale", choices=store.SCALE_NAMES, default="smoke", help="default smoke; lite takes hours"),
     _option("--resume", action="store_true", help="go on from the last checkpoint (the default)"),
     _option("--fresh", action="store_true", help="forget checkpoint and artifact, start anew"),

@@ -6,7 +6,7 @@ it is missing, or it failed) leaves those that stand on it out and lets the othe
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 import pandas as pd
 
@@ -18,7 +18,7 @@ from graphnas_lib.stages.road import freshness, hindrance, run
 MADE, FAILED, NOT_MADE = "made", "failed", "not made"
 
 
-def plan(scale: str, *, seed: int = 0, device: str = "auto") -> pd.DataFrame:
+def plan(scale: str, *, seed: int = 0, device: str = "auto", without: Collection[str] = ()) -> pd.DataFrame:
     """One row a stage: what it makes, the data it finds or misses, device, hours from the start, and what is left.
 
     Hours are estimates from a few items; a CPU is not asked for those of paper's sizes, which take minutes each.
@@ -32,7 +32,7 @@ def plan(scale: str, *, seed: int = 0, device: str = "auto") -> pd.DataFrame:
         row = {"stage": name, "makes": stage.items.format(**vars(sizes(name, scale))), "data": ", ".join(data)}
         row["device"] = "cpu" if stage.on_cpu else str(place)
         row["hours"] = f"{estimates[name]:.2g}" if name in left and name in estimates else ""
-        rows.append(row | {"state": _state(name, scale, seed, device)})
+        rows.append(row | {"state": "left out" if name in without else _state(name, scale, seed, device)})
     return pd.DataFrame(rows)
 
 
@@ -67,27 +67,36 @@ def run_all(
     device: str = "auto",
     dask: str | None = None,
     digits: bool = False,
+    without: Collection[str] = (),
     progress: bool = True,
     tell: Callable[[str], None] = print,
 ) -> dict[str, str]:
     """Tell the plan, then make every stage that is not there; what became of each: "made", "failed" or "not made".
 
+    Args:
+        scale, seed, device, dask, digits, progress: as of `run`.
+        without: stages to leave out; those that read them are then not made either.
+        tell: receives one line at a time.
+
     Raises:
+        ValueError: `without` names no stage.
         ValueError, MissingDataError: nothing begins at paper scale without a GPU or real images (`run`).
     """
-    left = [name for name in STAGES if not is_there(name, scale, seed)]
+    if unknown := set(without) - set(STAGES):
+        raise ValueError(f"Stages to leave out are among {', '.join(STAGES)}; got {', '.join(sorted(unknown))}.")
+    left = [name for name in STAGES if name not in without and not is_there(name, scale, seed)]
     for name in left:
         if refused := hindrance(name, scale, device, digits=digits):
             raise refused
-    tell(told(plan(scale, seed=seed, device=device)))
+    tell(told(plan(scale, seed=seed, device=device, without=without)))
     became: dict[str, str] = {}
-    for number, name in enumerate(left, start=len(STAGES) - len(left) + 1):
-        lost = [earlier for earlier in STAGES[name].needs if became.get(earlier, MADE) != MADE]
+    for number, name in enumerate(left, start=1):
+        lost = [earlier for earlier in STAGES[name].needs if not is_there(earlier, scale, seed)]
         if lost:
             tell(f"{name}  not made: it reads {', '.join(lost)}")
             became[name] = NOT_MADE
             continue
-        tell(f"[{number}/{len(STAGES)}] {name}")
+        tell(f"[{number}/{len(left)}] {name}")
         try:
             found = run(name, scale, seed=seed, device=device, dask=dask, digits=digits, progress=progress)
         except (ValueError, RuntimeError, OSError, ImportError) as error:
