@@ -2,11 +2,16 @@
 
 import json
 import math
+import os
+import signal
 from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 import torch
 from scipy.stats import spearmanr
+from test_corpus import cluster  # noqa: F401  (a fixture)
 
 from graphnas_lib import evolution
 from graphnas_lib.evolution import (
@@ -356,6 +361,45 @@ def test_parallel_search_is_deterministic_and_scores_each_child_once():
     assert history_table(first.history).equals(history_table(second.history))
     assert len(first.history) == 41
     assert [row["parent"] for row in first.history] != [row["parent"] for row in hl_search(iterations=40).history]
+
+
+@dataclass
+class Deadly:
+    """`width_score`; the process that scores one individual dies over it, the first `times`."""
+
+    folder: Path
+    key: str
+    times: int
+
+    def __call__(self, architecture: Architecture) -> float:
+        fired = self.folder / "fired"
+        if architecture.key() == self.key and (fired.stat().st_size if fired.exists() else 0) < self.times:
+            with fired.open("a") as file:
+                file.write("x")
+            os.kill(os.getpid(), signal.SIGKILL)
+        return width_score(architecture)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="kill -9 is POSIX")
+def test_a_worker_that_dies_over_a_score_changes_nothing(tmp_path):
+    expected = hl_search(workers=2, iterations=40)
+    fatal = expected.history[20]["individual"].key()
+    found = hl_search(score=Deadly(tmp_path, fatal, 2), workers=2, iterations=40)
+    assert (tmp_path / "fired").stat().st_size == 2
+    assert history_table(found.history).equals(history_table(expected.history)) and found.counts == expected.counts
+    (tmp_path / "fired").unlink()
+    with pytest.raises(RuntimeError, match="was killed, .* 3 times. Run the same command again"):
+        hl_search(score=Deadly(tmp_path, fatal, 3), workers=2, iterations=40)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="kill -9 is POSIX")
+def test_a_dask_cluster_gives_the_same_history_although_a_worker_is_killed(cluster, tmp_path):  # noqa: F811
+    expected = hl_search(workers=2, iterations=40)
+    score = Deadly(tmp_path, expected.history[20]["individual"].key(), 1)
+    before = {worker.pid for worker in cluster.workers.values()}
+    found = hl_search(score=score, workers=2, iterations=40, dask=cluster.scheduler_address)
+    assert (tmp_path / "fired").exists() and before != {worker.pid for worker in cluster.workers.values()}
+    assert history_table(found.history).equals(history_table(expected.history))
 
 
 def test_budget_bounds_costs_and_feature_maps():

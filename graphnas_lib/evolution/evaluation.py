@@ -6,14 +6,14 @@ A score that fails gives a message in place of a record: a failure never becomes
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Iterable
-from contextlib import nullcontext
 from functools import lru_cache
 from typing import Any
 
 from joblib.externals.loky import BrokenProcessPool, ProcessPoolExecutor
 
-from graphnas_lib.store import single_threaded
+from graphnas_lib.store import TRIES, single_threaded
 
 IDLE_SECONDS = 60  # after which a worker without work ends
 
@@ -25,27 +25,51 @@ class ScoreError(RuntimeError):
 class Evaluator:
     """Records of individuals: {"score": ..., and whatever else the score gave}, or the message of a `ScoreError`.
 
-    With more than one worker, each a process, `score` must be picklable.
+    With more than one worker, each a process, `score` must be picklable. A worker that dies is replaced, and what it
+    was at is done again.
+
+    Args:
+        workers: processes of this machine; 1 scores in this one.
+        dask: address of a dask scheduler, whose workers replace those processes.
     """
 
-    def __init__(self, score: Callable[[Any], float | dict], workers: int):
-        self.score, self.workers, self._begun = score, workers, {}
+    def __init__(self, score: Callable[[Any], float | dict], workers: int, dask: str | None = None):
+        self.score, self.workers, self.dask, self._begun = score, workers, dask, {}
 
     def begin(self, individuals: Iterable[tuple[str, Any]]) -> None:
-        """Have individuals, given with their keys, scored in the background; with one worker this does nothing."""
-        for key, individual in individuals if self.workers > 1 else ():
+        """Have individuals, given with their keys, scored in the background; in one process this does nothing."""
+        if self.workers == 1 and self.dask is None:
+            return
+        for key, individual in individuals:
             if key not in self._begun:
-                self._begun[key] = _processes(self.workers).submit(_record, self.score, individual, os.getpid())
+                self._begun[key] = self._submitted(individual)
 
     def record(self, key: str, individual: Any) -> dict | str:
-        """The record of an individual, or the message of its failure."""
-        if key not in self._begun:
-            return _record(self.score, individual)
-        try:
-            return self._begun.pop(key).result()
-        except BrokenProcessPool:
-            _processes.cache_clear()  # another attempt gets processes of its own
-            raise
+        """The record of an individual, or the message of its failure.
+
+        Raises:
+            RuntimeError: workers died `TRIES` times over this individual.
+        """
+        for left in reversed(range(TRIES)):
+            self.begin([(key, individual)])
+            if key not in self._begun:
+                return _record(self.score, individual)
+            try:
+                return self._begun.pop(key).result()
+            except (BrokenProcessPool, *_lost()) as error:
+                _processes.cache_clear()  # another attempt gets processes of its own
+                self._begun.clear()
+                if not left:
+                    raise RuntimeError(
+                        f"A worker process was killed, from outside or for want of memory, {TRIES} times. Run the same "
+                        "command again to go on."
+                    ) from error
+
+    def _submitted(self, individual: Any) -> Any:
+        """What will have the record."""
+        if self.dask is not None:
+            return _client(self.dask).submit(_in_worker, self.score, individual, pure=False)
+        return _processes(self.workers).submit(_in_worker, self.score, individual, os.getpid())
 
 
 @lru_cache(maxsize=1)
@@ -54,10 +78,31 @@ def _processes(workers: int) -> ProcessPoolExecutor:
     return ProcessPoolExecutor(max_workers=workers, timeout=IDLE_SECONDS)
 
 
-def _record(score: Callable, individual: Any, master: int | None = None) -> dict | str:
+@lru_cache(maxsize=1)
+def _client(address: str) -> Any:
+    """The connection to a cluster that searches share."""
+    from distributed import Client
+
+    return Client(address, set_as_default=False)
+
+
+def _lost() -> tuple[type[Exception], ...]:
+    """What a cluster raises when it has given a task up, its workers having died over it."""
+    if "distributed" not in sys.modules:
+        return ()
+    from distributed import KilledWorker
+
+    return (KilledWorker,)
+
+
+def _in_worker(score: Callable, individual: Any, master: int | None = None) -> dict | str:
+    with single_threaded(master):
+        return _record(score, individual)
+
+
+def _record(score: Callable, individual: Any) -> dict | str:
     try:
-        with single_threaded(master) if master is not None else nullcontext():
-            value = score(individual)
+        value = score(individual)
     except ScoreError as error:
         return f"{type(error).__name__}: {error}"
     record = value if isinstance(value, dict) else {"score": value}

@@ -72,6 +72,7 @@ def evolve(
     count_discards: bool = False,
     screened: int = 1,
     workers: int = 1,
+    dask: str | None = None,
     checkpoint: Checkpoint | None = None,
     progress: bool = False,
 ) -> SearchResult:
@@ -85,6 +86,8 @@ def evolve(
             of; 1 is Algorithm 1.
         workers: processes that score children; with more than one, a child is drawn from the population as it was
             `CHILDREN_AHEAD_PER_WORKER` children a worker earlier, so that nobody waits; 1 is Algorithm 1.
+        dask: address of a dask scheduler, whose workers score in place of processes of this machine; the history is
+            that of `workers`.
         checkpoint: where to store and resume; needs the problem's `dump` and `parse`.
 
     Raises:
@@ -98,7 +101,10 @@ def evolve(
     if screened > 1 and problem.surrogate is None:
         raise ValueError(f"A search must have a surrogate to choose among {screened} children; its problem has none.")
     checkpoint = checkpoint or Checkpoint.none()
-    evaluator, ahead = Evaluator(problem.score, workers), 1 if workers == 1 else CHILDREN_AHEAD_PER_WORKER * workers
+    evaluator, ahead = (
+        Evaluator(problem.score, workers, dask),
+        1 if workers == 1 else CHILDREN_AHEAD_PER_WORKER * workers,
+    )
     history = History(describe=problem.describe, seed=seed, count_discards=count_discards)
     _begin(history, problem, evaluator, checkpoint, population)  # lines 20, 21: H = {alpha_0}, P = H
     with tqdm(total=iterations, initial=history.step, disable=not progress, desc="evolution") as bar:

@@ -25,7 +25,8 @@ class Searches:
         self.costs = partial(count, input_shape=data.input_shape, classes=data.classes)
         self.input_shape = tuple(data.input_shape)
         self.score = ProxyScore(*batch, data.classes, extra=("naswot",), seed=stage.seed)
-        self.options = {"score": self.score, "costs": self.costs, "workers": stage.workers, "progress": stage.progress}
+        self.options = {"score": self.score, "costs": self.costs, "progress": stage.progress}
+        self.options |= {"workers": stage.workers, "dask": stage.dask}
         self.data = data.source
 
     @cached_property

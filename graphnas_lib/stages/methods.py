@@ -65,7 +65,7 @@ class Methods:
             "GraphNet: HL-Evo(T-CET)+CCNF": self.hl_evo,
             "GraphNet: SG+CCNF": self.sequence,
             "GraphNet: random in budget": self.random,
-            "GraphNet: Evo(parameters)": partial(self.flat, self.size, "size", self.plain, workers=1),
+            "GraphNet: Evo(parameters)": partial(self.flat, self.size, "size", self.plain, workers=1, dask=None),
             "GraphNet: SG+CCNF, reduced training (App. E.1)": self.mixed,
             "GraphNet: Evo(reduced training) (App. E.2)": partial(
                 self.flat, self.accuracy, "e2", self.models, population=TRAINED_POPULATION
@@ -86,6 +86,7 @@ class Methods:
             "population": min(512, max(8, round(evaluations * 512 / 20_000))),
             "seed": self.stage.seed,
             "workers": self.stage.workers,
+            "dask": self.stage.dask,
             "checkpoint": self.stage.checkpoint(name, *_SETTINGS),
             "progress": self.stage.progress,
             **changes,
