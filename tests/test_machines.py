@@ -34,6 +34,13 @@ def python(*arguments: str, home: Path | None = None, **options) -> subprocess.C
     return subprocess.run([sys.executable, *arguments], env=environment, **given | options)
 
 
+def verbs(*commands: list[str], **options) -> subprocess.CompletedProcess:
+    """Commands of the command line, one after another in one such process, each of which has to succeed."""
+    return python(
+        "-c", f"from graphnas_lib.cli import main\nfor one in {commands!r}:\n    assert main(one) == 0, one", **options
+    )
+
+
 # ---- what cannot be written
 
 
@@ -197,11 +204,8 @@ def locales(folder: Path) -> dict[str, dict[str, str]]:
 
 def test_other_locales(tmp_path):
     for name, environment in locales(tmp_path).items():
-        call = partial(python, "-m", "graphnas_lib", home=tmp_path / f"home {name} ü", environment=environment)
-        made = call("run", "cells")
-        assert made.returncode == 0, (name, made.stderr)
-        told = call("doctor")
-        assert told.returncode == 0 and "note: this locale prints in" in told.stdout, (name, told.stderr)
+        found = verbs(["run", "cells"], ["doctor"], home=tmp_path / f"home {name} ü", environment=environment)
+        assert found.returncode == 0 and "note: this locale prints in" in found.stdout, (name, found.stderr)
         listed = python("-m", "graphnas_lib", "reproduce", "--list", environment=environment)
         assert listed.returncode == 0 and "12_report" in listed.stdout, (name, listed.stderr)
 
@@ -367,17 +371,17 @@ def test_an_installed_package_designs_scores_and_exports(tmp_path):
     assert wheel.stat().st_size < 40e6
     zipfile.ZipFile(wheel).extractall(place)
     installed = {"environment": {"PYTHONPATH": str(place), "GRAPHNAS_HOME": ""}, "cwd": work}
-    call = partial(python, "-m", "graphnas_lib", **installed)
-    made = call("design", "--params", "40K", "-n", "1", "-o", "out", "--formats", "json", "py")
+    made = verbs(
+        ["design", "--params", "40K", "-n", "1", "-o", "out", "--formats", "json", "py"],
+        ["score", "out/design_00.json", "--proxies", "naswot"],
+        ["export", "out/design_00.json", "--formats", "svg"],
+        ["doctor"],
+        ["run", "cells"],
+        **installed,
+    )
     assert made.returncode == 0, made.stderr
-    assert sorted(path.name for path in (work / "out").iterdir()) == ["design_00.json", "design_00.py", "designs.csv"]
-    scored = call("score", "out/design_00.json", "--proxies", "naswot")
-    assert scored.returncode == 0 and "naswot" in scored.stdout, scored.stderr
-    drawn = call("export", "out/design_00.json", "--formats", "svg")
-    assert drawn.returncode == 0 and (work / "out" / "design_00.svg").is_file(), drawn.stderr
-    told = call("reproduce")
+    assert {path.name for path in (work / "out").iterdir()} >= {"design_00.json", "design_00.py", "design_00.svg"}
+    assert "naswot" in made.stdout and "artifacts at lite: labels, families, gvae, ccnf, sequence" in made.stdout
+    assert (work / "data" / "smoke" / "cells.manifest.json").is_file() and not (place / "data").exists()
+    told = python("-m", "graphnas_lib", "reproduce", **installed)
     assert told.returncode == 1 and "the notebooks come with the repository" in told.stderr
-    listed = call("doctor")
-    assert listed.returncode == 0 and "artifacts at lite: labels, families, gvae, ccnf, sequence" in listed.stdout
-    assert call("run", "cells").returncode == 0 and (work / "data" / "smoke" / "cells.manifest.json").is_file()
-    assert not (place / "data").exists()

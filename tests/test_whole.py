@@ -75,7 +75,7 @@ def test_stages_that_fail_stop_only_those_that_read_them(home, monkeypatch):
     became = stages.run_all("smoke", device="cpu", progress=False, tell=told.append)
     failed = {"families": "failed", "table1": "not made", "evidence": "not made"}
     assert became == {"cells": "made", "labels": "made", **failed}
-    assert "table1  not made: it reads families" in told
+    assert "table1  not made: it reads families, gvae, ccnf" in told
     assert told[-1] == "evidence  not made: it reads benchmark_scores"
 
 

@@ -6,14 +6,13 @@ A score that fails gives a message in place of a record: a failure never becomes
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Callable, Iterable
 from functools import lru_cache
 from typing import Any
 
-from joblib.externals.loky import BrokenProcessPool, ProcessPoolExecutor
+from joblib.externals.loky import ProcessPoolExecutor
 
-from graphnas_lib.store import TRIES, single_threaded
+from graphnas_lib.store import TRIES, died, single_threaded
 
 IDLE_SECONDS = 60  # after which a worker without work ends
 
@@ -41,8 +40,10 @@ class Evaluator:
         if self.workers == 1 and self.dask is None:
             return
         for key, individual in individuals:
-            if key not in self._begun:
-                self._begun[key] = self._submitted(individual)
+            if key not in self._begun and self.dask is not None:
+                self._begun[key] = _client(self.dask).submit(_in_worker, self.score, individual, pure=False)
+            elif key not in self._begun:
+                self._begun[key] = _processes(self.workers).submit(_in_worker, self.score, individual, os.getpid())
 
     def record(self, key: str, individual: Any) -> dict | str:
         """The record of an individual, or the message of its failure.
@@ -56,7 +57,7 @@ class Evaluator:
                 return _record(self.score, individual)
             try:
                 return self._begun.pop(key).result()
-            except (BrokenProcessPool, *_lost()) as error:
+            except died() as error:
                 _processes.cache_clear()  # another attempt gets processes of its own
                 self._begun.clear()
                 if not left:
@@ -64,12 +65,6 @@ class Evaluator:
                         f"A worker process was killed, from outside or for want of memory, {TRIES} times. Run the same "
                         "command again to go on."
                     ) from error
-
-    def _submitted(self, individual: Any) -> Any:
-        """What will have the record."""
-        if self.dask is not None:
-            return _client(self.dask).submit(_in_worker, self.score, individual, pure=False)
-        return _processes(self.workers).submit(_in_worker, self.score, individual, os.getpid())
 
 
 @lru_cache(maxsize=1)
@@ -84,15 +79,6 @@ def _client(address: str) -> Any:
     from distributed import Client
 
     return Client(address, set_as_default=False)
-
-
-def _lost() -> tuple[type[Exception], ...]:
-    """What a cluster raises when it has given a task up, its workers having died over it."""
-    if "distributed" not in sys.modules:
-        return ()
-    from distributed import KilledWorker
-
-    return (KilledWorker,)
 
 
 def _in_worker(score: Callable, individual: Any, master: int | None = None) -> dict | str:

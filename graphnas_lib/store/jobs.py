@@ -111,13 +111,19 @@ def collect(
                         kept(name)
                         bar.update()
                 return [journal.results[name] for name in jobs]
-            except BrokenProcessPool as error:
+            except died() as error:
                 if not left:
                     done = sum(name in journal.results for name in jobs)
                     raise RuntimeError(
                         f"A worker process was killed, from outside or for want of memory, {TRIES} times; {done} of "
                         f"{len(jobs)} {unit}s are kept. Run the same command again to go on."
                     ) from error
+
+
+def died() -> tuple[type[Exception], ...]:
+    """What says that workers have died: those of this machine, or more of a cluster's than it allows for one task."""
+    cluster = sys.modules.get("distributed")
+    return (BrokenProcessPool, cluster.KilledWorker) if cluster else (BrokenProcessPool,)
 
 
 def processes(device: torch.device) -> int:
@@ -154,18 +160,16 @@ def single_threaded(master: int | None = None) -> Iterator[None]:
 
 
 def _finished(jobs: Mapping[str, Callable], workers: int, dask: str | None) -> Iterator[tuple[str, Any]]:
-    """Names and results as they come; BrokenProcessPool when a worker died."""
+    """Names and results as they come; an error of `died` when a worker did."""
     from joblib import Parallel, delayed, parallel_config
 
     if dask is not None:
-        from distributed import Client, KilledWorker, as_completed
+        from distributed import Client, as_completed
 
         with Client(dask) as client:
             futures = [client.submit(_alone, name, job, pure=False) for name, job in jobs.items()]
             try:
                 yield from (result for _, result in as_completed(futures, with_results=True))
-            except KilledWorker as error:  # lost more workers than the cluster allows
-                raise BrokenProcessPool(str(error)) from error
             finally:
                 client.cancel(futures)
     elif workers == 1 or len(jobs) == 1:
