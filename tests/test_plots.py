@@ -258,6 +258,9 @@ def test_plot_log_takes_a_trainlog_and_refuses_unknown_keys():
     log = artifacts.TrainLog([{"step": i, "loss": 100.0 / (i + 1), "kl": float(i)} for i in range(80)], 80, 1.0)
     fig = plots.plot_log(log, ["loss", "kl"])
     assert [ax.get_yscale() for ax in fig.axes] == ["log", "linear"]
+    assert [text.get_text() for text in fig.axes[0].get_yticklabels() if float(text.get_text()) in (1, 2, 5)] == list(
+        "125"
+    )
     assert len(plots.plot_log(pd.DataFrame(log.rows), ["kl"]).axes[0].lines[0].get_xdata()) == 80
     with pytest.raises(ValueError, match=r"Logged quantities are \['step', 'loss', 'kl'\]; got \['lss'\]"):
         plots.plot_log(log, ["lss"])

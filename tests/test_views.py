@@ -11,6 +11,7 @@ from graphnas_lib.paper import SCALES, STAGES
 from graphnas_lib.stages import (
     comparison,
     designed,
+    evidence,
     evolution,
     generated,
     gvae,
@@ -298,3 +299,8 @@ def test_conditions_stand_beside_what_q_finds():
     wanted, found = torch.zeros(2, 4), torch.arange(8.0).reshape(2, 4)
     table = generated.asked(wanted, found)
     assert table.query("component == 'params'")["found"].tolist() == [2.0, 6.0] and (table["asked"] == 0).all()
+
+
+def test_verdicts_of_a_protocol_are_counted():
+    table = pd.DataFrame({"protocol": ["P1", "P1", "P1", "P2"], "verdict": ["open", "reproduced", "open", "open"]})
+    assert evidence.counted(table, "P1") == "2 open, 1 reproduced" and evidence.counted(table, "P3") == ""

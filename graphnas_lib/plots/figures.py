@@ -62,6 +62,7 @@ def plot_log(rows: Sequence[Mapping], keys: Sequence[str], *, x: str = "step") -
     """
     import pandas as pd
     import seaborn as sns
+    from matplotlib.ticker import LogLocator
 
     table = rows if isinstance(rows, pd.DataFrame) else pd.DataFrame(list(getattr(rows, "rows", rows)))
     missing = [key for key in (x, *keys) if key not in table]
@@ -69,7 +70,7 @@ def plot_log(rows: Sequence[Mapping], keys: Sequence[str], *, x: str = "step") -
         raise ValueError(f"Logged quantities are {list(table.columns)}; got {missing}.")
     columns = len(keys) if len(keys) <= 5 else 4
     lines = -(-len(keys) // columns)
-    size = (min(2.75 * columns + 0.4, WIDEST), 2.3 * lines)
+    size = (min(max(2.75 * columns + 0.4, 5.0), WIDEST), 2.3 * lines)
     fig, axes = subplots(lines, columns, figsize=size, squeeze=False)
     for key, ax in zip(keys, axes.flat, strict=False):
         seen = table[[x, key]].dropna().astype(float)
@@ -83,6 +84,10 @@ def plot_log(rows: Sequence[Mapping], keys: Sequence[str], *, x: str = "step") -
         log = len(finite) > 0 and 0 < 30 * finite.min() < finite.max()
         ax.set(title=key.replace("_", " "), xlabel=x, ylabel="", yscale="log" if log else "linear")
         ax.locator_params(axis="x", nbins=3, integer=True)
+        if log:  # a label at 1, 2 and 5 of each decade, or at 1 alone where there are many
+            ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if finite.max() < 200 * finite.min() else (1,)))
+            ax.yaxis.set_major_formatter("{x:g}")
+            ax.minorticks_off()
     for ax in axes.flat[len(keys) :]:
         ax.set_visible(False)
     return fig
@@ -139,7 +144,7 @@ def plot_scatter(
     groups = {str(name): part for name, part in table.groupby(by, sort=False)} if by else {"": table}
     kinds = looks(list(table[hue].unique()), MARKERS) if hue else {"color": PALETTE[0]}
     look = {**kinds, "s": 34 if len(table) < 200 else 9, "alpha": 0.75, "linewidth": 0, "hue": hue or None}
-    size = (min(WIDEST, 4.6 * len(groups)), 3.7 if len(groups) > 1 else 4.3)
+    size = (min(WIDEST, 4.6 * len(groups)), (3.7 if len(groups) > 1 else 4.3) + 1.2 * bool(hue))
     fig, axes = subplots(1, len(groups), figsize=size, squeeze=False, sharey=not hue)
     for ax, (name, part) in zip(axes.flat, groups.items(), strict=True):
         sns.scatterplot(part, x=x, y=y, style=hue or None, ax=ax, rasterized=len(part) > 2000, legend=bool(hue), **look)

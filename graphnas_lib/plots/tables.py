@@ -194,7 +194,7 @@ def show(table: pd.DataFrame, name: str = "table") -> Shown:
     `name` is what the fold of a long table calls it.
     """
     if tuple(table.columns) == COLUMNS:
-        return Shown(*_as_printed(table), name)
+        return Shown(*as_printed(table), name)
     if table.index.name or table.index.nlevels > 1 or table.index.dtype.kind not in "iu":
         table = table.reset_index()
     if table.columns.nlevels > 1:
@@ -211,7 +211,7 @@ class Shown:
         self.rows = [[plain(value) for value in row] for row in table.itertuples(index=False, name=None)]
         self.notes, self.name = notes, name
 
-    def _repr_markdown_(self) -> str:
+    def __repr__(self) -> str:
         ends = ["--:" if right else "---" for right in self.right]
         lines = [[cell.replace("|", "\\|") for cell in line] for line in (self.header, ends, *self.rows)]
         table = "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
@@ -221,7 +221,7 @@ class Shown:
         sides = ["right" if right else "left" for right in self.right]
         head = "".join(f'<th style="text-align:{s}">{escape(c)}</th>' for s, c in zip(sides, self.header, strict=True))
         cells = [
-            "".join(f'<td style="text-align:{s}">{_badged(c)}</td>' for s, c in zip(sides, row, strict=True))
+            "".join(f'<td style="text-align:{s}">{badged(c)}</td>' for s, c in zip(sides, row, strict=True))
             for row in self.rows
         ]
         body = "".join(f"<tr>{row}</tr>" for row in cells)
@@ -231,8 +231,8 @@ class Shown:
         notes = "".join(f"<li>{escape(note)}</li>" for note in self.notes)
         return page + (f"<details><summary>notes</summary><ul>{notes}</ul></details>" if notes else "")
 
-    def __repr__(self) -> str:
-        return self._repr_markdown_()
+    def _repr_markdown_(self) -> str:
+        return repr(self)
 
 
 def plain(value) -> str:
@@ -243,7 +243,7 @@ def plain(value) -> str:
     return re.sub(r"\^\{(\w+)\}", r"^\1", written.replace(r"\times", "×"))
 
 
-def _badged(cell: str) -> str:
+def badged(cell: str) -> str:
     """A cell as HTML; one that begins with a status is a badge, whose colour says no more than its word."""
     kind = next((k for k in STYLE["badges"] if cell == k or cell.startswith(f"{k} (")), None)
     if kind is None:
@@ -254,7 +254,7 @@ def _badged(cell: str) -> str:
     return f'<span style="{look};white-space:nowrap"><b>{escape(kind)}</b></span>{escape(cell[len(kind) :])}'
 
 
-def _as_printed(compared: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
+def as_printed(compared: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
     """The paper's rows and columns from a `compare`: its line above ours, and what the notes say of which numbers."""
     import pandas as pd
 
@@ -267,7 +267,7 @@ def _as_printed(compared: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
         ours = {}
         for line in part.to_dict("records"):
             shown, _, why = line["ours"].partition(" (")
-            ours[line["quantity"]] = shown if why else _rounded(line, usual[line["quantity"]])
+            ours[line["quantity"]] = shown if why else rounded(line, usual[line["quantity"]])
             for note in filter(None, (why.removesuffix(")"), *line["note"].split("; "))):
                 notes.setdefault(note, []).append(f"{row}, {line['quantity']}")
         if (part["paper"] != "-").any():
@@ -287,7 +287,7 @@ def _decimals(printed: str) -> int:
     return len(found[1] or "") if found else -1
 
 
-def _rounded(line: Mapping, usual: str) -> str:
+def rounded(line: Mapping, usual: str) -> str:
     """Our number with the decimals of the paper's beside it, or of `usual` in its column; a spread where it has one."""
     value, _, spread = (line["paper"] if line["paper"] != "-" else usual).partition("±")
     places = _decimals(value)
