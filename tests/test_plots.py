@@ -193,6 +193,7 @@ def test_plot_architecture_shows_channels_strides_and_sides():
     assert [t for t in texts if t in {"16", "40", "64", "128"}] == ["16", "16", "40", "64", "128"]
     assert texts.count("/2") == 2 and [t for t in texts if "²" in t] == ["32²", "16²", "8²"]
     assert [t for t in texts if t in {"A", "B"}] == ["A", "B", "A"]
+    assert [len(plots.plot_architecture(architecture, cells=n).axes) for n in (False, 1, True)] == [1, 2, 3]
     stacked = [text.get_text() for text in plots.plot_architecture(stack_cell(a)).axes[0].texts]
     assert stacked.count("A") == 17 and [t for t in stacked if "²" in t] == ["32²", "16²", "8²"]
 
@@ -595,6 +596,8 @@ def test_tables_show_no_nan_no_bare_index_and_words_for_truths():
     shown = plots.show(table)
     assert shown.header == ["won it", "x", "of"]
     assert shown.rows == [["yes", "-", "-"], ["no", "12,346", "10^390"]]
+    counts = plots.show(pd.DataFrame({"n": [3.0, np.nan], "share": [1.0, 0.5]}))
+    assert counts.rows == [["3", "1.000"], ["-", "0.5000"]] and counts.right == [True, True]
     indexed = plots.show(table.pivot(index="won_it", columns="of", values=["x"]))
     assert indexed.header[0] == "won it" and indexed.header[-1] == "x · 10^{390}"
     page = shown._repr_html_() + shown._repr_markdown_() + repr(shown)

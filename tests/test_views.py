@@ -303,4 +303,4 @@ def test_conditions_stand_beside_what_q_finds():
 
 def test_verdicts_of_a_protocol_are_counted():
     table = pd.DataFrame({"protocol": ["P1", "P1", "P1", "P2"], "verdict": ["open", "reproduced", "open", "open"]})
-    assert evidence.counted(table, "P1") == "2 open, 1 reproduced" and evidence.counted(table, "P3") == ""
+    assert evidence.counted(table, "P1") == "P1: 2 open, 1 reproduced"
