@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from graphnas_lib.plots.tables import WORDS
 from graphnas_lib.runner import Project
 from graphnas_lib.runner import notebook as runner
 from graphnas_lib.runner.manifest import read_manifest
@@ -139,6 +140,48 @@ def saved_names(notebook: dict, function: str) -> set[str]:
 def test_notebook_is_clean(path):
     notebook, scale = json.loads(path.read_text(encoding="utf-8")), Project(FOLDER.parent).default_scale([path.stem])
     assert problems(notebook, path.stat().st_size, scale) == []
+
+
+def silent_pictures(notebook: dict) -> list[str]:
+    """Pictures in a notebook's outputs that lack a caption or an alternative text, or are smaller than they say."""
+    found = []
+    for number, cell in enumerate(code_of(notebook), 1):
+        for output in cell["outputs"]:
+            if "image/png" in output.get("data", {}):
+                words = output["metadata"].get("image/png", {})
+                found += [f"cell {number}: no alternative text"] * (len(words.get("alt", "")) < 20)
+                saves = "save_figure" in runner.source_of(cell)
+                found += [f"cell {number}: no caption"] * (saves and not words.get("caption"))
+    return found
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_every_picture_has_a_caption_and_an_alternative_text(path):
+    notebook = json.loads(path.read_text(encoding="utf-8"))
+    assert silent_pictures(notebook) == []
+    shown = sum("image/png" in output.get("data", {}) for cell in code_of(notebook) for output in cell["outputs"])
+    assert shown >= len(ENTRIES[path.stem].figures)
+
+
+def test_a_silent_picture_is_found():
+    notebook = clean()
+    picture = {"output_type": "execute_result", "data": {"image/png": "x"}, "metadata": {}}
+    code_of(notebook)[1].update(outputs=[picture], source="plots.save_figure(fig)")
+    assert silent_pictures(notebook) == ["cell 2: no alternative text", "cell 2: no caption"]
+
+
+def test_every_figure_has_its_words_and_no_words_are_left_over():
+    names = [name for entry in ENTRIES.values() for name in entry.figures]
+    assert sorted(WORDS) == sorted(names)
+    assert all(set(words) == {"caption", "alt"} and min(map(len, words.values())) > 20 for words in WORDS.values())
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_no_table_shows_a_nan_or_a_bare_index(path):
+    for cell in code_of(json.loads(path.read_text(encoding="utf-8"))):
+        for output in cell["outputs"]:
+            page = "".join(output.get("data", {}).get("text/html", ""))
+            assert "NaN" not in page and "dataframe" not in page, runner.source_of(cell)
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)

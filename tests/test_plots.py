@@ -1,5 +1,6 @@
 """Figures hold what they were given, files are complete and repeatable, comparisons never hide a gap."""
 
+import io
 import itertools
 import json
 import subprocess
@@ -19,7 +20,8 @@ from graphnas_lib import gvae, paper, plots
 from graphnas_lib.macro import Architecture, HLArchitecture, HLTriple, Triple, stack_cell
 from graphnas_lib.plots import formatters, layout
 from graphnas_lib.plots.draw import CellDrawing
-from graphnas_lib.plots.style import cluster_style
+from graphnas_lib.plots.figures import looks
+from graphnas_lib.plots.style import MARKERS, OTHERS, cluster_style, picture, seen
 from graphnas_lib.space import Cell, sample_cells
 from graphnas_lib.store import artifacts
 
@@ -191,6 +193,7 @@ def test_plot_architecture_shows_channels_strides_and_sides():
     assert [t for t in texts if t in {"16", "40", "64", "128"}] == ["16", "16", "40", "64", "128"]
     assert texts.count("/2") == 2 and [t for t in texts if "²" in t] == ["32²", "16²", "8²"]
     assert [t for t in texts if t in {"A", "B"}] == ["A", "B", "A"]
+    assert [len(plots.plot_architecture(architecture, cells=n).axes) for n in (False, 1, True)] == [1, 2, 3]
     stacked = [text.get_text() for text in plots.plot_architecture(stack_cell(a)).axes[0].texts]
     assert stacked.count("A") == 17 and [t for t in stacked if "²" in t] == ["32²", "16²", "8²"]
 
@@ -226,13 +229,13 @@ def test_clusters_and_latents_share_colours(families):
         plots.plot_clusters(raw, labels, ZC, chosen),
         plots.plot_latents({"b": z[:, :2], "c": z[:, 2:]}, labels, highlight=chosen),
     )
-    for seen, fig in zip(styles, figs, strict=True):
+    for found, fig in zip(styles, figs, strict=True):
         dots = [dots for ax in fig.axes for dots in ax.collections]
         drawn = {tuple(colour) for each in dots for colour in each.get_facecolor()[:, :3]}
         for dot in fig.legends[0].legend_handles:
             colour = dot.get_facecolor()[0] if hasattr(dot, "get_offsets") else dot.get_markerfacecolor()
-            seen[dot.get_label().split(" (")[0]] = matplotlib.colors.to_rgb(colour)
-        assert drawn == set(seen.values())
+            found[dot.get_label().split(" (")[0]] = matplotlib.colors.to_rgb(colour)
+        assert drawn == set(found.values())
     assert list(styles[0]) == ["other families", *(f"family {k}" for k in chosen)]
     assert styles[0] == styles[1] and len(set(styles[0].values())) == 4
     assert sum(len(dots.get_offsets()) for dots in figs[0].axes[0].collections) == 300
@@ -256,6 +259,9 @@ def test_plot_log_takes_a_trainlog_and_refuses_unknown_keys():
     log = artifacts.TrainLog([{"step": i, "loss": 100.0 / (i + 1), "kl": float(i)} for i in range(80)], 80, 1.0)
     fig = plots.plot_log(log, ["loss", "kl"])
     assert [ax.get_yscale() for ax in fig.axes] == ["log", "linear"]
+    assert [text.get_text() for text in fig.axes[0].get_yticklabels() if float(text.get_text()) in (1, 2, 5)] == list(
+        "125"
+    )
     assert len(plots.plot_log(pd.DataFrame(log.rows), ["kl"]).axes[0].lines[0].get_xdata()) == 80
     with pytest.raises(ValueError, match=r"Logged quantities are \['step', 'loss', 'kl'\]; got \['lss'\]"):
         plots.plot_log(log, ["lss"])
@@ -279,19 +285,180 @@ def test_plot_search_draws_the_median_in_steps():
     assert line.get_drawstyle() == "steps-post"
 
 
-def test_scatter_states_n_and_rank():
-    x = np.array([1.0, 2.0, 3.0, np.nan])
-    fig = plots.plot_scatter(x, -x, ("x", "y"))
-    assert fig.axes[0].get_title(loc="right") == "Spearman -1.00, n = 3"
+def test_scatter_states_n_and_rank_of_every_panel():
+    up, down = [1.0, 2.0, 3.0, np.nan], [3.0, 2.0, 1.0, 0.0]
+    table = pd.DataFrame({"x": up * 2, "y": up + down, "of": ["a"] * 4 + ["b"] * 4})
+    fig = plots.plot_scatter(table, "x", "y", ("x", "y"), by="of", lines={"b": 2.5})
+    assert [ax.get_title() for ax in fig.axes] == ["a\nSpearman 1.00, n = 3", "b\nSpearman -1.00, n = 3"]
+    assert [[line.get_xdata()[0] for line in ax.lines] for ax in fig.axes] == [[], [2.5]]
+    pooled = plots.plot_scatter(table, "x", "y", ("x", "y"))
+    assert [ax.get_title() for ax in pooled.axes] == ["Spearman 0.00, n = 6"]
+
+
+def test_scatter_gives_every_group_a_look_of_its_own():
+    names = [f"m{i}" for i in range(20)]
+    look = looks(names, MARKERS)
+    colours = [look["palette"][i] for i in range(20)]
+    assert len(set(zip(colours, look["markers"], strict=True))) == 20
+    table = pd.DataFrame({"x": range(1, 21), "y": range(20), "method": names, "data": "d"})
+    fig = plots.plot_scatter(table, "x", "y", ("x", "y"), by="data", hue="method", log="x")
+    assert [text.get_text() for text in fig.legends[0].get_texts()] == names and fig.axes[0].get_xscale() == "log"
+
+
+def test_scatter_of_errors_has_a_band_and_no_rank():
+    table = pd.DataFrame({"asked": [1.0, 2.0, 3.0], "off": [-30.0, 0.0, 300.0]})
+    ax = plots.plot_scatter(table, "asked", "off", ("a", "b"), band=(-25, 25)).axes[0]
+    assert ax.get_title() == "n = 3" and ax.get_yscale() == "symlog"
+    assert ax.get_yticks().tolist() == [-25, -10, 0, 10, 25, 50, 100, 200]
 
 
 def test_families_over_depth_are_shares_of_those_that_reach():
     hl = [HLArchitecture((HLTriple(0, 8, 1), HLTriple(1, 16, 2))), HLArchitecture((HLTriple(1, 8, 1),))]
-    fig = plots.plot_families_over_depth(hl)
-    family, channels, halves = fig.axes[:3]
-    assert family.collections[0].get_array().reshape(2, 2).tolist() == [[0.5, 0.0], [0.5, 1.0]]
+    table = plots.families_over_depth(hl, 3)
+    assert table["n"].tolist() == [2, 1] and table["stride_2"].tolist() == [0.0, 1.0]
+    assert table[["family_0", "family_1", "family_2"]].to_numpy().tolist() == [[0.5, 0.5, 0.0], [0.0, 1.0, 0.0]]
+    reach, family, channels, halves = plots.plot_over_depth(table).axes[:4]
+    shares = family.collections[0].get_array()
+    assert shares.shape == (3, 2) and shares[2].tolist() == [0.0, 0.0]  # a family that nobody uses has a row
+    assert [bar.get_height() for bar in reach.patches] == [2, 1]
     assert channels.lines[0].get_xydata().tolist() == [[1, 8], [2, 16]]
     assert [(bar.get_center()[0], bar.get_height()) for bar in halves.patches] == [(1, 0), (2, 1)]
+
+
+def test_pairs_show_every_component_and_rank():
+    zc = pd.DataFrame({"naswot": [1.0, 2.0, 3.0], "params": [1e3, 1e5, 1e4], "flops": [1e3, 1e4, 1e5]})
+    fig = plots.plot_pairs(zc)
+    assert sorted(text.get_text() for ax in fig.axes for text in ax.texts) == ["0.500", "0.500", "1.000"]
+    dots = [dots for ax in fig.axes for dots in ax.collections]
+    assert len(dots) == 3 and dots[0].get_offsets().tolist() == [[1, 3], [2, 5], [3, 4]]
+
+
+def test_clusters_draw_the_ellipse_of_every_family(families):
+    _, raw, labels = families
+    fig = plots.plot_clusters(raw, labels, ZC, 2, ellipses={k: raw[labels == k] for k in range(5)})
+    lines = [line for line in fig.axes[0].lines if len(line.get_xdata())]  # seaborn's legend leaves empty ones
+    assert len(lines) == 5 and lines[3].get_xydata().tolist() == raw[labels == 3][:, [2, 0]].tolist()
+    assert sum(line.get_linewidth() > 1 for line in lines) == 2
+
+
+# ---- results
+
+
+def test_spread_shows_every_value_and_crosses_what_diverged():
+    table = pd.DataFrame(
+        {"who": ["r", "r", "c", "c"], "acc": [10.0, 30.0, 5.0, 7.0], "diverged": [True, False] + [False] * 2}
+    )
+    published = pd.DataFrame({"name": ["c", "other"], "low": [1.0, 0], "mean": [2.0, 0], "high": [4.0, 0]})
+    fig = plots.plot_spread(table, "who", "acc", "accuracy (%)", lines={"chance": 10.0}, published=published)
+    ours, theirs = fig.axes
+    assert [text.get_text() for text in ours.get_yticklabels()] == ["r", "c"]
+    assert sum(len(dots.get_offsets()) for dots in ours.collections) == 3
+    crosses, means = (line for line in ours.lines if line.get_marker() in "x|")
+    assert crosses.get_xydata().tolist() == [[10.0, 0.0]]
+    assert sorted(means.get_xydata().tolist()) == [[6.0, 1], [20.0, 0]]  # a diverged run counts
+    assert {t.get_text() for t in ours.get_legend().get_texts()} == {"diverged", "chance: 10"}
+    assert theirs.lines[0].get_xydata().tolist() == [[2.0, 1.0]] and theirs.get_xlabel().startswith("paper: accuracy")
+
+
+def test_spread_has_a_panel_with_its_own_line_for_every_data_set():
+    table = pd.DataFrame({"who": ["a", "b"] * 2, "acc": [50.0, 60, 2, np.nan], "data": ["x", "x", "y", "y"]})
+    fig = plots.plot_spread(table, "who", "acc", "%", by="data", lines={"chance": {"x": 10.0, "y": 1.0}})
+    assert [ax.get_title() for ax in fig.axes] == ["x", "y"]
+    assert [ax.get_legend().get_texts()[0].get_text() for ax in fig.axes] == ["chance: 10", "chance: 1"]
+
+
+def test_table_3_as_a_picture_marks_what_was_not_trained():
+    ours = pd.DataFrame({"flops": [18e6, 24e6], "accuracy": [np.nan, 50.0]})
+    ax = plots.plot_accuracy_by_flops(paper.TABLE_3, ours).axes[0]
+    marks = {line.get_label(): line.get_xdata().tolist() for line in ax.lines if line.get_marker() in ("D", "^")}
+    assert marks == {"here": [24.0], "designed here, not trained: no accuracy": [18.0]}
+    assert {"450M: Ours", "600M: Ours", "1000M: Ours", "TE-NAS"} <= {text.get_text() for text in ax.texts}
+    none = plots.plot_accuracy_by_flops(paper.TABLE_3, ours[["flops"]]).axes[0]
+    assert "here" not in [text.get_text() for text in none.get_legend().get_texts()]
+
+
+def test_errors_against_a_reference_leave_gaps_where_there_is_none():
+    table = pd.DataFrame({"a": [0.5, 2.0], "here": [np.nan, 1.5]}, index=["t1", "t2"])
+    ax = plots.plot_against(table, "share").axes[0]
+    assert ax.get_xscale() == "log" and [text.get_text() for text in ax.get_yticklabels()] == ["t1", "t2"]
+    assert [line.get_markerfacecolor() == "none" for line in ax.lines[:2]] == [False, True]
+    assert {0.5, 1.0, 2.0} <= {float(text.get_text()) for text in ax.get_xticklabels()}
+
+
+def test_hours_stand_in_order_beside_the_papers():
+    hours = pd.Series([2.0, 0.01], index=["labels", "families"])
+    ax = plots.plot_hours(hours, {"labels": 5.0, "sequence": 11.0}).axes[0]
+    assert [text.get_text() for text in ax.texts] == ["2.0", "<0.1"]
+    assert [text.get_text() for text in ax.get_yticklabels()] == ["labels", "families"]
+    assert ax.lines[0].get_xydata().tolist() == [[5.0, 0.0]]
+
+
+def test_status_counts_claims_once_each_in_order():
+    table = pd.DataFrame({"notebook": ["01", "01", "02"], "status": ["differs", "not run (why)", "differs"]})
+    bar, grid = plots.plot_status(table, ("differs", "not decided", "not run")).axes
+    assert [text.get_text() for text in bar.texts] == ["differs\n2", "not run\n1"]
+    assert [text.get_text() for text in grid.texts] == ["1", "", "1", "1", "", ""]
+
+
+# ---- words and colours
+
+
+def test_figures_say_in_words_what_they_show(home):
+    fig = plots.plot_criterion(pd.DataFrame({"k": [1, 2], "bic": [3.0, 2.0], "aic": [3.0, 2.0]}), {"used": 2})
+    assert "criterion (lower is better) against number of families K" in seen(fig)
+    _, first = picture(fig)
+    assert first["alt"] == seen(fig) and first["caption"] == ""
+    receipt = plots.save_figure(fig, "fig2_criterion", scale="lite", data=[{"k": 1}], title="K = 2 will do")[3]
+    png, words = picture(fig)
+    assert words["alt"].startswith("Two falling curves") and words["alt"].endswith("K = 2 will do.")
+    assert words["caption"] == json.loads(receipt.read_text())["caption"] != ""
+    assert json.loads(receipt.read_text())["alt"] == words["alt"] and fig.get_suptitle() == "K = 2 will do"
+    height, width, _ = plt.imread(io.BytesIO(png)).shape
+    assert (words["width"], words["height"]) == (width // 2, height // 2)
+
+
+def test_a_running_notebook_gets_picture_and_words(shell):
+    data, kept = shell.display_formatter.format(_bars())
+    assert data["image/png"].startswith(b"\x89PNG") and "cells against x" in kept["image/png"]["alt"]
+
+
+def test_no_text_of_a_figure_is_too_small_to_read(families):
+    z, raw, labels = families
+    hl = [HLArchitecture((HLTriple(0, 8, 1), HLTriple(1, 16, 2)))]
+    figs = [plots.plot_clusters(raw, labels, ZC), plots.plot_over_depth(plots.families_over_depth(hl, 2)), _bars()]
+    figs += [plots.plot_pipeline(), plots.plot_architecture(hl[0]), plots.plot_cells(sample_cells(6, seed=0))]
+    figs.append(plots.plot_accuracy_by_flops(paper.TABLE_3, pd.DataFrame({"flops": [18e6]})))
+    texts = [text for fig in figs for text in fig.findobj(matplotlib.text.Text) if text.get_text()]
+    assert [text.get_text() for text in texts if text.get_fontsize() < 7] == [] and len(texts) > 100
+
+
+DEUTERANOPIA = np.array(  # Machado, Oliveira and Fernandes 2009, severity 1, on linear RGB
+    [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.011820, 0.042940, 0.968881]]
+)
+XYZ = np.array(
+    [[0.4124564, 0.3575761, 0.1804375], [0.2126729, 0.7151522, 0.0721750], [0.0193339, 0.1191920, 0.9503041]]
+)
+WHITE = np.array([0.95047, 1.0, 1.08883])
+
+
+def lab(colour: str, seen_as: np.ndarray) -> np.ndarray:
+    """CIELAB of an sRGB colour as eyes with this matrix see it."""
+    c = np.array(matplotlib.colors.to_rgb(colour))
+    linear = np.where(c <= 0.04045, c / 12.92, ((c + 0.055) / 1.055) ** 2.4)
+    x = XYZ @ np.clip(seen_as @ linear, 0, 1) / WHITE
+    f = np.where(x > 216 / 24389, np.cbrt(x), (24389 / 27 * x + 16) / 116)
+    return np.array([116 * f[1] - 16, 500 * (f[0] - f[1]), 200 * (f[1] - f[2])])
+
+
+@pytest.mark.parametrize("eyes", [np.eye(3), DEUTERANOPIA], ids=["usual", "deuteranope"])
+def test_colours_stay_apart(eyes):
+    def nearest(colours):
+        points = [lab(colour, eyes) for colour in colours]
+        return min(np.linalg.norm(a - b) for a, b in itertools.combinations(points, 2))
+
+    assert nearest([*plots.PALETTE, OTHERS]) > 24
+    if eyes is DEUTERANOPIA:
+        assert nearest(["#009E73", "#CC79A7"]) < 18  # a green and a pink that are one colour to a deuteranope
 
 
 def test_plots_leave_no_open_figure_and_no_changed_style():
@@ -359,9 +526,9 @@ def test_compare_sets_numbers_beside_each_other():
     table = plots.compare(paper.TABLE_1, ours, scale="smoke").set_index(["row", "quantity"])
     line = table.loc[("CCNF", "C-10 Mean")]
     assert (line["paper"], line["ours"], line["n"], line["scale"], line["note"]) == (
-        "93.08±0.85", "61.00±1.250", "20", "smoke", "6 epochs",
+        "93.08±0.85", "61.00", "20", "smoke", "6 epochs",
     )  # fmt: skip
-    assert line["delta"] == pytest.approx(61.0 - 93.08)
+    assert line["delta"] == pytest.approx(61.0 - 93.08) and line["spread"] == "1.250"
     assert table.loc[("CCNF", "Gen. success"), "delta"] == pytest.approx(-0.05)
     assert table.loc[("Random", "C-10 Mean"), "ours"] == "not run (no result at smoke)"
 
@@ -377,8 +544,74 @@ def test_compare_knows_quoted_rows_and_rows_of_our_own():
     own = {"450M: random search": {"Acc. (%)": {"value": 40.0, "n": 3}}}
     table = plots.compare(paper.TABLE_3, own, scale="lite", columns=["Acc. (%)"])
     assert len(table) == 17
-    assert table.iloc[0]["ours"] == "not run (quoted from other work)"
+    assert table.iloc[0]["ours"] == "quoted from other work"  # nobody here was to run it
     assert table.iloc[-1][["row", "paper", "ours", "n"]].tolist() == ["450M: random search", "-", "40.00", "3"]
+
+
+def test_compare_takes_no_difference_from_a_misprint():
+    rate = {"TRAIN: Learning rate": {"G-VAE": 1e-3}, "TRAIN: Weight decay": {"G-VAE": 1e-3}}
+    table = plots.compare(paper.TABLE_6, rate, scale="lite").set_index(["row", "quantity"])["delta"]
+    assert np.isnan(table[("TRAIN: Learning rate", "G-VAE")])
+    assert table[("TRAIN: Weight decay", "G-VAE")] == pytest.approx(5e-4)
+
+
+# ---- tables as notebooks show them
+
+
+def test_comparison_is_shown_as_printed():
+    ours = {
+        "CCNF": {
+            "C-10 Mean": {"value": 61.0, "spread": 1.25, "n": 20, "note": "6 epochs; 16 px"},
+            "Gen. success": "19/20",
+        },
+        "own": {"C-10 Mean": {"value": 60.123, "spread": 2.0, "n": 3}},
+    }
+    lines = plots.show(plots.compare(paper.TABLE_1, ours, scale="lite", why="no GPU")).rows
+    header = plots.show(plots.compare(paper.TABLE_1, ours, scale="lite")).header
+    assert header == ["row", "of", *(name for name, _ in paper.TABLE_1[0]), "n"]
+    printed, found = (dict(zip(header, lines[i], strict=True)) for i in (6, 7))
+    assert printed["C-10 Mean"] == "93.08±0.85" and (found["row"], found["of"]) == ("", "ours")
+    assert (found["C-10 Mean"], found["Gen. success"], found["NASWOT"]) == ("61.00±1.25", "19/20", "not run")
+    assert found["n"] == "20"
+    own = dict(zip(header, lines[8], strict=True))
+    assert (own["row"], own["C-10 Mean"], own["NASWOT"]) == ("own", "60.12±2.00", "-") and len(lines) == 9
+
+
+def test_comparison_tells_notes_once_and_quotes_without_a_line_of_ours():
+    ours = {
+        "450M: Ours": {
+            "Params. (M)": {"value": 0.06, "note": "32 px; ours"},
+            "FLOPs (M)": {"value": 17.6, "note": "32 px"},
+        }
+    }
+    shown = plots.show(plots.compare(paper.TABLE_3, ours, scale="lite", columns=["Params. (M)", "FLOPs (M)"]))
+    whose = [row[1] for row in shown.rows]
+    assert whose.count("ours") == 3 and set(whose[:5]) == {"paper, quoted"}
+    assert "32 px: 450M: Ours, Params. (M); 450M: Ours, FLOPs (M)" in shown.notes
+    assert [row[2:4] for row in shown.rows if row[1] == "ours"][0] == ["0.1", "18"]
+
+
+def test_tables_show_no_nan_no_bare_index_and_words_for_truths():
+    table = pd.DataFrame({"won_it": [True, False], "x": [np.nan, 12345.6], "of": [None, "10^{390}"]})
+    shown = plots.show(table)
+    assert shown.header == ["won it", "x", "of"]
+    assert shown.rows == [["yes", "-", "-"], ["no", "12,346", "10^390"]]
+    counts = plots.show(pd.DataFrame({"n": [3.0, np.nan], "share": [1.0, 0.5]}))
+    assert counts.rows == [["3", "1.000"], ["-", "0.5000"]] and counts.right == [True, True]
+    indexed = plots.show(table.pivot(index="won_it", columns="of", values=["x"]))
+    assert indexed.header[0] == "won it" and indexed.header[-1] == "x · 10^{390}"
+    page = shown._repr_html_() + shown._repr_markdown_() + repr(shown)
+    assert "nan" not in page.lower().replace("nan_", "") and "<details>" not in page
+
+
+def test_a_status_is_a_badge_with_its_word_and_a_long_table_folds():
+    table = pd.DataFrame({"status": ["differs", "not run (no <files>)", "other"] * 6})
+    page = plots.show(table, "claims")._repr_html_()
+    assert page.startswith("<details><summary>claims: 18 rows</summary><table>")
+    assert page.count("<b>differs</b></span>") == 6 and page.count("<b>not run</b></span> (no &lt;files&gt;)") == 6
+    assert '<td style="text-align:left">other</td>' in page and "<b>" not in plots.show(table)._repr_markdown_()
+    lines = plots.show(table.head(2))._repr_markdown_().splitlines()
+    assert lines == ["| status |", "| --- |", "| differs |", "| not run (no <files>) |"]
 
 
 def test_compare_refuses_a_misspelt_quantity():
@@ -419,7 +652,7 @@ def test_cluster_metrics_refuse_mismatched_rows(families):
 
 def test_bars_and_strips_show_every_value_and_say_what_is_missing():
     fig = plots.plot_bars(pd.Series([1234.0, 0.5, float("nan")], index=["a", "b", "c"], name="seconds"), "stage")
-    assert [text.get_text() for text in fig.axes[0].texts] == ["1,234", "0.5", "not run"]
+    assert [text.get_text() for text in fig.axes[0].texts] == ["1,234", "0.5", "no value"]
     assert (fig.axes[0].get_ylabel(), fig.axes[0].get_xlabel()) == ("seconds", "stage")
     fig = plots.plot_strip(["r", "r", "c"], [1.0, 3.0, 5.0], "accuracy (%)", groups=["x", "x", "y"])
     means = [y for line in fig.axes[0].lines for y in line.get_ydata() if np.isfinite(y)]

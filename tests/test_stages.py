@@ -232,7 +232,7 @@ def test_without_artifacts_measured_claims_read_not_run_and_exact_ones_hold(home
     assert table.loc["mean-accuracy", "status"].startswith("not run (No artifact of stage 'table1'")
     measured = table[table["scale"] != "-"]
     assert not (measured["status"] == "reproduced").any()
-    assert ledger.status_counts(ledger.claims("smoke")).sum() == len(CLAIMS)
+    assert ledger.claims("smoke")["status"].str.startswith(ledger.STATUSES).sum() == len(CLAIMS)
 
 
 @pytest.mark.parametrize(

@@ -23,9 +23,9 @@ from graphnas_lib.runner.manifest import read_manifest
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "graphnas_lib"
 MOST_ROOMS, MOST_FLOORS = 24, 8
-MOST_LINES = (
-    16_500 + 3_700
-)  # the redesign, and since then: evidence from public tables, spectra, searches that reach far, what users bring, GPUs
+# the redesign, and since then: evidence from public tables, spectra, searches that reach far, what users bring, GPUs,
+# tables in the paper's layout and figures that say what they show
+MOST_LINES = 16_500 + 4_300
 LONGEST_MODULE, LONGEST_BODY, MOST_CALLED_ONCE = 400, 40, 120  # lines, lines, private functions
 
 

@@ -113,15 +113,24 @@ def test_verdicts_follow_the_interval():
 
 def test_low_accuracies_decide_little():
     guessing = {SIZE: [15.0, 15.1], HL: [12.0, 12.1]}
-    assert said(rows(guessing), "parameters") == ["open (near chance)"]
-    assert said(rows(guessing, "cifar100"), "parameters") == ["confirmed"]
-    low = {SIZE: [2.6, 2.5, 2.6], HL: [3.0, 3.1, 3.0]}  # within a point, but not within a tenth of what HL has
-    assert said(rows(low, "cifar100"), "parameters") == ["contradicted"]
+    assert said(rows(guessing), "parameters") == ["not decided"]
+    begun = {SIZE: [24.0, 24.1], HL: [12.0, 12.1]}
+    assert said(rows(begun), "parameters") == ["confirmed"]
+    assert said(rows(begun, "cifar100"), "parameters") == ["not decided"]  # a hundred classes are learnt later
+
+
+def test_verdicts_state_their_margin():
+    low = {SIZE: [25.5, 25.6], HL: [26.0, 26.1], SG: [8.0, 8.1]}  # within a point of HL
+    found = table2.verdicts(rows(low)).set_index("question")
+    assert found.loc["parameters", ["margin", "verdict"]].tolist() == [1.0, "confirmed"]
+    assert found.loc["superior", "margin"] == 0.0
+    lower = table2.verdicts(rows({SG: [4.0, 4.1], HL: [5.0, 5.1]})).set_index("question")
+    assert lower.loc["sequence-generator", "margin"] == pytest.approx(0.505)  # a tenth of what HL has
 
 
 def test_every_data_set_gets_its_own_verdict():
     both = pd.concat(
-        [rows({ZEN: [70.0, 70.1], FLAT: [60.0, 60.1]}), rows({ZEN: [5.0, 5.1], FLAT: [7.0, 7.1]}, "cifar100")]
+        [rows({ZEN: [70.0, 70.1], FLAT: [60.0, 60.1]}), rows({ZEN: [35.0, 35.1], FLAT: [37.0, 37.1]}, "cifar100")]
     )
     assert said(both, "space-is-not-enough") == ["confirmed", "contradicted"]
     assert len(table2.verdicts(both)) == 2 * len(QUESTIONS)
@@ -131,6 +140,6 @@ def test_summary_stands_beside_the_papers_table():
     table = rows({FLAT: [60.0, 62.0], SG: [70.0, 71.0]})
     found = compare(paper.TABLE_2, table2.summary(table, FACTS), scale="lite")
     line = found[(found["row"] == FLAT) & (found["quantity"] == "C-10 Acc. (%)")].iloc[0]
-    assert line["ours"].startswith("60.0") and line["n"] == "2" and "mean of 2 networks 61.0" in line["note"]
+    assert (line["ours"], line["spread"], line["n"]) == ("60.00", "1.414", "2") and "chosen network" in line["note"]
     hours = found[(found["row"] == SG) & (found["quantity"] == "Pretrain")].iloc[0]
     assert float(hours["ours"]) == 2.5

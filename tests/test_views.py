@@ -2,10 +2,26 @@
 
 import pandas as pd
 import pytest
+import torch
 
-from graphnas_lib.clusters import ZC_NAMES
+from graphnas_lib import stages
+from graphnas_lib.clusters import ZC_NAMES, Families
 from graphnas_lib.network import ExportError
-from graphnas_lib.stages import comparison, designed, generated, gvae, shown, table2, variants
+from graphnas_lib.paper import SCALES, STAGES
+from graphnas_lib.stages import (
+    comparison,
+    designed,
+    evidence,
+    evolution,
+    generated,
+    gvae,
+    shown,
+    table1,
+    table2,
+    table3,
+    table4,
+    variants,
+)
 
 BUDGET = "params <= 1M"
 
@@ -86,12 +102,10 @@ def test_best_table_gives_shares_of_the_searches():
     assert table["SG / Evo (flat), as many"].tolist() == [9.7, 9.7]
 
 
-def test_search_curves_of_unlike_proxies_share_an_axis():
+def test_search_curves_come_back_from_their_steps():
     runs = {"ZenNet: Evo(Zen)": [2.0, 2.0, 4.0, 8.0, 8.0, 8.0], "GraphNet: SG+CCNF": [500.0, 500.0]}
     curves = pd.concat([table2.improvements(best).assign(method=name) for name, best in runs.items()])
     assert len(curves) == 6 and table2.search_curves(curves, [*runs, "none"]) == runs
-    shares = {"ZenNet: Evo(Zen)": [0.25, 0.25, 0.5, 1.0, 1.0, 1.0], "GraphNet: SG+CCNF": [1.0, 1.0]}
-    assert table2.search_shares(curves) == shares
 
 
 def test_request_table_measures_what_was_realised():
@@ -196,3 +210,97 @@ def test_a_refusal_is_one_line_and_an_answer_none():
     assert shown.refusal(refuse, n=0) == "ValueError: n must be positive; got 0."
     with pytest.raises(AssertionError, match="expected to be refused"):
         shown.refusal(refuse, n=1)
+
+
+def test_errors_of_requests_are_relative_and_counted():
+    requests = pd.DataFrame(
+        {
+            "quantity": ["params"] * 3 + ["flops"],
+            "requested": [100.0, 200.0, 300.0, 50.0],
+            "realised": [110.0, 150.0, 600.0, 50.0],
+        }
+    )
+    table = designed.errors(requests)
+    assert table["error"].tolist() == pytest.approx([10.0, -25.0, 100.0, 0.0])
+    assert table["panel"].unique().tolist() == [
+        "params: half within 25%, 2 of 3 within 25%", "flops: half within 0%, 1 of 1 within 25%",
+    ]  # fmt: skip
+
+
+def test_sizes_are_shares_of_the_budget_they_were_searched_under():
+    history = pd.DataFrame({"budget": ["params <= 0.3M", "flops <= 100M"], "params": [3e5, 1.0], "flops": [1.0, 5e7]})
+    assert evolution.within(history.assign(score=1.0))["size"].tolist() == pytest.approx([1.0, 0.5])
+
+
+def test_errors_of_tasks_are_shares_of_the_wide_resnets():
+    rows = pd.DataFrame({"task": ["ecg", "satellite", "darcy"], "value": [0.86, None, float("nan")]})
+    table = table4.relative(rows)
+    assert list(table.columns) == ["Expert", "DASH", "paper's own", "here"] and len(table) == 8
+    assert table.loc["ecg", "here"] == pytest.approx(0.86 / 0.43) and table["here"].notna().sum() == 1
+    assert table.loc["darcy", "paper's own"] == pytest.approx(0.014 / 0.073)
+
+
+def test_a_diverged_task_was_run_and_says_so():
+    rows = pd.DataFrame(
+        {"task": ["ecg", "satellite"], "value": [0.8, None], "note": ["", table4.DIVERGED], "n_train": 5}
+    )
+    row = table4.summary(rows.assign(n_train=5), {"epochs": 2})["Ours"]
+    assert row["Satellite"]["value"] == "diverged" and row["ECG"]["value"] == 0.8
+
+
+def test_diverged_cells_count_at_chance():
+    table, facts = table1.load("lite")
+    assert table["accuracy"].notna().all() and (table.loc[table["diverged"], "accuracy"] == table1.CHANCE).all()
+    row = table1.summary(table, facts)["Random"]
+    assert row["C-10 Mean"]["n"] == (table["strategy"] == "Random").sum()
+    assert (
+        table.loc[table["diverged"], "strategy"].isin(["Random"]).sum() * (row["C-10 Min"]["value"] - table1.CHANCE)
+        == 0
+    )
+
+
+def test_published_accuracies_are_those_of_table_1():
+    table = table1.published().set_index("name")
+    assert table.loc["Random"].tolist() == [75.0, 10.0, 93.86] and set(table.loc["NATS-Bench ref."]) == {94.24}
+
+
+def test_settings_are_those_that_the_scale_uses():
+    ours = stages.hyperparameters("lite")
+    assert {name: cell["value"] for name, cell in ours["TRAIN: Learning rate"].items()} == {
+        "G-VAE": SCALES["lite"].gvae_lr, "CCNF": 1e-3, "Seq. Gen.": SCALES["lite"].sequence_lr,
+    }  # fmt: skip
+    assert [cell["value"] for cell in ours["TRAIN: Weight decay"].values()] == [5e-4, 0.01, 0.05]
+    assert stages.published_hours() == {"labels": 5.0, "gvae": 0.5, "ccnf": 0.5, "evolution": 14.0, "sequence": 11.0}
+
+
+def test_stages_cost_hours_in_the_order_in_which_they_are_made():
+    table = stages.stage_costs("lite")
+    assert table["stage"].tolist() == [name for name in STAGES if name in set(table["stage"])]
+    assert (table["hours"] * 3600).tolist() == pytest.approx(table["seconds"].tolist())
+
+
+def test_ellipses_are_one_deviation_wide_in_standardised_z():
+    families = Families.load("lite")
+    contour = families.transform(stages.families.contours(families)[5])
+    off = (contour - families.means[5]).abs().amax(0)
+    deviation = torch.tensor(families.covariances)[5].sqrt()
+    assert off.tolist() == pytest.approx([float(deviation[0]), 0.0, float(deviation[2]), 0.0], abs=2e-3)
+
+
+def test_points_of_table_3_say_whose_they_are():
+    rows = pd.DataFrame({"budget": ["450M"], "flops": [18e6]})
+    table = table3.points(rows)
+    assert table["whose"].value_counts().to_dict() == {"quoted": 10, "paper": 3, "here": 1}
+    assert table.iloc[-1]["flops"] == 18e6 and pd.isna(table.iloc[-1]["accuracy"])
+    assert dict(table3.recipe().to_numpy())["epochs"] == "480"
+
+
+def test_conditions_stand_beside_what_q_finds():
+    wanted, found = torch.zeros(2, 4), torch.arange(8.0).reshape(2, 4)
+    table = generated.asked(wanted, found)
+    assert table.query("component == 'params'")["found"].tolist() == [2.0, 6.0] and (table["asked"] == 0).all()
+
+
+def test_verdicts_of_a_protocol_are_counted():
+    table = pd.DataFrame({"protocol": ["P1", "P1", "P1", "P2"], "verdict": ["open", "reproduced", "open", "open"]})
+    assert evidence.counted(table, "P1") == "P1: 2 open, 1 reproduced"

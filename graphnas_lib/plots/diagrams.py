@@ -23,14 +23,16 @@ _BOX, _STEP = (2.5, 0.98), (3.55, 1.62)  # size of a box; distance of columns an
 
 
 @figure
-def plot_architecture(architecture, title: str = "", *, resolution: int | None = 32, cells: bool = False) -> Figure:
+def plot_architecture(
+    architecture, title: str = "", *, resolution: int | None = 32, cells: bool | int = False
+) -> Figure:
     """A macro strip: one bar a cell, its height and label the channels, with a mark where the resolution halves.
 
     Args:
         architecture: an `Architecture` (a letter for each distinct cell) or an `HLArchitecture` (its family).
         title: printed above.
         resolution: side of the input in pixels, for the sides printed under the stages; None prints none.
-        cells: draw the distinct cells of an `Architecture` under the strip.
+        cells: draw the distinct cells of an `Architecture` under the strip; a number draws the first so many.
     """
     import matplotlib.pyplot as plt
 
@@ -42,7 +44,7 @@ def plot_architecture(architecture, title: str = "", *, resolution: int | None =
     names = [letters[kind] if concrete else str(kind) for kind in kinds]
     width = 1.2 + 0.5 * (len(triples) + 3)
     if cells and concrete:
-        grid = CellGrid(distinct, max(width, WIDEST))
+        grid = CellGrid(distinct if cells is True else distinct[:cells], max(width, WIDEST))
         heights = [_STRIP_HEIGHT, sum(grid.heights)]
         fig = plt.figure(figsize=(max(width, grid.width), sum(heights)))
         top, bottom = fig.subfigures(2, 1, height_ratios=heights)

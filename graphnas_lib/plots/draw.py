@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure, SubFigure
 
 INCHES_PER_UNIT = 0.74  # of the layout, where there is room
-READABLE_INCHES_PER_UNIT = 0.5  # three cells a row only where boxes are at least this large
+FONT_PER_INCH = 11.5  # points of the names in boxes, for an inch a unit
+READABLE = 7.0  # points: as many cells stand in a row as leave names this large
 _EDGE = "#4A4A4A"
 
 
@@ -109,7 +110,8 @@ class CellGrid:
         self.drawings = [None if cell is None else CellDrawing(cell) for cell in cells]
         sizes = [(2.0, 0.9) if drawing is None else drawing.size for drawing in self.drawings]
         self.span = max(x for x, _ in sizes)
-        self.columns = min(3 if width / 3 - 0.15 >= READABLE_INCHES_PER_UNIT * self.span else 2, len(cells))
+        fits = (n for n in (3, 2) if FONT_PER_INCH * (width / n - 0.15) >= READABLE * self.span)
+        self.columns = min(next(fits, 1), len(cells))
         self.unit = min((width / self.columns - 0.15) / self.span, INCHES_PER_UNIT)
         self.width = self.columns * (self.span * self.unit + 0.15)
         rows = (sizes[i : i + self.columns] for i in range(0, len(sizes), self.columns))
@@ -125,4 +127,4 @@ class CellGrid:
             if drawing is None:
                 ax.text(0.5, 0.5, "no valid cell", ha="center", va="center", color=GREY, transform=ax.transAxes)
             else:
-                drawing.draw(ax, (self.span, self.spans[i // self.columns]), min(8.5, 11.5 * self.unit))
+                drawing.draw(ax, (self.span, self.spans[i // self.columns]), min(8.5, FONT_PER_INCH * self.unit))

@@ -4,4 +4,4 @@
 """
 
 from graphnas_lib.sequence.generator import SequenceConfig, SequenceGenerator, train
-from graphnas_lib.sequence.vocabulary import CONDITIONS
+from graphnas_lib.sequence.vocabulary import CONDITIONS, MAX_NEW, PREFIX

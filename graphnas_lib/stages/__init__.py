@@ -25,9 +25,8 @@ from graphnas_lib.stages import (
     validation,
     variants,
 )
-from graphnas_lib.stages.costs import costs, hyperparameters, stage_costs
-from graphnas_lib.stages.datacard import plot_distributions
-from graphnas_lib.stages.ledger import Finding, claims, deviations, status, status_counts
+from graphnas_lib.stages.costs import costs, hyperparameters, published_hours, stage_costs
+from graphnas_lib.stages.ledger import STATUSES, Finding, claims, deviations, status
 from graphnas_lib.stages.road import freshness, produce, run
 from graphnas_lib.stages.shown import (
     banner,

@@ -89,6 +89,7 @@ def outside(searches: evolution.Searches, quantity: str, bound: float) -> list[d
     return rows
 
 
+NEAR = 25.0  # percent of a request: what is further off before any fit counts as missed
 FLAT_EQUAL = "Evo (flat), as many"
 REPEATED, RELEASED = "Repeated cell", "Released"
 
@@ -109,6 +110,20 @@ def best_table(best: pd.DataFrame, flat: pd.DataFrame) -> pd.DataFrame:
     shares = {f"SG / {name}": table["SG"] / table[name] for name in beside}
     named = table.rename(columns={name: f"{name}, {asked[name]:,} evaluations" for name in table})
     return named.assign(**shares).loc[best["budget"].unique()].reset_index()
+
+
+def errors(requests: pd.DataFrame) -> pd.DataFrame:
+    """How far each design is from its request: "error" in percent, and a "panel" that says how often one is near.
+
+    Columns besides: quantity, requested, realised.
+    """
+    table = requests[["quantity", "requested", "realised"]]
+    table = table.assign(error=100 * (table["realised"] / table["requested"] - 1))
+    told = {}
+    for quantity, off in table["error"].abs().groupby(table["quantity"]):
+        near = f"{(off <= NEAR).sum()} of {len(off)} within {NEAR:.0f}%"
+        told[quantity] = f"{quantity}: half within {off.median():.0f}%, {near}"
+    return table.assign(panel=table["quantity"].map(told))
 
 
 def request_table(requests: pd.DataFrame) -> pd.DataFrame:

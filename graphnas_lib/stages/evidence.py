@@ -205,13 +205,19 @@ def told(verdicts: pd.DataFrame, protocol: str) -> str:
     """What the rows of a protocol came to: counts of verdicts, and the largest and the least advantage."""
     rows = verdicts[verdicts["protocol"] == protocol]
     known = rows[rows["advantage"].notna()].sort_values("advantage")
-    counts = ", ".join(f"{n} {verdict}" for verdict, n in rows["verdict"].value_counts().items())
+    counts = counted(verdicts, protocol)
     if known.empty:
-        return f"{protocol}: {counts} ({rows['note'].iloc[0]})"
+        return f"{counts} ({rows['note'].iloc[0]})"
     ends = [
         f"{r.task}: {r.ours} - {r.control} {r.advantage:+.3f} [{r.low:+.3f}, {r.high:+.3f}]" for r in known.itertuples()
     ]
-    return f"{protocol}: {counts}.\nMost: {ends[-1]}.\nLeast: {ends[0]}."
+    return f"{counts}.\nMost: {ends[-1]}.\nLeast: {ends[0]}."
+
+
+def counted(verdicts: pd.DataFrame, protocol: str) -> str:
+    """How many rows of a protocol have which verdict: "P1: 3 open, 1 contradicted"."""
+    kinds = verdicts.loc[verdicts["protocol"] == protocol, "verdict"].value_counts()
+    return f"{protocol}: " + ", ".join(f"{n} {verdict}" for verdict, n in kinds.items())
 
 
 def best_rules(table: pd.DataFrame) -> pd.DataFrame:

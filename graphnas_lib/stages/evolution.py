@@ -111,6 +111,13 @@ def load(scale: str) -> pd.DataFrame:
     return store.load("evolution", "evolution.parquet", scale)
 
 
+def within(history: pd.DataFrame) -> pd.DataFrame:
+    """Networks of a history with their "size" as a share of the budget that they were searched under."""
+    asked = history["budget"].str.extract(r"(?P<quantity>\w+) <= (?P<bound>[\d.]+)M")
+    size = history["params"].where(asked["quantity"] == "params", history["flops"])
+    return history[["budget", "params", "flops", "score"]].assign(size=size / (1e6 * asked["bound"].astype(float)))
+
+
 def budget_name(quantity: str, bound: float) -> str:
     """For example "params <= 1M"."""
     return f"{quantity} <= {bound / 1e6:g}M"

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
+
 import pandas as pd
+import torch
 
 from graphnas_lib.clusters import ZC_NAMES, Families, criterion_curve, stability
 from graphnas_lib.plots import farthest_families
@@ -32,6 +35,17 @@ def table(families: Families) -> pd.DataFrame:
     centres = pd.DataFrame(families.inverse(families.means).numpy(), columns=list(ZC_NAMES))
     facts = pd.DataFrame({"family": range(len(medoids)), "cells": families.counts, "weight": families.weights})
     return facts.join(centres).assign(medoid=medoids)
+
+
+def contours(families: Families, points: int = 90) -> dict[int, torch.Tensor]:
+    """Each family's ellipse of one standard deviation in NASWOT and log-parameters, as raw ZC vectors (points, 4)."""
+    angle = torch.linspace(0.0, 2 * math.pi, points)
+    circle = torch.zeros(points, len(ZC_NAMES))
+    circle[:, ZC_NAMES.index("params")], circle[:, ZC_NAMES.index("naswot")] = angle.cos(), angle.sin()
+    spread = torch.tensor(families.covariances)
+    if families.covariance == "full":
+        spread = spread.diagonal(dim1=-2, dim2=-1)
+    return {k: families.inverse(families.means[k] + spread[k].sqrt() * circle) for k in range(families.n_clusters)}
 
 
 def distant(scale: str, n: int = 4) -> list[int]:

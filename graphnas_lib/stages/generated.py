@@ -201,3 +201,12 @@ def reference_spread(around: pd.DataFrame, reference: dict) -> pd.DataFrame:
     medians = pd.DataFrame({f"median {n} / reference": groups[n].median() / reference[n] for n in ("params", "flops")})
     facts = groups.agg(cells=("key", "size"), distinct=("key", "nunique"), sigma=("sigma", "mean"))
     return _with_ratio(table).join(medians).join(facts)
+
+
+def asked(wanted: torch.Tensor, found: torch.Tensor) -> pd.DataFrame:
+    """Conditions and what q says of the draws for them, both (n, 4) and standardised: a row for each component of each.
+
+    Columns: component, asked, found.
+    """
+    parts = [pd.DataFrame(part.numpy(), columns=list(ZC_NAMES)).melt(var_name="component") for part in (wanted, found)]
+    return parts[0].rename(columns={"value": "asked"}).assign(found=parts[1]["value"])

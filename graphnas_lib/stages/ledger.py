@@ -25,6 +25,7 @@ from graphnas_lib.stages.costs import DATA_STAGES, hours
 from graphnas_lib.store import MissingArtifactError
 from graphnas_lib.zennet import INVERTED_KINDS
 
+STATUSES = ("reproduced", "reduced scale", "differs", "not decided", "not run")  # the last is followed by its reason
 STRIDES = 2  # a stride is 1 or 2
 MIN_INDEX = 0.5  # of R^2, rank correlation or adjusted Rand index, from which on "predicts", "follows", "agrees" hold
 
@@ -88,11 +89,6 @@ def status(finding: Finding, scale: str) -> str:
     if not finding.holds:
         return "differs"
     return "reproduced" if finding.exact or scale == "paper" else "reduced scale"
-
-
-def status_counts(table: pd.DataFrame) -> pd.Series:
-    """Number of claims by status, reasons left out."""
-    return table["status"].str.split(" (", regex=False).str[0].value_counts().rename("claims")
 
 
 def deviations() -> pd.DataFrame:
@@ -274,11 +270,11 @@ def _cost_of_generating(claim: Claim, scale: str) -> Finding:
 @answers("superior", "space-is-not-enough", "hl-evo", "sequence-generator")
 @answers("reduced-training-selection", "flat-evolution")
 def _difference_of_methods(claim: Claim, scale: str) -> Finding:
-    """Holds where every one of the claim's `table2.QUESTIONS` is confirmed on every data set."""
+    """Holds where every one of the claim's `table2.QUESTIONS` is confirmed on every data set that decides anything."""
     table = table2.verdicts(table2.load(scale)[0]).replace("GraphNet: ", "", regex=True)
     table = table[table["question"].isin([claim.id, f"{claim.id}-zennet"])]
     table = table.astype(dict.fromkeys(("difference", "low", "high"), float))
-    found, numbers = set(table["verdict"]), "; ".join(table["n"].unique())
+    found, numbers = set(table["verdict"]) - {table2.UNDECIDED}, "; ".join(table["n"].unique())
     holds = True if found == {"confirmed"} else False if "contradicted" in found else None
     return Finding(rows=table.to_dict("records"), n=f"{numbers} networks", holds=holds)
 

@@ -6,13 +6,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pandas as pd
-from IPython.display import Markdown
 
 from graphnas_lib import benchmarks, network, store
 from graphnas_lib.datasets import MissingDataError
 from graphnas_lib.design import Design
 from graphnas_lib.network import ExportError
-from graphnas_lib.plots import markdown
+from graphnas_lib.plots import Shown, show
 from graphnas_lib.space import OPERATIONS
 from graphnas_lib.stages.road import produce
 from graphnas_lib.store import MissingArtifactError
@@ -28,9 +27,9 @@ def banner(scale: str, device: str) -> str:
     return f"scale {store.check_scale(scale)}: {worth[scale]} | device {store.pick_device(device).type}"
 
 
-def full(table: pd.DataFrame) -> Markdown:
-    """A table whose texts are shown whole, for tables that are read rather than scanned."""
-    return Markdown(markdown(table))
+def full(table: pd.DataFrame, name: str = "table") -> Shown:
+    """A table as `plots.show` gives it."""
+    return show(table, name)
 
 
 def written(scale: str, *, figures: Sequence[str] = (), tables: Sequence[str] = ()) -> str:

@@ -14,6 +14,7 @@ from graphnas_lib.clusters import ZC_NAMES
 from graphnas_lib.datasets import Dataset
 from graphnas_lib.macro import stack_cell
 from graphnas_lib.network import build
+from graphnas_lib.paper import TABLE_1
 from graphnas_lib.plots import mean_difference
 from graphnas_lib.space import REFERENCE_CELL, Cell
 from graphnas_lib.stages.stage import Stage, measured
@@ -24,6 +25,7 @@ RECIPE = "nats12"
 REFERENCE = "NATS-Bench ref."
 FLOW = ("CCNF", "CCNF, checked")  # as drawn, which is the paper's and decides; and ours (deviation D49)
 STRATEGIES = ("Random", "Neighbourhood", *FLOW)
+CHANCE = 10.0  # accuracy (%) of guessing one of ten classes
 QUANTITIES = {  # the paper's column -> ours, and its unit
     **{"NASWOT": ("naswot", 1), "SNIP": ("snip_ssnr", 1e4)},
     **{"Params. (M)": ("params", 1e6), "FLOPs (M)": ("flops", 1e6), "C-10 Mean": ("accuracy", 1)},
@@ -107,8 +109,9 @@ def measure(
 
 
 def load(scale: str) -> tuple[pd.DataFrame, dict]:
-    """Rows of trained cells, and the stage's facts (success, sigma, recipe)."""
-    return store.load("table1", "table1_rows.csv", scale), store.load_manifest("table1", scale)["config"]
+    """Rows of trained cells, and the stage's facts (success, sigma, recipe); a run that diverged counts at `CHANCE`."""
+    table = store.load("table1", "table1_rows.csv", scale)
+    return table.fillna({"accuracy": CHANCE}), store.load_manifest("table1", scale)["config"]
 
 
 def summary(table: pd.DataFrame, facts: dict) -> dict[str, dict[str, dict]]:
@@ -123,6 +126,16 @@ def summary(table: pd.DataFrame, facts: dict) -> dict[str, dict[str, dict]]:
             row["C-10 Max"] = {"value": group["accuracy"].max(), "n": len(group)}
         ours[strategy] = row
     return ours
+
+
+def published() -> pd.DataFrame:
+    """The paper's accuracies (%): name of the strategy, low, mean and high; of the reference its one number."""
+    rows = []
+    for row in TABLE_1:
+        mean = row["C-10 Mean"].value
+        ends = {"low": row["C-10 Min"].value or mean, "high": row["C-10 Max"].value or mean}
+        rows.append({"name": row.key, "mean": mean, **ends})
+    return pd.DataFrame(rows)
 
 
 def difference(table: pd.DataFrame, a: str, b: str) -> dict[str, float]:

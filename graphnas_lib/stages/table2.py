@@ -13,6 +13,7 @@ from torch import nn
 from graphnas_lib import datasets, network, store, zennet
 from graphnas_lib.datasets import Dataset, MissingDataError
 from graphnas_lib.macro import Architecture
+from graphnas_lib.paper import SCALES
 from graphnas_lib.plots import mean_difference, mean_interval
 from graphnas_lib.stages.evolution import budget_name
 from graphnas_lib.stages.methods import Methods
@@ -22,6 +23,9 @@ from graphnas_lib.zennet import ZenNet
 
 COLUMNS = {"cifar10": "C-10", "digits": "C-10", "cifar100": "C-100"}
 CHANCE = {"cifar10": 10.0, "digits": 10.0, "cifar100": 1.0}  # accuracy of guessing (%)
+LEARNT = {"cifar10": 20.0, "digits": 20.0, "cifar100": 25.0}  # mean accuracy (%) below which networks have only begun
+UNDECIDED = "not decided"
+PAPER_BUDGET = budget_name(*SCALES["paper"].table2_budget)
 HELD_OUT = 0.1  # of the training images: the split on which a method's network is chosen
 MAX_EQUAL_POINTS = 1.0  # gap within which two accuracies count as equal, and at most
 MAX_EQUAL_SHARE = 0.1  # this share of the second: a point is much where accuracies are low
@@ -147,15 +151,17 @@ def methods(table: pd.DataFrame, facts: dict) -> pd.DataFrame:
 
 
 def summary(table: pd.DataFrame, facts: dict) -> dict[str, dict[str, dict]]:
-    """Our Table 2 for `plots.compare`: the chosen network's test accuracy, spread and n of all that were trained."""
+    """Our Table 2 for `plots.compare`: the chosen network's test accuracy; "spread" is that of the n trained ones."""
     ours = {}
     for line in methods(table, facts).to_dict("records"):
         source, column = facts["datasets"][line["dataset"]], COLUMNS[line["dataset"]]
         row = ours.setdefault(line["method"], {"Evals.": {"value": int(line["evaluations"]), "n": 1}})
         if not line["n"]:
             continue  # every training diverged
-        note = f"{source['source']}; {source['n_train']} training images, {facts['epochs']} epochs; "
-        note += f"mean of {line['n']} networks {line['mean']:.1f}"
+        note = (
+            f"{source['source'].replace('; ', ', ')}; {source['n_train']} training images, {facts['epochs']} epochs; "
+        )
+        note += "of the chosen network; spread and n are of all that were trained"
         row[f"{column} Acc. (%)"] = {"value": line["chosen"], "spread": line["std"], "n": line["n"], "note": note}
         cost = {"value": line["search_seconds"] / 3600, "n": 1, "note": "hours of search on this machine"}
         row[f"{column} Cost"] = cost
@@ -177,10 +183,13 @@ class Question:
         """What test accuracies (%) of the two methods say, given the interval of their difference."""
         if min(len(a), len(b)) < 2:
             return "open"
-        if max(a.mean(), b.mean()) < 2 * CHANCE[dataset]:
-            return "open (near chance)"
-        margin = min(MAX_EQUAL_POINTS, MAX_EQUAL_SHARE * b.mean()) if self.ties else 0.0
-        return "confirmed" if gap["low"] > -margin else "contradicted" if gap["high"] < 0 else "open"
+        if max(a.mean(), b.mean()) < LEARNT[dataset]:
+            return UNDECIDED
+        return "confirmed" if gap["low"] > -self.margin(b) else "contradicted" if gap["high"] < 0 else "open"
+
+    def margin(self, b: np.ndarray) -> float:
+        """Points by which method a may stay below method b, of test accuracies b (%), and still count as equal."""
+        return min(MAX_EQUAL_POINTS, MAX_EQUAL_SHARE * float(b.mean())) if self.ties and len(b) else 0.0
 
 
 QUESTIONS = {
@@ -198,8 +207,8 @@ QUESTIONS = {
 def verdicts(table: pd.DataFrame) -> pd.DataFrame:
     """One line a question and data set: the difference of mean test accuracies, its interval, and what it says.
 
-    Where neither method has twice the accuracy of guessing, their networks have hardly begun to learn and nothing is
-    decided.
+    A claim is confirmed where the interval begins above minus the "margin". Where neither method reaches the accuracy
+    `LEARNT`, networks have hardly begun to learn and nothing is decided.
     """
     lines = []
     for name, asked in QUESTIONS.items():
@@ -207,7 +216,8 @@ def verdicts(table: pd.DataFrame) -> pd.DataFrame:
             a, b = (group.loc[group["method"] == method, "accuracy"].to_numpy() for method in (asked.a, asked.b))
             line = {"question": name, "claim": asked.text, "dataset": dataset, "a": asked.a, "b": asked.b}
             gap = mean_difference(a, b) if len(a) and len(b) else dict.fromkeys(("difference", "low", "high"))
-            lines.append({**line, **gap, "n": f"{len(a)}, {len(b)}", "verdict": asked.verdict(a, b, gap, dataset)})
+            line |= {**gap, "margin": asked.margin(b), "n": f"{len(a)}, {len(b)}"}
+            lines.append(line | {"verdict": asked.verdict(a, b, gap, dataset)})
     return pd.DataFrame(lines)
 
 
@@ -216,12 +226,6 @@ def search_curves(curves: pd.DataFrame, methods: Sequence[str]) -> dict[str, lis
     found = {name: steps.set_index("evaluation")["best"] for name, steps in curves.groupby("method", sort=False)}
     whole = {name: best.reindex(range(1, best.index.max() + 1)).ffill().tolist() for name, best in found.items()}
     return {name: whole[name] for name in methods if name in whole}
-
-
-def search_shares(curves: pd.DataFrame) -> dict[str, list[float]]:
-    """Best-so-far of every method of Table 2 as a share of the best that it found: proxies of all units on one axis."""
-    found = search_curves(curves, curves["method"].unique())
-    return {method: [value / best[-1] for value in best] for method, best in found.items()}
 
 
 def reasons(facts: Mapping) -> dict[str, str]:

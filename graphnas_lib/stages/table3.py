@@ -11,6 +11,7 @@ from torch import nn
 from graphnas_lib import datasets, store
 from graphnas_lib.datasets import ImageFolderDataset
 from graphnas_lib.design import Design, Trained, design
+from graphnas_lib.paper import TABLE_3
 from graphnas_lib.stages.stage import Stage, measured
 from graphnas_lib.training import RECIPES, TEACHER, load_teacher, train
 
@@ -92,3 +93,24 @@ def summary(table: pd.DataFrame, facts: dict) -> dict[str, dict[str, dict]]:
         row["Acc. (%)"] = measured(group["accuracy"]) if facts["trained"] else {"value": None, "note": facts["why"]}
         ours[f"{budget}: Ours"] = {name: {"note": note, **value} for name, value in row.items()}
     return ours
+
+
+def recipe() -> pd.DataFrame:
+    """The settings of the training that the paper takes over from ZenNAS, one a line."""
+    return pd.DataFrame(
+        [(name, str(value)) for name, value in vars(RECIPES[RECIPE]).items()], columns=["setting", "value"]
+    )
+
+
+def points(table: pd.DataFrame) -> pd.DataFrame:
+    """What `plots.plot_accuracy_by_flops` draws: name, whose ("quoted", "paper", "here"), flops and accuracy (%).
+
+    Rows of the paper without both numbers are left out; ours have no accuracy where nothing was trained.
+    """
+    rows = [
+        {"name": row.key, "whose": "quoted" if row.quoted else "paper", "flops": 1e6 * flops, "accuracy": accuracy}
+        for row in TABLE_3
+        if (flops := row["FLOPs (M)"].value) and (accuracy := row["Acc. (%)"].value)
+    ]
+    own = table.assign(name=table["budget"], whose="here").reindex(columns=["name", "whose", "flops", "accuracy"])
+    return pd.concat([pd.DataFrame(rows), own], ignore_index=True)

@@ -11,6 +11,7 @@ import torch
 from graphnas_lib import datasets, store
 from graphnas_lib.datasets import TASKS
 from graphnas_lib.design import BudgetUnreachable, Design, Trained, design
+from graphnas_lib.paper import TABLE_4
 from graphnas_lib.stages.stage import Stage
 from graphnas_lib.training import cut_batch, train_task
 
@@ -19,6 +20,7 @@ COLUMNS = {  # task -> the paper's column
     **{"ninapro": "NinaPro", "ecg": "ECG", "satellite": "Satellite", "deepsea": "DeepSEA"},
 }
 MISSING = "its files are not there"
+DIVERGED = "training diverged"
 
 
 def make(stage: Stage) -> tuple[dict, dict]:
@@ -54,7 +56,7 @@ def measure(stage: Stage, trained: Trained, name: str, *, checkpoint: store.Chec
         **{key: getattr(chosen, key) for key in ("params", "flops")},
         **{key: getattr(result, key) for key in ("n_train", "n_test", "epochs")},
         **{"seconds": round(result.seconds, 2), "source": result.source},
-        "note": "training diverged" if result.diverged else "no better than a constant answer" * result.at_chance,
+        "note": DIVERGED if result.diverged else "no better than a constant answer" * result.at_chance,
         "design": chosen.to_json(),
     }
 
@@ -74,10 +76,25 @@ def summary(table: pd.DataFrame, facts: dict) -> dict[str, dict[str, dict]]:
     row = {}
     for line in table.to_dict("records"):
         notes = [line["note"]] if pd.notna(line["note"]) and line["note"] else []
+        if line["note"] == DIVERGED:  # it was run: the outcome is the number that is not there
+            line["value"] = "diverged"
         if pd.notna(line.get("n_train")):
             notes.append(f"{line['n_train']:.0f} training samples, {facts['epochs']} epochs")
         row[COLUMNS[line["task"]]] = {"value": line["value"], "n": 1, "note": "; ".join(notes)}
     return {"Ours": row}
+
+
+def relative(table: pd.DataFrame) -> pd.DataFrame:
+    """Errors as shares of the Wide-ResNet's in Table 4: a line a task, a column a method, of which "here" is ours."""
+    rows = {row.name.split(" ")[0]: row for row in TABLE_4}
+    base = {task: rows["WRN"][column].value for task, column in COLUMNS.items()}
+    shares = {
+        name.replace("Ours", "paper's own"): {t: row[c].value / base[t] for t, c in COLUMNS.items()}
+        for name, row in rows.items()
+    }
+    here = pd.to_numeric(table.set_index("task")["value"], errors="coerce")
+    shares["here"] = {task: here.get(task, math.nan) / base[task] for task in COLUMNS}
+    return pd.DataFrame(shares).drop(columns="WRN").rename_axis("task")
 
 
 def tasks() -> pd.DataFrame:
