@@ -24,9 +24,9 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "graphnas_lib"
 MOST_ROOMS, MOST_FLOORS = 24, 8
 # the redesign, and since then: evidence from public tables, spectra, searches that reach far, what users bring, GPUs,
-# tables in the paper's layout and figures that say what they show
-MOST_LINES = 16_500 + 4_300
-LONGEST_MODULE, LONGEST_BODY, MOST_CALLED_ONCE = 400, 40, 120  # lines, lines, private functions
+# tables in the paper's layout and figures that say what they show, and machines otherwise than most
+MOST_LINES = 16_500 + 4_600
+LONGEST_MODULE, LONGEST_BODY, MOST_CALLED_ONCE = 400, 40, 125  # lines, lines, private functions
 
 
 def modules() -> dict[str, Path]:
