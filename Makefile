@@ -101,6 +101,6 @@ lab: $(STAMP) ## the notebooks in JupyterLab
 	@"$(PY)" -m jupyter lab notebooks
 
 clean: ## what runs leave behind: executed copies, smoke artifacts, caches; .venv stays
-	@rm -rf notebooks/executed data/smoke figures/smoke data/*/.notebooks.json data/*/checkpoints
+	@rm -rf notebooks/executed data/smoke figures/smoke data/*/.notebooks.json* data/*/.locks data/*/checkpoints
 	@rm -rf .pytest_cache .ruff_cache .benchmarks build dist *.egg-info
 	@find graphnas_lib tests -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -240,7 +240,13 @@ def test_ctrl_c_leaves_no_worker_running(tmp_path):
     script.write_text(INTERRUPTED)
     folder.mkdir()
     environment = os.environ | {"PYTHONPATH": str(Path(artifacts.__file__).parents[2])}
-    run = subprocess.Popen([sys.executable, script, folder], env=environment, stderr=subprocess.PIPE, text=True)
+    run = subprocess.Popen(
+        [sys.executable, script, folder],
+        env=environment,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore Ctrl-C
+    )
     until = time.monotonic() + 300
     while len(list(folder.iterdir())) < 2 and time.monotonic() < until:
         time.sleep(0.1)

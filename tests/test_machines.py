@@ -289,7 +289,7 @@ def test_a_second_run_of_a_notebook_waits_and_finds_it_fresh(chain):  # noqa: F8
 
 
 def test_a_second_run_of_a_stage_takes_what_the_first_has_made(tmp_path):
-    lock = tmp_path / "data" / "smoke" / "checkpoints" / ".cells.lock"
+    lock = tmp_path / "data" / "smoke" / ".locks" / "cells"
     given = {"env": os.environ | {"PYTHONPATH": str(REPOSITORY), "GRAPHNAS_HOME": str(tmp_path)}}
     given |= {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     command = [sys.executable, "-m", "graphnas_lib", "run", "cells", "--scale", "smoke"]

@@ -42,7 +42,8 @@ def test_a_fresh_stage_is_not_made_again(home):
 
 def test_smoke_writes_into_its_own_folder_alone(home):
     stages.produce("cells", "smoke", device="cpu", progress=False)
-    assert tree(home) == {"data/smoke/cells.manifest.json", "data/smoke/cells.safetensors"}
+    made = {"data/smoke/cells.manifest.json", "data/smoke/cells.safetensors"}
+    assert tree(home) == made | {"data/smoke/.locks/cells"}
 
 
 def test_the_key_follows_sizes_seed_data_and_inputs(home, monkeypatch, tmp_path):

@@ -72,7 +72,9 @@ def test_length_table_has_the_best_after_a_third_and_after_all():
 
     history = run([1.0, 2.0, 6.0, 4.0, 5.0, 6.0, 7.0, 8.0, 3.0])
     flat = run([1.0, 3.0, 2.0, 9.0, 4.0, 4.0, 4.0, 4.0, 4.0], method="Evo (flat)")
-    (row,) = comparison.lengths(history, flat).to_dict("records")
+    beyond = pd.DataFrame({"evaluations": [10], "score": [99.0], "budget": BUDGET, "method": "Evo (flat)"})
+    elsewhere = flat.assign(budget="params <= 7M")
+    (row,) = comparison.lengths(history, pd.concat([flat, beyond, elsewhere])).to_dict("records")
     assert (row["budget"], row["evaluations"]) == (BUDGET, 9)
     assert (row["HL-Evo, a third"], row["HL-Evo, all"]) == (6.0, 8.0)
     assert (row["Evo (flat), a third"], row["Evo (flat), all"]) == (3.0, 9.0)

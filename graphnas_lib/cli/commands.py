@@ -118,6 +118,8 @@ def run(options: argparse.Namespace) -> int:
     given = {name: getattr(options, name) for name in ("seed", "device", "fresh", "dask", "digits")}
     found = stages.run(options.stage, options.scale, **given)
     files = ", ".join(found["files"])
+    if not stages.together.is_first(options.stage):
+        return 0
     print(f"{options.stage} at scale {options.scale}: {files} ({found['seconds']} s on {found['device']})")
     return 0
 

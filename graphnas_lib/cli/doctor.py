@@ -56,11 +56,12 @@ def download() -> list[str]:
 def _machine() -> list[str]:
     """Room on the disk, and notes on what is otherwise than most machines have it."""
     place = store.root()
-    free = shutil.disk_usage(place).free / 2**30
+    there = next(folder for folder in (place.resolve(), *place.resolve().parents) if folder.exists())
+    free = shutil.disk_usage(there).free / 2**30
     told = [f"results go to {place}; {free:.1f} GiB free there"]
     if free < ROOM:
         told.append(f"note: less than {ROOM} GiB are free; notebooks and stages need about that much.")
-    if not all(os.access(folder, os.W_OK) for folder in (place, place / "data") if folder.exists()):
+    if not all(os.access(folder, os.W_OK) for folder in (there, place / "data") if folder.exists()):
         told.append(f"note: {place} cannot be written; {store.remedy('Read-only file system')}")
     if cannot := _cache():
         told.append(f"note: {cannot}; each process compiles anew, some ten seconds. Name one in $NUMBA_CACHE_DIR.")

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+IN_A_ROW = 5  # panels
+
 
 def array(values) -> np.ndarray:
     """Tensor, DataFrame column or list as a numpy array."""
@@ -127,7 +129,7 @@ def plot_scatter(
     table: pd.DataFrame, x: str, y: str, labels: tuple[str, str], *, by: str = "", hue: str = "", log: str = "",
     identity: bool = False, band: tuple[float, float] | None = None, lines: Mapping[str, float] | None = None,
 ) -> Figure:  # fmt: skip
-    """Points, a panel a group, under its name, rank correlation and n.
+    """Points, a panel a group, under its name, rank correlation and n; at most `IN_A_ROW` panels side by side.
 
     Args:
         table: columns `x`, `y`, and where they are named `by` (the panel) and `hue` (colour and marker).
@@ -144,9 +146,12 @@ def plot_scatter(
     groups = {str(name): part for name, part in table.groupby(by, sort=False)} if by else {"": table}
     kinds = looks(list(table[hue].unique()), MARKERS) if hue else {"color": PALETTE[0]}
     look = {**kinds, "s": 34 if len(table) < 200 else 9, "alpha": 0.75, "linewidth": 0, "hue": hue or None}
-    size = (min(WIDEST, 4.6 * len(groups)), (3.7 if len(groups) > 1 else 4.3) + 1.2 * bool(hue))
-    fig, axes = subplots(1, len(groups), figsize=size, squeeze=False, sharey=not hue)
-    for ax, (name, part) in zip(axes.flat, groups.items(), strict=True):
+    rows, height = -(-len(groups) // IN_A_ROW), 3.7 if len(groups) > 1 else 4.3
+    size = (min(WIDEST, 4.6 * len(groups)), height * rows + 1.2 * bool(hue))
+    fig, axes = subplots(rows, min(len(groups), IN_A_ROW), figsize=size, squeeze=False, sharey=not hue)
+    for ax in axes.flat[len(groups) :]:
+        ax.set_visible(False)
+    for ax, (name, part) in zip(axes.flat, groups.items(), strict=False):
         sns.scatterplot(part, x=x, y=y, style=hue or None, ax=ax, rasterized=len(part) > 2000, legend=bool(hue), **look)
         if identity and len(part):
             span = [part[[x, y]].min(axis=None), part[[x, y]].max(axis=None)]

@@ -22,6 +22,7 @@ from graphnas_lib.stages import (
     table2,
     table3,
     table4,
+    together,
     validation,
     variants,
 )

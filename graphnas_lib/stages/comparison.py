@@ -81,9 +81,13 @@ def _best_by_seed(compared: pd.DataFrame) -> pd.DataFrame:
 
 
 def lengths(history: pd.DataFrame, flat: pd.DataFrame) -> pd.DataFrame:
-    """Best score of HL-Evo and of flat evolution under each budget, after a third of the evaluations and after all."""
-    both = pd.concat([history.assign(method="HL-Evo"), flat], ignore_index=True)
-    longest = both.groupby("budget")["evaluations"].max()
+    """Best score of HL-Evo and of flat evolution under each budget, after a third of the evaluations and after all.
+
+    All are those of HL-Evo: what flat evolution did beyond them, or under other budgets, is left out.
+    """
+    longest = history.groupby("budget")["evaluations"].max()
+    both = pd.concat([history.assign(method="HL-Evo"), flat[flat["budget"].isin(longest.index)]], ignore_index=True)
+    both = both[both["evaluations"] <= both["budget"].map(longest)]
     columns = {}
     for name, run in both.groupby("method", sort=False):
         third = run[run["evaluations"] <= run["budget"].map(longest) / 3]

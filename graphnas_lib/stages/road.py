@@ -18,6 +18,7 @@ from tqdm.auto import tqdm
 from graphnas_lib import stages, store
 from graphnas_lib.datasets import MissingDataError
 from graphnas_lib.paper import STAGES, sizes
+from graphnas_lib.stages import together
 from graphnas_lib.stages.stage import Stage
 
 MODULES = {name: vars(stages)[name] for name in STAGES}  # the room's `__init__` has imported them all before this
@@ -71,7 +72,8 @@ def run(
     Args:
         stage, scale, seed, device, progress: as of `produce`.
         fresh: forget the state of earlier, unfinished runs.
-        dask: address of a dask scheduler, on whose workers independent jobs run.
+        dask: address of a dask scheduler, on whose workers independent jobs run. Under torchrun (`together`) the
+            processes train one network at a time, each its share of every batch.
         digits: at paper scale, go on with scikit-learn's digits where there are no CIFAR-10 files.
 
     Raises:
@@ -90,8 +92,11 @@ def run(
     given = {"scale": sizes(stage, scale), "seed": seed, "device": where, "identity": identity}
     job = Stage(name=stage, progress=progress, dask=dask, **given)
     checkpoints = store.data_dir(scale) / "checkpoints"
+    if not together.is_first(stage):  # of several processes the first alone writes
+        MODULES[stage].make(job)
+        return together.shared(stage, dict)
     waiting = partial(tqdm.write, f"{stage}: another run makes it at scale {scale}; this one waits for it to end.")
-    with store.alone(checkpoints / f".{stage}.lock", waiting) as waited:
+    with store.alone(store.data_dir(scale) / ".locks" / stage, waiting) as waited:
         if waited and store.manifest_path(stage, scale).exists():
             manifest = store.load_manifest(stage, scale)
             if manifest["key"] == key and not fresh:
@@ -102,7 +107,7 @@ def run(
             files, facts = MODULES[stage].make(job)
         name = torch.cuda.get_device_name(where) if where.type == "cuda" else "cpu"
         about = {"seed": seed, "seconds": seconds(), "device": name, "config": facts, "key": key}
-        manifest = store.save(stage, files, scale=scale, **about)
+        manifest = together.shared(stage, lambda: store.save(stage, files, scale=scale, **about))
         _forget(checkpoints, stage)
         return manifest
 

@@ -15,6 +15,7 @@ from tqdm.auto import tqdm
 
 from graphnas_lib import store
 from graphnas_lib.paper import Sizes
+from graphnas_lib.stages import together
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,8 +57,11 @@ class Stage:
         With `workers=1` the jobs run in this process, one after another, on no cluster either. `options` are further
         ones of `store.collect`.
         """
-        journal = store.Journal(self._kept(f"{self.name}-{self.identity}", loop, settings, "jsonl"))
-        options |= {"progress": self.progress, "desc": loop, "unit": "row", "dask": None if workers == 1 else self.dask}
+        path = self._kept(f"{self.name}-{self.identity}", loop, settings, "jsonl")
+        journal = store.Journal(path if together.is_first(self.name) else None)
+        journal.results = together.shared(self.name, lambda: journal.results)
+        shown = self.progress and together.is_first(self.name)
+        options |= {"progress": shown, "desc": loop, "unit": "row", "dask": None if workers == 1 else self.dask}
         rows = store.collect(jobs, journal, workers=workers or self.workers, **options)
         return [{"id": name, **row} for name, row in zip(jobs, rows, strict=True)]
 
@@ -68,7 +72,12 @@ class Stage:
         """
         points = {name: self.checkpoint(f"{loop} {name}", *settings) for name in jobs}
         jobs = {name: partial(job, checkpoint=points[name]) for name, job in jobs.items()}
-        return self.collect(jobs, loop, *settings, workers=workers, kept=lambda name: points[name].clear())
+
+        def clear(name: str) -> None:
+            if together.is_first(self.name):
+                points[name].clear()
+
+        return self.collect(jobs, loop, *settings, workers=workers, kept=clear)
 
     def scores_file(self, prefix: str, settings: dict) -> Path:
         """Where scores of cells are kept under all that decides them.

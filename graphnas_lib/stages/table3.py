@@ -12,6 +12,7 @@ from graphnas_lib import datasets, store
 from graphnas_lib.datasets import ImageFolderDataset
 from graphnas_lib.design import Design, Trained, design
 from graphnas_lib.paper import TABLE_3
+from graphnas_lib.stages import together
 from graphnas_lib.stages.stage import Stage, measured
 from graphnas_lib.training import RECIPES, TEACHER, load_teacher, train
 
@@ -27,25 +28,37 @@ def make(stage: Stage) -> tuple[dict, dict]:
     shape = (3, scale.table3_resolution, scale.table3_resolution)
     options = {"input_shape": shape, "classes": scale.table3_classes}
     options |= {"device": stage.device, "trained": Trained.load(scale.name, device=stage.device)}
-    found, data, jobs = [], imagenet(scale.name), {}
+    data, jobs = imagenet(scale.name), {}
     if data is not None:
         teacher()  # asked for before hours of search and days of training
-    for name, flops in zip(BUDGETS, scale.table3_budgets, strict=True):
-        for search in range(SEARCHES):
-            best = design(flops=flops, n=3, seed=stage.seed + search, **options)[0]
-            row = {"budget": name, "requested": flops, "search": search, "design": best.to_json()}
-            found.append(row | {name: getattr(best, name) for name in ("params", "flops", "macs", "tcet")})
-            if data is not None:
-                jobs[f"{name} {search}"] = partial(measure, stage, best, data, stage.seed + search)
-    table = pd.DataFrame(found)
+    found = together.shared(stage.name, lambda: searched(stage, options))
+    for (name, search), best in found.items() if data is not None else ():
+        jobs[f"{name} {search}"] = partial(measure, stage, best, data, stage.seed + search)
+    asked = dict(zip(BUDGETS, scale.table3_budgets, strict=True))
+    table = pd.DataFrame(
+        {"budget": name, "requested": asked[name], "search": search, "design": best.to_json()}
+        | {cost: getattr(best, cost) for cost in ("params", "flops", "macs", "tcet")}
+        for (name, search), best in found.items()
+    )
+    best = list(found.values())[-1]
     facts = {"input_shape": list(shape), "classes": scale.table3_classes, "batch": best.batch, "trained": bool(jobs)}
     paper = scale.name == "paper"
     facts["why"] = "needs ImageNet-1k (480 epochs)" if paper else f"ImageNet-1k is not trained on at {scale.name} scale"
     if jobs:
-        rows = stage.trainings(jobs, "trainings", RECIPES[RECIPE], table["design"].tolist())
+        workers = None if together.accelerator(stage.name) is None else 1
+        rows = stage.trainings(jobs, "trainings", RECIPES[RECIPE], table["design"].tolist(), workers=workers)
         table["accuracy"] = [row["accuracy"] for row in rows]
         facts["teacher"] = rows[0]["teacher"]
     return {"table3_rows.csv": table}, facts
+
+
+def searched(stage: Stage, options: dict) -> dict[tuple[str, int], Design]:
+    """The best design of each search: (budget, search) -> it."""
+    return {
+        (name, search): design(flops=flops, n=3, seed=stage.seed + search, **options)[0]
+        for name, flops in zip(BUDGETS, stage.scale.table3_budgets, strict=True)
+        for search in range(SEARCHES)
+    }
 
 
 def imagenet(scale: str) -> ImageFolderDataset | None:
@@ -58,7 +71,8 @@ def measure(stage: Stage, chosen: Design, data: ImageFolderDataset, seed: int, *
     """One row: a design trained on ImageNet-1k, with ZenNAS's teacher unless `$GRAPHNAS_TEACHER` says none."""
     network, name = teacher()
     options = {"seed": seed, "device": stage.device, "teacher": network, "checkpoint": checkpoint}
-    result = train(chosen.build(seed=seed), data, RECIPE, **options)
+    several = together.accelerator(stage.name)
+    result = train(chosen.build(seed=seed), data, RECIPE, accelerator=several, **options)
     return {"accuracy": result.accuracy, "seconds": result.seconds, "teacher": name}
 
 
