@@ -36,7 +36,8 @@ def job_of_table2(stage: Stage, folder) -> Callable:
     return partial(table2.measure, stage, {"method": "HL"}, SMALL.to_json(), data)
 
 
-def job_of_table3(stage: Stage, folder) -> Callable:
+def write_images(folder) -> None:
+    """A folder of noise as ImageNet's lie: two splits of two classes."""
     from PIL import Image
 
     for split in ("train", "val"):
@@ -45,6 +46,10 @@ def job_of_table3(stage: Stage, folder) -> Callable:
             for i in range(16):
                 noise = np.random.default_rng(i).integers(0, 255, (20, 20, 3), dtype=np.uint8)
                 Image.fromarray(noise).save(folder / split / label / f"{i}.JPEG")
+
+
+def job_of_table3(stage: Stage, folder) -> Callable:
+    write_images(folder)
     data = datasets.ImageFolderDataset(folder, resolution=16, threads=1)
     costs = count(SMALL, input_shape=data.input_shape, classes=2)
     chosen = Design(architecture=SMALL, **vars(costs), tcet=1.0, batch="", input_shape=data.input_shape, classes=2)

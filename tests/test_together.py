@@ -5,8 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
+from test_resume import write_images
 
 from graphnas_lib import store
 from graphnas_lib.cli import main
@@ -40,17 +40,6 @@ store.Checkpoint.save = counted
 found = stages.run("table3", "lite", progress=False, device="cpu")
 print("DONE", together.accelerator("table3").process_index, json.dumps(found["files"], sort_keys=True), flush=True)
 """
-
-
-def write_images(folder: Path) -> None:
-    from PIL import Image
-
-    for split in ("train", "val"):
-        for label in ("n01", "n02"):
-            (folder / split / label).mkdir(parents=True)
-            for i in range(16):
-                noise = np.random.default_rng(i).integers(0, 255, (20, 20, 3), dtype=np.uint8)
-                Image.fromarray(noise).save(folder / split / label / f"{i}.JPEG")
 
 
 def torchrun(home: Path, dies_at: int) -> subprocess.CompletedProcess:

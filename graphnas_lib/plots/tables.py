@@ -6,7 +6,6 @@ Markdown. The same figure gives the same bytes. A number that we do not have rea
 
 from __future__ import annotations
 
-import os
 import re
 import tomllib
 from collections.abc import Iterable, Mapping
@@ -81,14 +80,9 @@ _UNDATED = {".pdf": {"CreationDate": None, "ModDate": None}, ".png": {"Software"
 
 def render(fig: Figure, path: Path) -> Path:
     """One file (.pdf, .png, .svg), atomically and without dates or program versions in it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.stem}.{os.getpid()}.part{path.suffix}")
-    try:
-        with style():
-            fig.savefig(part, metadata=_UNDATED[path.suffix], bbox_inches="tight", pad_inches=0.06)
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
+    with store.replaced(path) as part, style():
+        options = {"metadata": _UNDATED[path.suffix], "bbox_inches": "tight", "pad_inches": 0.06}
+        fig.savefig(part, format=path.suffix[1:], **options)
     return path
 
 

@@ -12,15 +12,17 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+_ELSEWHERE = (
+    "Results need a folder that can be written: name one in $GRAPHNAS_HOME (a copy of data/ and notebooks/), or "
+    "give -o."
+)
 REFUSALS = {  # as the system words it -> what to do
     "No space left on device": "The disk is full: free some space and give the same command again; what was finished "
     "is kept.",
     "Disk quota exceeded": "Your share of the disk is used up: free some and give the same command again; what was "
     "finished is kept.",
-    "Read-only file system": "Results need a folder that can be written: name one in $GRAPHNAS_HOME (a copy of "
-    "data/ and notebooks/), or give -o.",
-    "Permission denied": "Results need a folder that can be written: name one in $GRAPHNAS_HOME (a copy of data/ and "
-    "notebooks/), or give -o.",
+    "Read-only file system": _ELSEWHERE,
+    "Permission denied": _ELSEWHERE,
 }
 
 
