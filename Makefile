@@ -3,7 +3,7 @@ SHELL := /bin/bash
 comma := ,
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup reproduce test unit smoke nbval bench fuzz kills lint format lab readme clean
+.PHONY: help setup reproduce test unit smoke nbval bench fuzz kills lint format lab site readme clean
 
 SCALE ?=
 NOTEBOOKS ?=
@@ -92,6 +92,11 @@ kills: $(STAMP) ## the whole road at smoke, killed N times at random and gone on
 
 format: $(STAMP) ## ruff format and the fixes ruff is sure of, code and notebooks
 	@"$(PY)" -m ruff check --quiet --fix . ; "$(PY)" -m ruff format .
+
+# Warnings are errors: a link that leads nowhere, an equation that cannot be drawn.
+site: $(STAMP) ## notebooks, report and gallery as pages that open without a server: build/site/index.html
+	@OMP_NUM_THREADS=1 "$(PY)" -m sphinx -q -W --keep-going -b html -d build/doctrees -c site . build/site
+	@echo "The site is build/site/index.html"
 
 readme: $(STAMP) ## write REPORT.md and README's generated blocks again
 	@"$(PY)" -m graphnas_lib reproduce --readme
