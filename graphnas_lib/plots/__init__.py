@@ -9,6 +9,7 @@ from graphnas_lib.plots.families import (
     ZC_AXES,
     families_over_depth,
     farthest_families,
+    latent_page,
     plot_clusters,
     plot_latents,
     plot_over_depth,
@@ -32,7 +33,7 @@ from graphnas_lib.plots.results import (
     plot_spread,
     plot_status,
 )
-from graphnas_lib.plots.style import PALETTE, figure, svg
+from graphnas_lib.plots.style import PALETTE, figure, picture, svg
 from graphnas_lib.plots.tables import (
     Shown,
     compare,

@@ -6,7 +6,9 @@ Families keep one colour in all panels of Figure 2: pass the same `highlight` to
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -137,6 +139,16 @@ def plot_latents(embeddings: Mapping[str, object], labels, *, highlight: Sequenc
     for ax, title in zip(axes[0], embeddings, strict=True):
         ax.set(title=title, xlabel="t-SNE 1", ylabel="t-SNE 2", xticks=[], yticks=[])
     return fig
+
+
+def latent_page(embeddings: Mapping[str, object], labels, cells: Sequence, highlight: Sequence[int]) -> str:
+    """`plot_latents` as one HTML page that needs nothing else: the cell under the pointer is drawn below the maps."""
+    points = {title: np.round(array(xy), 2).tolist() for title, xy in embeddings.items()}
+    drawn = [{"edges": np.asarray(c.edges).tolist(), "operations": list(c.operations)} for c in cells]
+    colours = {int(k): PALETTE[i] for i, k in enumerate(sorted(highlight))}
+    data = {"maps": points, "families": array(labels).astype(int).tolist(), "cells": drawn, "colours": colours}
+    page = (Path(__file__).parent / "atlas.html").read_text(encoding="utf-8")
+    return page.replace("/*DATA*/", json.dumps(data, separators=(",", ":")))
 
 
 def families_over_depth(hl_architectures: Sequence, n_families: int) -> pd.DataFrame:

@@ -210,7 +210,13 @@ def with_outputs(source: dict, executed: dict, scale: str, name: str) -> dict:
     for count, (cell, done) in enumerate(zip(own, run, strict=True), 1):
         cell["execution_count"] = count
         outputs = [{k: v for k, v in output.items() if k != "transient"} for output in done["outputs"]]
+        outputs = [o | {"data": without_widgets(o["data"])} if "data" in o else o for o in outputs]
         cell["outputs"] = [o | {"execution_count": count} if "execution_count" in o else o for o in outputs]
         cell["metadata"] = {k: v for k, v in cell["metadata"].items() if k not in ("papermill", "execution")}
     source["metadata"] = {"kernelspec": dict(runner.KERNEL), "language_info": {"name": "python"}}
     return source
+
+
+def without_widgets(data: dict) -> dict:
+    """An output without the panel that only its own kernel could show; its picture stays."""
+    return {kind: content for kind, content in data.items() if kind != "application/vnd.jupyter.widget-view+json"}

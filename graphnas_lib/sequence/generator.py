@@ -156,6 +156,24 @@ class SequenceGenerator:
                 designs.append(None)
         return [designs[i : i + n] for i in range(0, len(designs), n)]
 
+    def next_token(self, place: int, **request: float | None) -> dict[str, float]:
+        """Legal tokens at a place of the greedy design for a request, in words, and their probabilities (Eq. 10).
+
+        Args:
+            place: how many tokens of the design are written before it; 0 is its first.
+            request: as of `generate`.
+        """
+        written = self.vocabulary.encode(self.generate(**request))
+        if not 0 <= place < len(written):
+            raise ValueError(f"The design for this request has {len(written)} tokens, from 0 on; got {place}.")
+        rows = torch.tensor([[request.get(name) or math.nan for name in CONDITIONS]])
+        ids = torch.cat([self.vocabulary.prefix(rows), torch.tensor([written[:place]], dtype=torch.long)], dim=1)
+        ids = ids.to(self.device)
+        with torch.no_grad():
+            scores = GrammarMask(self.vocabulary, max_strides=3)(ids, self.model(input_ids=ids).logits[:, -1])[0]
+        found = enumerate(scores.softmax(dim=0).tolist())
+        return {self.vocabulary.name(token): share for token, share in found if scores[token] > -math.inf}
+
     def to_files(self, *, half: bool = False) -> dict:
         """Content for `artifacts.save("sequence", ...)`; `half` stores float16 (half the size)."""
         weights = {name: w for name, w in self.model.state_dict().items() if name != "lm_head.weight"}  # tied

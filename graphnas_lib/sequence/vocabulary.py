@@ -87,6 +87,15 @@ class Vocabulary:
         i = CONDITIONS.index(name)
         return tuple(10**x if LOGARITHMIC[i] else x for x in (self.low[i], self.high[i]))
 
+    def name(self, token: int) -> str:
+        """A token of a design in words."""
+        if token == EOS:
+            return "end"
+        if token >= self.strides:
+            return f"stride {STRIDES[token - self.strides]}"
+        wide = token >= self.channels
+        return f"{CHANNELS[token - self.channels]} channels" if wide else f"family {token - self.families}"
+
     def encode(self, hl: HLArchitecture) -> list[int]:
         """Tokens of a design, EOS last, without the prefix."""
         tokens = []

@@ -8,11 +8,11 @@ from functools import partial
 import pandas as pd
 import torch
 
-from graphnas_lib import gvae, store
+from graphnas_lib import gvae, plots, store
 from graphnas_lib.clusters import ZC_NAMES, Families
 from graphnas_lib.gvae import GVAE, GVAEConfig, cluster_metrics, embed
 from graphnas_lib.proxies import zc_matrix
-from graphnas_lib.stages import cells, labels
+from graphnas_lib.stages import cells, families as families_stage, labels
 from graphnas_lib.stages.stage import Stage
 from graphnas_lib.store import TrainLog
 
@@ -113,6 +113,17 @@ def make(stage: Stage) -> tuple[dict, dict]:
     files |= {f"gvae_{name}.csv": pd.concat(parts, ignore_index=True) for name, parts in tables.items()}
     files["gvae_ablation.csv"] = ablation_table(stage, data, {run: models[run] for run in short})
     return files | {"gvae_cycle.csv": cycle}, facts
+
+
+def latent_map(scale: str) -> str:
+    """Writes `latent_map.html`, both maps of Fig. 2b-c with the cells behind the points; returns where it lies."""
+    maps = store.load("gvae", "gvae_maps.csv", scale)
+    pictures = {name: maps.loc[maps["variant"] == name, ["x", "y"]] for name in ("naive", "regularised")}
+    unseen = labels.codes_of(labels.load(scale), cells.load(scale))[-len(pictures["naive"]) :]
+    families = maps.loc[maps["variant"] == "naive", "family"]
+    path = store.figures_dir(scale) / "latent_map.html"
+    store.write(path, plots.latent_page(pictures, families, unseen.cells(), families_stage.distant(scale)))
+    return path.relative_to(store.root()).as_posix()
 
 
 def planned(stage: Stage) -> tuple[list[Run], list[Run]]:
