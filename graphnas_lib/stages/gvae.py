@@ -12,7 +12,8 @@ from graphnas_lib import gvae, plots, store
 from graphnas_lib.clusters import ZC_NAMES, Families
 from graphnas_lib.gvae import GVAE, GVAEConfig, cluster_metrics, embed
 from graphnas_lib.proxies import zc_matrix
-from graphnas_lib.stages import cells, families as families_stage, labels
+from graphnas_lib.stages import cells, labels
+from graphnas_lib.stages import families as families_stage
 from graphnas_lib.stages.stage import Stage
 from graphnas_lib.store import TrainLog
 
