@@ -141,7 +141,8 @@ def exercises_missing(notebooks: dict[str, dict]) -> list[str]:
     """The number of exercises, each with a question, code of a few lines and what to look at."""
     found = []
     for name, notebook in notebooks.items():
-        codes, questions = answers(notebook), re.findall(r"^\*\*Question \d\.\*\* .+\?", pages({name: notebook})[name], re.M)
+        codes = answers(notebook)
+        questions = re.findall(r"^\*\*Question \d\.\*\* .+\?", "\n".join(prose(notebook)), re.MULTILINE)
         if not len(codes) == len(questions) == EXERCISES[name]:
             found.append(f"{name}: {len(questions)} questions and {len(codes)} answers, not {EXERCISES[name]}")
         for code in codes:
@@ -176,7 +177,7 @@ def changed(name: str, old: str, new: str) -> dict[str, dict]:
 
 
 FAULTS = {
-    "an equation twice": (0, "02_clusters", r"\tag{3}", r"\tag{3}$$" + "\n\n" + r"$$x \tag{3}", "Eq. 3 is shown 2 times"),
+    "an equation twice": (0, "02_clusters", r"\tag{3}", "\\tag{3}$$\n\n$$x \\tag{3}", "Eq. 3 is shown 2 times"),
     "an equation of nobody": (0, "02_clusters", r"\tag{3}", r"\tag{13}", "a tag that the paper lacks: 13"),
     "a number in the text": (0, "02_clusters", "In words", r"$\tag{3}$ In words", "a tag outside a display"),
     "no algorithm": (0, "06_hl_evo", "function Mutate", "function Change", "Algorithm 1 is shown 0 times"),
