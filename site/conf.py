@@ -21,8 +21,8 @@ PAGES = [
     "REPORT.md",
     "CHANGELOG.md",
     "CONTRIBUTING.md",
-    "docs/*.md",
     "site/*.md",
+    "notebooks/*.md",
     "notebooks/[0-9]*.ipynb",
 ]
 FIGURES = "figures/lite"
