@@ -5,6 +5,7 @@ import contextlib
 import io
 import json
 import re
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -40,6 +41,18 @@ def pages(notebooks: dict[str, dict]) -> dict[str, str]:
 def answers(notebook: dict) -> list[str]:
     """Code of the folded answers."""
     return [code for text in prose(notebook) for code, _ in ANSWER.findall(text)]
+
+
+@cache
+def anchors(path: Path) -> set[str]:
+    return headings(path.read_text(encoding="utf-8"))
+
+
+@cache
+def defined(path: Path) -> set[str]:
+    """Functions, methods and classes of a file."""
+    nodes = ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+    return {node.name for node in nodes if isinstance(node, (ast.FunctionDef, ast.ClassDef))}
 
 
 # ---- the rules, each a function of all notebooks to what is wrong, in words
@@ -82,12 +95,10 @@ def broken_links(notebooks: dict[str, dict]) -> list[str]:
             path = FOLDER / target
             if not path.exists():
                 found.append(f"{name}: {target} does not exist")
-            elif anchor and anchor not in headings(path.read_text(encoding="utf-8")):
+            elif anchor and anchor not in anchors(path):
                 found.append(f"{name}: {target} has no heading {anchor}")
         for function, target in NAMED_IN_CODE.findall(text):
-            tree = ast.parse((FOLDER / target).read_text(encoding="utf-8"))
-            defined = {node.name for node in ast.walk(tree) if isinstance(node, (ast.FunctionDef, ast.ClassDef))}
-            found += [f"{name}: {target} defines no {function}"] * (function not in defined)
+            found += [f"{name}: {target} defines no {function}"] * (function not in defined(FOLDER / target))
     return found
 
 
