@@ -115,11 +115,11 @@ def cell_editor(
         operations = [None if name == UNUSED else name for name in chosen.values()]
         figure = plots.plot_cells([SimpleNamespace(edges=edges, operations=operations)])
         try:
-            made = Cell(edges, operations)
+            made = Cell.from_edges(edges, operations)
             z = proxies.zc_vector(made, images, labels, seed=seed, classes=classes)
         except (InvalidCellError, proxies.ProxyError) as error:
             return figure, f"Not a cell that can be scored: {error}"
-        counted = network.count(stack_cell(made), tuple(images.shape[1:]), classes)
+        counted = network.count(stack_cell(made), input_shape=tuple(images.shape[1:]), classes=classes)
         vector = ", ".join(f"{name} {value:,.0f}" for name, value in zip(ZC_NAMES, z.tolist(), strict=True))
         family = int(families.assign(z[None]))
         return figure, f"Family {family}; alpha_x has {counted.params:,} parameters; z = ({vector})."
