@@ -40,6 +40,7 @@ class Panel(ipywidgets.VBox):
         draw: takes the controls' values by name; returns a figure and what it says in a sentence. A `ValueError` of it
             is shown in the text's place, and the last picture stays.
         controls: name -> widget with a `value`.
+        alt: what the picture shows, in words.
         beside: further widgets, which only drive the controls.
     """
 
@@ -47,9 +48,10 @@ class Panel(ipywidgets.VBox):
         self,
         draw: Callable[..., tuple[Figure, str]],
         controls: Mapping[str, ipywidgets.Widget],
+        alt: str,
         beside: tuple[ipywidgets.Widget, ...] = (),
     ):
-        self._draw, self.controls, self.about = draw, dict(controls), {}
+        self._draw, self.controls, self.alt, self.about = draw, dict(controls), alt, {}
         self.told, self.picture = ipywidgets.HTML(), ipywidgets.Image(format="png")
         for control in controls.values():
             control.observe(self._follow, "value")
@@ -64,7 +66,7 @@ class Panel(ipywidgets.VBox):
             self.told.value = f"<b>{escape(str(error))}</b>"
             return
         image, self.about = plots.picture(figure)
-        self.about = {**self.about, "caption": said}
+        self.about = {**self.about, "caption": said, "alt": self.alt}
         self.told.value, self.picture.value = escape(said), image
         self.picture.width, self.picture.height = (str(self.about[side]) for side in ("width", "height"))
 
@@ -91,7 +93,10 @@ def designs(params: float, *, low: float = 1e5, high: float = 1e6, cells: int = 
         figure = plots.plot_architecture(found.architecture, resolution=side, cells=cells)
         return figure, f"Asked for {params:,.0f} parameters: {size}, T-CET {found.tcet:,.0f}."
 
-    return Panel(draw, {"params": _budget("parameters", low, high, params)})
+    alt = (
+        "A row of bars, one for each cell of the network, with its channels above; under it some of its cells as graphs"
+    )
+    return Panel(draw, {"params": _budget("parameters", low, high, params)}, f"{alt}.")
 
 
 def cell_editor(
@@ -124,7 +129,8 @@ def cell_editor(
         family = int(families.assign(z[None]))
         return figure, f"Family {family}; alpha_x has {counted.params:,} parameters; z = ({vector})."
 
-    return Panel(draw, {**nodes, "edges": edges})
+    alt = "The chosen cell as a graph: boxes of operations between input and output, joined by arrows."
+    return Panel(draw, {**nodes, "edges": edges}, alt)
 
 
 def condition(flow: CCNF, gvae: GVAE, families: Families, *, n: int = 6, seed: int = 0) -> Panel:
@@ -140,7 +146,7 @@ def condition(flow: CCNF, gvae: GVAE, families: Families, *, n: int = 6, seed: i
         told = "; ".join(f"{name} {ask:,.0f}, found {is_:,.0f}" for name, ask, is_ in pairs)
         return plots.plot_cells(gvae.decode(latents)), f"Asked for, and the median that q finds: {told}."
 
-    return Panel(draw, sliders)
+    return Panel(draw, sliders, f"{n} cells as graphs: boxes of operations between input and output, joined by arrows.")
 
 
 def replay(history: pd.DataFrame, *, resolution: int = 32, step: int = 25) -> Panel:
@@ -161,7 +167,8 @@ def replay(history: pd.DataFrame, *, resolution: int = 32, step: int = 25) -> Pa
         when = f"found in {best['phase']}, at evaluation {best.name + 1:,} of {len(seen):,}"
         return figure, f"Best under {budget}: T-CET {best['score']:,.0f} with {size}; {when}."
 
-    return Panel(draw, {"budget": budget, "evaluations": place}, (play,))
+    alt = "A row of bars, one for each cell of the best network so far, with its channels above."
+    return Panel(draw, {"budget": budget, "evaluations": place}, alt, (play,))
 
 
 def next_token(generator: SequenceGenerator, params: float) -> Panel:
@@ -175,4 +182,5 @@ def next_token(generator: SequenceGenerator, params: float) -> Panel:
         figure = plots.plot_bars(top, xlabel=f"token {token} of the design")
         return figure, f"For {params:,.0f} parameters the likeliest is {top.index[0]}, {top.iloc[0]:.0%}."
 
-    return Panel(draw, {"params": _budget("parameters", low, high, params), "token": place})
+    alt = "A bar for each of the likeliest next tokens, as high as its probability."
+    return Panel(draw, {"params": _budget("parameters", low, high, params), "token": place}, alt)
