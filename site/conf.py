@@ -74,10 +74,14 @@ CONTENTS = """
 log = logging.getLogger(__name__)
 
 
+def folders(_app, _name: str, source: list[str]) -> None:
+    """A link to a room leads to its first file: a page cannot show a folder."""
+    source[0] = re.sub(r"\]\(((?:\.\./)?graphnas_lib/\w+)\)", r"](\1/__init__.py)", source[0])
+
+
 def contents(_app, name: str, source: list[str]) -> None:
     """The site's contents, added to README: it is the first page here and a plain file everywhere else."""
     if name == root_doc:
-        source[0] = re.sub(r"\]\((graphnas_lib/\w+)\)", r"](\1/__init__.py)", source[0])  # a page cannot show a folder
         source[0] = re.sub(r'href="(notebooks/\w+)\.ipynb"', r'href="\1.html"', source[0])
         more = [page for pattern in PAGES[1:-1] for page in sorted(ROOT.glob(pattern))]
         source[0] += CONTENTS.format(
@@ -86,9 +90,9 @@ def contents(_app, name: str, source: list[str]) -> None:
         )
 
 
-def described(_app, name: str, source: list[str]) -> None:
+def described(app, name: str, source: list[str]) -> None:
     """Captions and alternative texts lie in an output's metadata; MyST-NB reads them from the cell's."""
-    if not name.startswith("notebooks/"):
+    if Path(app.env.doc2path(name)).suffix != ".ipynb":
         return
     notebook = json.loads(source[0])
     for cell in notebook["cells"]:
@@ -156,6 +160,7 @@ def first_page(app, error) -> None:
 
 
 def setup(app) -> None:
+    app.connect("source-read", folders)
     app.connect("source-read", contents)
     app.connect("source-read", described)
     app.connect("build-finished", first_page)
