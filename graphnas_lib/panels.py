@@ -38,7 +38,7 @@ class Panel(ipywidgets.VBox):
 
     Args:
         draw: takes the controls' values by name; returns a figure and what it says in a sentence. A `ValueError` of it
-            is shown in the text's place, and the last picture stays.
+            is shown in the text's place, and the last picture stays; the first drawing's is raised.
         controls: name -> widget with a `value`.
         alt: what the picture shows, in words.
         beside: further widgets, which only drive the controls.
@@ -54,17 +54,20 @@ class Panel(ipywidgets.VBox):
         self._draw, self.controls, self.alt, self.about = draw, dict(controls), alt, {}
         self.told, self.picture = ipywidgets.HTML(), ipywidgets.Image(format="png")
         for control in controls.values():
-            control.observe(self._follow, "value")
-        self._follow()
+            control.observe(self.follow, "value")
+        self._show()
         layout = ipywidgets.Layout(flex_flow="row wrap")
         super().__init__([ipywidgets.Box([*beside, *controls.values()], layout=layout), self.told, self.picture])
 
-    def _follow(self, _change: object = None) -> None:
+    def follow(self, _change: object = None) -> None:
+        """Draw anew for what the controls say now; a control that changes calls it."""
         try:
-            figure, said = self._draw(**{name: control.value for name, control in self.controls.items()})
+            self._show()
         except ValueError as error:
             self.told.value = f"<b>{escape(str(error))}</b>"
-            return
+
+    def _show(self) -> None:
+        figure, said = self._draw(**{name: control.value for name, control in self.controls.items()})
         image, self.about = plots.picture(figure)
         self.about = {**self.about, "caption": said, "alt": self.alt}
         self.told.value, self.picture.value = escape(said), image

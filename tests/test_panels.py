@@ -52,6 +52,11 @@ def test_tokens_follow_the_budget_and_the_place(generator):
     assert likeliest == f"{greedy.channels} channels"  # what greedy decoding then writes
 
 
+def test_a_panel_that_cannot_be_drawn_at_first_says_so():
+    with pytest.raises(ValueError, match="params"):
+        panels.designs(50, low=10, scale="lite")
+
+
 def test_designs_follow_the_budget():
     panel = panels.designs(2e5, scale="lite", images=torch.randn(4, 3, 32, 32), labels=torch.arange(4))
     before = panel.picture.value
