@@ -96,10 +96,9 @@ def designs(params: float, *, low: float = 1e5, high: float = 1e6, cells: int = 
         figure = plots.plot_architecture(found.architecture, resolution=side, cells=cells)
         return figure, f"Asked for {params:,.0f} parameters: {size}, T-CET {found.tcet:,.0f}."
 
-    alt = (
-        "A row of bars, one for each cell of the network, with its channels above; under it some of its cells as graphs"
-    )
-    return Panel(draw, {"params": _budget("parameters", low, high, params)}, f"{alt}.")
+    alt = "A row of bars, one for each cell of the network, with its channels above; "
+    alt += "under it some of its cells as graphs."
+    return Panel(draw, {"params": _budget("parameters", low, high, params)}, alt)
 
 
 def cell_editor(

@@ -5,7 +5,6 @@ Nothing is executed and nothing is fetched: equations become MathML, and pages o
 
 import json
 import re
-import tomllib
 from pathlib import Path
 
 from docutils import nodes
@@ -13,9 +12,11 @@ from latex2mathml.converter import convert
 from sphinx.util import logging
 from sphinx.util.docutils import SphinxDirective
 
+from graphnas_lib.plots.tables import WORDS
+from graphnas_lib.runner import Project
+
 ROOT = Path(__file__).resolve().parent.parent
-MANIFEST = tomllib.loads((ROOT / "notebooks/manifest.toml").read_text(encoding="utf-8"))["notebook"]
-CAPTIONS = tomllib.loads((ROOT / "graphnas_lib/plots/captions.toml").read_text(encoding="utf-8"))
+NOTEBOOKS = sorted(Project(ROOT).notebooks(), key=lambda notebook: notebook.name)  # as readers take them
 PAGES = [
     "README.md",
     "REPORT.md",
@@ -85,7 +86,7 @@ def contents(_app, name: str, source: list[str]) -> None:
         source[0] = re.sub(r'href="(notebooks/\w+)\.ipynb"', r'href="\1.html"', source[0])
         more = [page for pattern in PAGES[1:-1] for page in sorted(ROOT.glob(pattern))]
         source[0] += CONTENTS.format(
-            notebooks="\n".join(f"notebooks/{each['name']}" for each in MANIFEST),
+            notebooks="\n".join(f"notebooks/{notebook.name}" for notebook in NOTEBOOKS),
             more="\n".join(page.relative_to(ROOT).with_suffix("").as_posix() for page in more),
         )
 
@@ -111,10 +112,10 @@ class Gallery(SphinxDirective):
 
     def run(self) -> list[nodes.Node]:
         lines = []
-        for notebook in MANIFEST:
-            lines += [f"## {notebook['title']}", ""]
-            for name in notebook.get("figures", []):
-                lines += self.figure(notebook["name"], name)
+        for notebook in NOTEBOOKS:
+            lines += [f"## {notebook.title}", ""]
+            for name in notebook.figures:
+                lines += self.figure(notebook.name, name)
         return self.parse_text_to_nodes("\n".join(lines), allow_section_headings=True)
 
     def figure(self, notebook: str, name: str) -> list[str]:
@@ -123,7 +124,7 @@ class Gallery(SphinxDirective):
             return [f"`{name}` is not drawn at this scale.", ""]
         self.env.note_dependency(ROOT / FIGURES / f"{name}.png")
         links = ", ".join(f"{{download}}`{file.rpartition('.')[2]} <../{FIGURES}/{file}>`" for file in files)
-        about = CAPTIONS[name]
+        about = WORDS[name]
         return [
             f"```{{figure}} ../{FIGURES}/{name}.png",
             f":target: ../notebooks/{notebook}.html",

@@ -5,19 +5,16 @@ import re
 import shutil
 import subprocess
 import sys
-import tomllib
 from pathlib import Path
 from urllib.parse import unquote
 
 import pytest
 
+from graphnas_lib.runner import Project
+
 ROOT = Path(__file__).resolve().parents[1]
 LINK = re.compile(r'(?:href|src)="([^"]+)"')
-FIGURES = [
-    figure
-    for notebook in tomllib.loads((ROOT / "notebooks/manifest.toml").read_text(encoding="utf-8"))["notebook"]
-    for figure in notebook.get("figures", [])
-]
+FIGURES = [figure for notebook in Project(ROOT).notebooks() for figure in notebook.figures]
 
 
 @pytest.fixture(scope="module")
