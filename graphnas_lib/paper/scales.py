@@ -27,7 +27,7 @@ class Scale:
     label_resolution: int
     # proxies against trained accuracy (NATS-Bench, same batch and resolution); no text states it
     validation_networks: int
-    benchmark_share: float  # of the distinct networks of each public table
+    benchmark_share: dict[str, float]  # of the distinct networks of each kind (`benchmarks.KINDS`)
     evidence: dict[str, int]  # of the protocols on public tables; "networks" of a table, 0 for all
     # families (Eq. 3)
     n_clusters: int
