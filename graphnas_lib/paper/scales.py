@@ -93,6 +93,7 @@ class Scale:
     table2_epochs: int
     table2_recipe: str
     reduced_training: tuple[int, int]  # models and epochs of App. E's proxy
+    selection: dict[str, float]  # ours: which rule of selection trains best; FLOPs at tcet_resolution
     table3_budgets: tuple[float, ...]  # FLOPs of the paper (2 x MACs) at table3_resolution
     table3_resolution: int
     table3_classes: int
