@@ -5,6 +5,9 @@ comma := ,
 .DEFAULT_GOAL := help
 .PHONY: help setup reproduce test unit smoke nbval bench fuzz kills lint format lab site readme clean
 
+# Compiled modules are kept: without them every process and kernel takes seconds to compile PyTorch anew.
+unexport PYTHONDONTWRITEBYTECODE
+
 SCALE ?=
 NOTEBOOKS ?=
 PYTEST ?=

@@ -62,10 +62,13 @@ def test_a_network_that_cannot_be_scored_keeps_the_reason(batch):
     assert row["error"] and np.isnan([row[name] for name in scores.PROXIES]).all()
 
 
-def test_parts_of_the_work_come_in_an_order_that_a_kill_leaves_useful():
+def test_parts_of_the_work_come_in_an_order_that_a_kill_leaves_useful(monkeypatch):
+    monkeypatch.setattr(scores, "NETWORKS", dict.fromkeys(scores.KINDS, 40))
     networks = [(kind, f"{i:03}") for kind in scores.KINDS for i in range(40)]
     parts = scores._parts(networks)
     assert len(parts) == len(set(parts)) == 160 + 120
+    fewer = scores._parts([(kind, arch) for kind, arch in networks if int(arch) < 20])
+    assert set(fewer) < set(parts)  # what is wanted of a network does not depend on how many are
     half = parts[: len(parts) // 2]
     share = pd.Series([kind for _, kind, _ in half]).value_counts()
     assert share["tnb_macro"] == 20 and share["alpha_x"] < share["nats"]
@@ -79,6 +82,14 @@ def test_parts_of_the_work_come_in_an_order_that_a_kill_leaves_useful():
 def test_each_distinct_network_is_there_once():
     networks = scores.every_network()
     counts = pd.Series([kind for kind, _ in networks]).value_counts().to_dict()
-    assert counts == {"alpha_x": 6740, "nats": 6740, "nb_macro": 3969, "tnb_macro": 3256}
+    assert counts == scores.NETWORKS
     assert len(set(networks)) == len(networks)
+    shares = {"alpha_x": 0.001, "nats": 0.002, "nb_macro": 1, "tnb_macro": 0}
+    some = scores.every_network(share=shares)
+    assert pd.Series([kind for kind, _ in some]).value_counts().to_dict() == {
+        "alpha_x": 7,
+        "nats": 14,
+        "nb_macro": 3969,
+    }
+    assert set(some) < set(networks) and some[:7] == networks[:7]
     assert networks != scores.every_network(seed=1) and set(networks) == set(scores.every_network(seed=1))

@@ -149,6 +149,19 @@ def training():
     return replace(made, gvae=replace(made.gvae, hidden=32, latent_dim=16), batch=64)
 
 
+def test_references_are_compared_where_every_strategy_has_cells_enough():
+    rows = [
+        {"form": "decoded", "reference": reference, "strategy": name, "n": n}
+        for reference, counts in enumerate([(5, 9, 1), (4, 9, 9), (9, 9, 9)])
+        for name, n in zip(("flow", "random", "flow, cooler"), counts, strict=True)
+    ]
+    kept = benchmarks.compared(pd.DataFrame(rows))
+    assert kept.groupby("reference")["strategy"].agg(list).to_dict() == {
+        0: ["flow", "random"],
+        2: ["flow", "random", "flow, cooler"],
+    }
+
+
 @needs
 def test_samples_stay_in_the_table_and_a_flow_of_permuted_z_loses_its_focus(cells, training):
     space = benchmarks.Subspace(cells, training, seed=0)

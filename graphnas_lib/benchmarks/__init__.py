@@ -5,7 +5,7 @@
 and `smoothness`, `budget_selection`, `searches` and `generated`, `cell_searches`, `reduced_training`, `latency`.
 """
 
-from graphnas_lib.benchmarks.latent import Subspace, Training, family_pools, samples, smoothness
+from graphnas_lib.benchmarks.latent import Subspace, Training, compared, family_pools, samples, smoothness
 from graphnas_lib.benchmarks.nats import OPERATIONS, accuracies, is_connected, nats_string, sample, string
 from graphnas_lib.benchmarks.premise import family_premise
 from graphnas_lib.benchmarks.released import released_networks
@@ -16,12 +16,13 @@ from graphnas_lib.benchmarks.scores import (
     PROXIES,
     SPECTRA,
     TASKS,
+    distinct_networks,
     every_network,
     networks,
     score_networks,
 )
 from graphnas_lib.benchmarks.search import MacroSpace, cell_searches, generated, searches
-from graphnas_lib.benchmarks.selection import budget_selection, latency, reduced_training
+from graphnas_lib.benchmarks.selection import Pool, budget_selection, latency, reduced_training
 from graphnas_lib.benchmarks.statistics import CONTRADICTED, OPEN, REPRODUCED, ROW, not_decided
 from graphnas_lib.benchmarks.tables import (
     CELL_TASKS,

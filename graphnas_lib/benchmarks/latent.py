@@ -26,7 +26,9 @@ from graphnas_lib.gvae import GVAE, GVAEConfig
 from graphnas_lib.space import Cell, CellCodes
 
 SIGMAS = (0.0625, 0.125, 0.25, 0.375, 0.5, 0.75, 1.0, 1.5)  # of the training latents' deviation
-TEMPERATURES = {"flow": 1.0, "flow, cooler": 0.5}  # the first is the paper's
+COOLER = "flow, cooler"
+TEMPERATURES = {"flow": 1.0, COOLER: 0.5}  # the first is the paper's
+MIN_CELLS = 5  # distinct cells of the table that a comparison around a reference needs
 FORMS = ("decoder", "nearest")
 HELD_OUT = 0.2
 FOLDS, NEIGHBOURS, PAIRS = 5, 10, 20_000
@@ -154,6 +156,13 @@ def samples(space: Subspace, tasks: Sequence[str]) -> pd.DataFrame:
                 told |= {"sigma": float(near.split()[1]) if name == "neighbourhood" else float("nan")}
                 rows.append(told | _outcome(space, cells[:n], tasks))
     return pd.DataFrame(rows)
+
+
+def compared(rows: pd.DataFrame) -> pd.DataFrame:
+    """Rows whose reference has `MIN_CELLS` distinct cells in every strategy; the cooler flow has no say."""
+    decides = rows["strategy"] != COOLER
+    least = rows["n"].where(decides).groupby([rows["form"], rows["reference"]]).transform("min")
+    return rows[(least >= MIN_CELLS) & (decides | (rows["n"] >= MIN_CELLS))]
 
 
 def _drawn(space: Subspace, reference: int, generator: torch.Generator) -> dict[str, Tensor]:

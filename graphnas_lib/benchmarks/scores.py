@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -26,7 +26,8 @@ from graphnas_lib.proxies import ProxyError
 from graphnas_lib.store import single_threaded
 
 BATCH = 16  # images, and random inputs of AZ-NAS and VKDNW; ours: T-CET and AZ-NAS rank as with 64 (Spearman 0.95-1)
-KINDS = ("alpha_x", "nats", "nb_macro", "tnb_macro")
+NETWORKS = {"alpha_x": 6_740, "nats": 6_740, "nb_macro": 3_969, "tnb_macro": 3_256}  # distinct ones of each kind
+KINDS = tuple(NETWORKS)
 PROXIES = (*ZC_NAMES, "tcet", "tcet_none", "tcet_train", "layers")
 SPECTRA = ("az_expressivity", "az_progressivity", "az_trainability", "vkdnw_entropy")
 FIRST = 0.25  # share of the spectra, and of the large networks of "tnb_macro", that do not wait for all other scores;
@@ -143,28 +144,40 @@ def _parts(networks: Sequence[tuple[str, str]]) -> list[tuple[str, str, str]]:
     for kind in KINDS:
         archs = [arch for of, arch in networks if of == kind]
         for i, arch in enumerate(archs):
-            share = i / len(archs)
+            share = i / NETWORKS[kind]
             later = share if share < FIRST else 1 + share
             places.append((later if kind == "tnb_macro" else share, "proxies", kind, arch))
             places += [(later, "spectra" if share < FIRST else "az", kind, arch)] * (kind != "alpha_x")
     return [tuple(place[1:]) for place in sorted(places)]
 
 
-def every_network(root: Path | str | None = None, *, share: float = 1.0, seed: int = 0) -> list[tuple[str, str]]:
+def every_network(
+    root: Path | str | None = None, *, share: float | Mapping[str, float] = 1.0, seed: int = 0
+) -> list[tuple[str, str]]:
     """(kind, arch) of each distinct network, by kind and then in a random order: any first part is a fair sample.
 
     Args:
-        share: of each kind, at least one network; a larger share begins with the same ones.
+        share: of each kind, or one a kind; at least one network. A larger share begins with the same ones.
 
     Raises:
         MissingDataError: a table is not at hand.
     """
-    cells = tables.distinct(tables.cells(root))["arch"]
-    macro = tables.distinct(tables.nb_macro_networks(root))["arch"]
-    other = tables.distinct(tables.tnb_macro_networks(root))["arch"]
-    every = zip(KINDS, (cells, cells, macro, other), strict=True)
-    chosen = ((kind, archs.sample(frac=1, random_state=seed)) for kind, archs in every)
-    return [(kind, arch) for kind, archs in chosen for arch in archs[: math.ceil(share * len(archs))]]
+    archs = {kind: distinct_networks("nats" if kind == "alpha_x" else kind, root)["arch"] for kind in KINDS}
+    chosen = ((kind, every.sample(frac=1, random_state=seed)) for kind, every in archs.items())
+    shares = dict.fromkeys(KINDS, share) if isinstance(share, int | float) else share
+    return [(kind, arch) for kind, every in chosen for arch in every[: math.ceil(shares[kind] * len(every))]]
+
+
+def distinct_networks(table: str, root: Path | str | None = None) -> pd.DataFrame:
+    """The rows of one of `TASKS`, each network once.
+
+    Raises:
+        MissingDataError: the table is not at hand.
+    """
+    if table in ("nats", "tnb_micro"):
+        return tables.distinct(tables.cells(root))
+    rows = tables.nb_macro_networks(root) if table == "nb_macro" else tables.tnb_macro_networks(root)
+    return tables.distinct(rows.drop(columns=["params", "macs"], errors="ignore"))
 
 
 # ---- beside true accuracies
@@ -177,13 +190,11 @@ def networks(table: str, scores: dict[str, pd.DataFrame], root: Path | str | Non
         table: "nats" and "tnb_micro" are cells, whose ZC vector on alpha_x is in `ALPHA`.
         scores: kind -> rows of `score_networks`.
     """
+    known = distinct_networks(table, root)
     if table in ("nats", "tnb_micro"):
-        known = tables.distinct(tables.cells(root))
         alpha = _by_arch(scores["alpha_x"])[list(ZC_NAMES)].set_axis(list(ALPHA), axis=1)
         known = known.join(_by_arch(scores["nats"]), on="arch", how="inner").join(alpha, on="arch", how="inner")
     else:
-        rows = tables.nb_macro_networks(root) if table == "nb_macro" else tables.tnb_macro_networks(root)
-        known = tables.distinct(rows.drop(columns=["params", "macs"], errors="ignore"))
         known = known.join(_by_arch(scores[table]), on="arch", how="inner")
     tasks = [task for task in TASKS[table] if task in known]
     if not tasks:

@@ -27,7 +27,7 @@ class Scale:
     label_resolution: int
     # proxies against trained accuracy (NATS-Bench, same batch and resolution); no text states it
     validation_networks: int
-    benchmark_share: float  # of the distinct networks of each public table
+    benchmark_share: dict[str, float]  # of the distinct networks of each kind (`benchmarks.KINDS`)
     evidence: dict[str, int]  # of the protocols on public tables; "networks" of a table, 0 for all
     # families (Eq. 3)
     n_clusters: int
@@ -93,6 +93,7 @@ class Scale:
     table2_epochs: int
     table2_recipe: str
     reduced_training: tuple[int, int]  # models and epochs of App. E's proxy
+    selection: dict[str, float]  # ours: which rule of selection trains best; FLOPs at tcet_resolution
     table3_budgets: tuple[float, ...]  # FLOPs of the paper (2 x MACs) at table3_resolution
     table3_resolution: int
     table3_classes: int

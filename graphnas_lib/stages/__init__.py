@@ -17,6 +17,7 @@ from graphnas_lib.stages import (
     generated,
     gvae,
     labels,
+    selection,
     sequence,
     table1,
     table2,

@@ -7,7 +7,6 @@ from dataclasses import replace
 from functools import partial
 
 import pandas as pd
-from tqdm.auto import tqdm
 
 from graphnas_lib import benchmarks, store
 from graphnas_lib.ccnf import CCNFConfig
@@ -17,8 +16,7 @@ from graphnas_lib.sequence import SequenceConfig
 from graphnas_lib.stages.gvae import AS_PRINTED, WEIGHTS
 from graphnas_lib.stages.stage import Stage
 
-SCORED_AT = "lite"  # the one scale whose scores of all networks ship
-MIN_CELLS = 5  # distinct cells of the table that a comparison around a reference needs
+SCORED_AT = "lite"  # the one scale whose scores of trained networks ship
 SEARCHES_A_FLOW = 10
 LATENT_DIM = 64
 MACRO = ("nb_macro", "tnb_macro")
@@ -34,31 +32,21 @@ def make(stage: Stage) -> tuple[dict, dict]:
     sizes = stage.scale.evidence
     scores = load_scores(sizes["networks"])
     frames = {table: benchmarks.networks(table, scores) for table in benchmarks.TASKS}
-    whole = complete_tables()
+    whole = {table for table, frame in frames.items() if len(frame) == len(benchmarks.distinct_networks(table))}
     training = trainings(sizes)
     scored = store.load_manifest("benchmark_scores", SCORED_AT)["files"]
     decides = {name: size for name, size in sizes.items() if name not in ("seeds", "generators")}  # more add to these
     settings = (decides, training, {name: file["sha256"] for name, file in scored.items()})
-    parts = _parts(stage, frames, training, searched=bool(whole))
-    parts |= {f"P5 {name}": partial(_searches, frame, name, sizes["searches"]) for name, frame in whole.items()}
+    parts = _parts(stage, frames, training, whole)
     found = _collected(stage, parts, "protocols", *settings)
     config = SequenceConfig.small(bins=32, hidden=64, layers=3, heads=4, batch_size=64, warmup=50)
     jobs = {}
-    for table, frame in whole.items():
+    for table in sorted(whole & set(MACRO)):
         codes = found["histories"].query("table == @table")["code"].tolist()
-        job = partial(_generator, frame, table, codes, config, sizes["generator_steps"])
+        job = partial(_generator, frames[table], table, codes, config, sizes["generator_steps"])
         jobs |= {f"{table} {seed}": partial(job, seed) for seed in range(sizes["generators"])}
     written = _collected(stage, jobs, "generators", config, *settings)
     return _files(found, written), sizes | {"n": {table: len(frame) for table, frame in frames.items()}}
-
-
-def complete_tables() -> dict[str, pd.DataFrame]:
-    """Tables of whole networks, where all networks are scored: a search needs every neighbour of what it tries."""
-    if (share := store.load_manifest("benchmark_scores", SCORED_AT)["config"]["share"]) < 1:
-        tqdm.write(f"evidence: P5 and P6 are not run: {share:.0%} of the networks are scored, and a search needs all.")
-        return {}
-    scores = load_scores()
-    return {table: benchmarks.networks(table, scores) for table in MACRO}
 
 
 def load_scores(networks: int = 0) -> dict[str, pd.DataFrame]:
@@ -77,12 +65,12 @@ def trainings(sizes: dict[str, int]) -> benchmarks.Training:
 
 
 def _parts(
-    stage: Stage, frames: dict[str, pd.DataFrame], training: benchmarks.Training, *, searched: bool
+    stage: Stage, frames: dict[str, pd.DataFrame], training: benchmarks.Training, whole: set[str]
 ) -> dict[str, Callable]:
-    """Part -> what gives its tables; the long ones first. `searched`: cells are searched too (P6)."""
+    """Part -> what gives its tables; the long ones first. `whole`: tables that can be searched (P5, P6)."""
     sizes, cells = stage.scale.evidence, frames["nats"]
     options = {"seed": stage.seed, "resamples": sizes["resamples"]}
-    parts = {f"P2 {seed}": partial(_models, cells, training, seed, searched) for seed in range(sizes["seeds"])}
+    parts = {f"P2 {seed}": partial(_models, cells, training, seed, "nats" in whole) for seed in range(sizes["seeds"])}
     for table, tasks in benchmarks.TASKS.items():
         known = [task for task in tasks if task in frames[table]]
         parts[f"P4 {table}"] = partial(benchmarks.budget_selection, frames[table], table, known, **options)
@@ -91,6 +79,9 @@ def _parts(
     noise = {task: sd * (100 if task in benchmarks.HUNDREDTHS else 1) for task, sd in noise.items()}
     milliseconds = benchmarks.latencies().groupby(every["key"]).mean().loc[cells.index]
     draws = {"seed": stage.seed, "draws": 5 * sizes["resamples"]}
+    parts |= {
+        f"P5 {name}": partial(_searches, frames[name], name, sizes["searches"]) for name in sorted(whole & set(MACRO))
+    }
     return parts | {
         "P1": partial(benchmarks.family_premise, cells, noise, k=training.families, **draws),
         "P7": partial(benchmarks.reduced_training, cells, **options),
@@ -103,7 +94,7 @@ def _models(cells: pd.DataFrame, training: benchmarks.Training, seed: int, searc
     tasks = [task for task in benchmarks.TASKS["nats"] if task in cells]
     space = benchmarks.Subspace(cells, training, seed=seed)
     rows = benchmarks.samples(space, tasks)
-    grouped = rows[rows.groupby(["form", "reference"])["n"].transform("min") >= MIN_CELLS]
+    grouped = benchmarks.compared(rows)
     by = ["form", "group", "strategy"]
     means = grouped.drop(columns="reference").groupby(by).mean().join(grouped.groupby(by).size().rename("references"))
     every = [task for task in (*tasks, *benchmarks.TASKS["tnb_micro"]) if task in cells]
@@ -149,16 +140,17 @@ def _files(found: dict[str, pd.DataFrame], written: dict[str, pd.DataFrame]) -> 
     tasks = [task for task in benchmarks.TASKS["nats"] if task in found["samples"]]
     verdicts = [found.pop("verdicts"), benchmarks.of_samples(found["samples"], tasks)]
     verdicts.append(benchmarks.of_smoothness(found["smoothness"]))
-    if written:
+    why = "not run: a search needs all networks of a table to be scored"
+    missing = [name for name, part in (("P5", written), ("P6", "cells" in found)) if not part]
+    verdicts += [benchmarks.not_decided(PROTOCOLS[name], why) for name in missing]
+    if "cells" in found:
         verdicts.append(benchmarks.of_cell_searches(found["cells"]))
+    if written:
         rows = pd.concat([found.pop("generators"), written["generators"]], ignore_index=True)
         found.pop("histories")
         found["generators"] = rows
         for table, part in rows.groupby("table"):
             verdicts.append(benchmarks.of_generators(part, table, benchmarks.TASKS[table]))
-    else:
-        why = "not run: a search needs all networks of a table to be scored"
-        verdicts += [benchmarks.not_decided(PROTOCOLS[name], why) for name in ("P5", "P6")]
     found["verdicts"] = pd.concat(verdicts, ignore_index=True)
     return {f"evidence_{name}.csv": table for name, table in found.items()}
 

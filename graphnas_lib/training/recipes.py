@@ -39,6 +39,7 @@ class Recipe:
     erasing: float = 0.0  # probability of random erasing
     mixup: float = 0.0  # alpha of Beta(alpha, alpha), one draw a batch
     label_smoothing: float = 0.0
+    clip: float | None = None  # largest norm of a step's gradient; None for any
     bn_momentum: float | None = None  # set on every batch normalisation; None leaves theirs
     bn_eps: float | None = None  # likewise
     init: str = "default"  # PyTorch's; or "xavier" (ZenNAS: Xavier-normal, gain 3.26033, residual units closed)

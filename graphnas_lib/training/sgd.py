@@ -99,7 +99,7 @@ def initialise(model: nn.Module, recipe: Recipe, *, seed: int) -> None:
 
 
 def optimizer_for(model: nn.Module, recipe: Recipe) -> torch.optim.SGD:
-    """SGD as the recipe says; with `no_decay_norm` neither normalisation layers nor biases decay."""
+    """SGD as the recipe says, clipping included; with `no_decay_norm` neither normalisation layers nor biases decay."""
     free = {id(p) for m in model.modules() if isinstance(m, _NORMS) for p in m.parameters(recurse=False)}
     free |= {id(p) for name, p in model.named_parameters() if name.endswith("bias")}
     free = free if recipe.no_decay_norm else set()
@@ -109,7 +109,14 @@ def optimizer_for(model: nn.Module, recipe: Recipe) -> torch.optim.SGD:
         {"params": [p for p in trained if id(p) in free], "weight_decay": 0.0},
     ]
     groups = [group for group in groups if group["params"]]
-    return torch.optim.SGD(groups, lr=recipe.lr, momentum=recipe.momentum, nesterov=recipe.nesterov)
+    optimizer = torch.optim.SGD(groups, lr=recipe.lr, momentum=recipe.momentum, nesterov=recipe.nesterov)
+
+    def clip(*_) -> None:
+        nn.utils.clip_grad_norm_(trained, recipe.clip)
+
+    if recipe.clip is not None:
+        optimizer.register_step_pre_hook(clip)
+    return optimizer
 
 
 def place(model: nn.Module, recipe: Recipe, device: torch.device) -> nn.Module:
