@@ -65,6 +65,24 @@ def test_a_training_that_diverged_counts_at_chance():
     assert found["mean"] == 30 and found["n"] == 2 and found["low"] < 30 < found["high"]
 
 
+def test_a_rule_becomes_the_default_where_it_beats_chance_choices_for_certain():
+    accuracy = {"tcet": [50, 52, 51], "params": [60, 61, 62], "naswot": [40, 90, 65], selection.POOL: [50, 51, 53]}
+    accuracy |= dict.fromkeys({*selection.RULES, selection.GENERATOR} - set(accuracy), [30, 31, 32])
+    groups = pd.DataFrame([(group, f"{group}, {i}") for group in accuracy for i in range(3)], columns=["group", "name"])
+    values = [value for values in accuracy.values() for value in values]
+    rows = groups.assign(epochs=4, accuracy=values, params=1, layers=1, seconds=1).drop(columns="group")
+    assert selection.default(selection.by_group(rows, groups), rows, groups) == "params"
+    level = rows.assign(accuracy=50.0)
+    assert selection.default(selection.by_group(level, groups), level, groups) is None
+
+
+def test_the_protocol_ranks_where_half_as_long_trainings_agree():
+    names = [*"abcd", "ResNet-8, 1"]
+    rows = pd.DataFrame({"name": names * 2, "epochs": [4] * 5 + [2] * 5, "accuracy": [1, 2, 3, 4, 72, 1, 2, 3, 4, 50]})
+    assert selection.ranking(rows) == {"rho": 1.0, "n": 5, "best": 72.0}
+    assert selection.ranking(rows.assign(accuracy=[1, 2, 3, 4, 5, 5, 4, 3, 2, 1]))["rho"] == -1.0
+
+
 def test_a_clipped_step_is_no_longer_than_asked():
     recipe = Recipe(
         name="one", epochs=1, batch_size=2, lr=1.0, momentum=0.0, nesterov=False, weight_decay=0.0, clip=0.1

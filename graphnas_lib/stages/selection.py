@@ -19,7 +19,7 @@ from graphnas_lib.benchmarks import SPECTRA
 from graphnas_lib.clusters import ZC_NAMES
 from graphnas_lib.datasets import Dataset
 from graphnas_lib.macro import Architecture
-from graphnas_lib.plots import mean_interval
+from graphnas_lib.plots import mean_difference, mean_interval
 from graphnas_lib.stages.stage import Stage
 from graphnas_lib.training import RECIPES, cut_batch, train
 
@@ -132,3 +132,24 @@ def by_group(rows: pd.DataFrame, groups: pd.DataFrame, chance: float = 10.0) -> 
         means = part[["params", "layers", "seconds"]].mean().round(1).to_dict()
         lines.append({"group": name, "n": len(part), "mean": part["accuracy"].mean(), **interval, **means})
     return pd.DataFrame(lines)
+
+
+def ranking(rows: pd.DataFrame) -> dict[str, float]:
+    """Whether the protocol ranks: Spearman of accuracy after half the epochs and all of them, and of how many networks.
+
+    "best" is the best accuracy of a ResNet-8: networks below `MIN_REFERENCE` have only begun to learn.
+    """
+    lengths = rows.pivot_table(index="name", columns="epochs", values="accuracy", sort=False)
+    whole = lengths[lengths.columns.max()]
+    both = lengths.dropna()
+    rho = float(both.corr("spearman").iloc[0, -1]) if len(both) > 2 else float("nan")
+    return {"rho": rho, "n": len(both), "best": float(whole[whole.index.str.startswith("ResNet-8")].max())}
+
+
+def default(table: pd.DataFrame, rows: pd.DataFrame, groups: pd.DataFrame) -> str | None:
+    """The rule that earns to be the default by the rule above: `table` is `by_group`'s; None where no rule does."""
+    whole = rows[rows["epochs"] == rows["epochs"].max()].set_index("name")["accuracy"].fillna(0.0)
+    accuracy = {name: whole[part["name"]].to_numpy() for name, part in groups.groupby("group")}
+    means = table.set_index("group")["mean"]
+    above = [r for r in (*RULES, GENERATOR) if mean_difference(accuracy[r], accuracy[POOL])["low"] > 0]
+    return max(above, key=means.get) if above else None
