@@ -289,6 +289,17 @@ def test_deep_starts_fill_the_constraints():
     assert evolution.deep_starts(generate_cell, K, lambda _: False) == []
 
 
+@pytest.mark.parametrize(("bound", "most"), [({"params": 1e5}, 0), ({"flops": 30e6}, 3)])
+def test_strides_come_first_where_they_pay_for_width(bound, most):
+    feasible = evolution.budget(count, **bound)
+    starts = evolution.deep_starts(generate_cell, K, feasible, strides_first=True)
+    assert len(starts) == K and all(map(feasible, starts))
+    for start in starts:
+        strided = [i for i, triple in enumerate(start.triples) if triple.stride == 2]
+        assert strided == list(range(len(strided))) and len(start.triples) == 18
+    assert max(sum(t.stride == 2 for t in start.triples) for start in starts) == most
+
+
 def test_several_starts_all_enter_the_history_and_the_best_live():
     starts = list(range(0, 60, 2))
     result = toy_search(start=starts, iterations=50)

@@ -6,7 +6,6 @@ the square root of width, so the few largest by that are scored, and the best is
 
 from __future__ import annotations
 
-import math
 from bisect import bisect_right
 from collections.abc import Iterator
 from dataclasses import astuple
@@ -17,13 +16,13 @@ from torch import Tensor
 from graphnas_lib.design.budget import Request, selected
 from graphnas_lib.design.designs import Designs
 from graphnas_lib.design.fitting import BudgetUnreachable, Fitted, Target
+from graphnas_lib.evolution import promise
 from graphnas_lib.macro import CHANNELS, MAX_CELLS, Architecture, Triple
 from graphnas_lib.network import Costs, count
 from graphnas_lib.space import INPUT, OP_NODES, OUTPUT, Cell
 
 OPERATIONS = ("mbconv6_5", "mbconv6_3", "mbconv3_5", "mbconv3_3")
 SCORED = 4  # of the networks, those of the most layers times the square root of width
-STRIDE_LOSS = 0.15  # of log2 T-CET, for each halving of the side; measured on evolution's histories
 
 
 def dense_cell(operation: str) -> Cell:
@@ -57,7 +56,7 @@ def repeated(
     met = [one for one in tried if target.met(one.costs, under=True)] or [one for one in tried if target.met(one.costs)]
     if not met:
         raise BudgetUnreachable(target, min(tried, key=lambda one: one.error).costs)
-    best = sorted(met, key=lambda one: -_promise(one.architecture))[: max(n, SCORED)]
+    best = sorted(met, key=lambda one: -promise(one.architecture))[: max(n, SCORED)]
     return selected(best, request, request.batch(images, labels), n, device, progress=False)
 
 
@@ -92,10 +91,3 @@ def _first_costs(request: Request, cell: Cell, strides: int, width: int) -> tupl
 def _network(cell: Cell, depth: int, strides: int, stem_stride: int, width: int) -> Architecture:
     """`depth` cells of one width, the first `strides` of which halve the side."""
     return Architecture(tuple(Triple(cell, width, 1 + (i < strides)) for i in range(depth)), stem_stride=stem_stride)
-
-
-def _promise(architecture: Architecture) -> float:
-    """What T-CET follows, up to a factor: log of layers times the root of width, less what strides cost."""
-    strides = sum(triple.stride == 2 for triple in architecture.triples)
-    layers = len(architecture.triples)
-    return math.log2(layers) + 0.5 * math.log2(architecture.triples[0].channels) - STRIDE_LOSS * strides

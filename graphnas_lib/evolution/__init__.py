@@ -15,6 +15,7 @@ from graphnas_lib.evolution.algorithms import (
     hl_start,
     max_strides,
     network_problem,
+    promise,
     random_evo,
 )
 from graphnas_lib.evolution.evaluation import ScoreError

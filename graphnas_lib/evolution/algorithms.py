@@ -10,7 +10,7 @@ import hashlib
 import math
 from collections.abc import Callable
 from functools import partial
-from itertools import count, product
+from itertools import count
 from typing import Any
 
 import torch
@@ -31,6 +31,7 @@ from graphnas_lib.space import REFERENCE_CELL, Cell
 
 MIN_SIDE_PIXELS = 4  # feature maps smaller than this in a search are refused; the paper is silent
 CELLS_PER_FAMILY = 256  # that random search chooses from when it discards nine draws of ten
+STRIDE_LOSS = 0.15  # of log2 T-CET, for each halving of the side; measured on evolution's histories
 START_WIDTH_FACTOR = 0.25  # on alpha_0's widths: a start within every budget, whatever the cell costs
 
 
@@ -161,27 +162,45 @@ def hl_start(generate_cell: Callable[..., Cell], n_families: int) -> Architectur
 
 
 def deep_starts(
-    generate_cell: Callable[..., Cell], n_families: int, feasible: Callable[[Architecture], bool]
+    generate_cell: Callable[..., Cell],
+    n_families: int,
+    feasible: Callable[[Architecture], bool],
+    *,
+    strides_first: bool = False,
 ) -> list[Architecture]:
     """alpha_0 of App. C once for each family, as deep and then as wide as the constraints let it.
 
     The paper's alpha_0 is of its fifth family, and which of ours that is nobody knows. Each of its three cells is
     repeated up to six times; where that is too dear, more of the three groups begin with a stride, then fewer repeat.
+
+    Args:
+        strides_first: none, one, two or three of the first cells are strided, as many as `promise` likes best: under a
+            bound on FLOPs early strides pay for width, and one mutation at a time seldom gets there.
     """
-    return [start for family in range(n_families) if (start := _deep_start(generate_cell, family, feasible))]
+    found = (_deep_start(generate_cell, family, feasible, strides_first) for family in range(n_families))
+    return [start for start in found if start]
 
 
-def _deep_start(generate_cell, family: int, feasible: Callable[[Architecture], bool]) -> Architecture | None:
+def _deep_start(generate_cell, family: int, feasible: Callable, strides_first: bool) -> Architecture | None:
     groups = len(ALPHA_0)
-    for repeats, strided in product(range(MAX_CELLS // groups, 0, -1), ((1,), (0, 1), (0, 1, 2))):
-        places = [(group, place) for group in range(groups) for place in range(repeats)]
-        triples = tuple(
-            Triple(generate_cell(family, index=i), CHANNELS[0], 2 if not place and group in strided else 1, family)
-            for i, (group, place) in enumerate(places)
+    for repeats in range(MAX_CELLS // groups, 0, -1):
+        places = [0, repeats, 2 * repeats]
+        strided = [range(n) for n in range(groups + 1)] if strides_first else [places[1:2], places[:2], places]
+        cells = [generate_cell(family, index=i) for i in range(groups * repeats)]
+        tried = (
+            Architecture(tuple(Triple(cell, CHANNELS[0], 1 + (i in strides), family) for i, cell in enumerate(cells)))
+            for strides in strided
         )
-        if feasible(start := Architecture(triples)):
-            return filled(start, feasible)
+        if starts := [filled(start, feasible) for start in tried if feasible(start)]:
+            return max(starts, key=promise) if strides_first else starts[0]
     return None
+
+
+def promise(architecture: Architecture) -> float:
+    """What T-CET follows, up to a factor: log of cells times the root of the first's width, less what strides cost."""
+    strides = sum(triple.stride == 2 for triple in architecture.triples)
+    cells = len(architecture.triples)
+    return math.log2(cells) + 0.5 * math.log2(architecture.triples[0].channels) - STRIDE_LOSS * strides
 
 
 def budget(

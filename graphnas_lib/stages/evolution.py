@@ -58,9 +58,11 @@ class Searches:
             supply = partial(self.pool.generate_cell, seed=self.stage.seed)
         cells = {"generate_cell": supply, "n_families": self.sampler.families.n_clusters}
         if kind == "HL-Evo":
-            deep = options.pop("deep", False)
+            deep = options.pop("deep", None)
             start = (
-                evolution.deep_starts(**cells, feasible=options["feasible"]) if deep else evolution.hl_start(**cells)
+                evolution.hl_start(**cells)
+                if deep is None
+                else evolution.deep_starts(**cells, feasible=options["feasible"], strides_first=deep == "strides first")
             )
             found = evolution.hl_evo(start, population=population, **options, **cells)
         elif kind == "Evo (flat)":
@@ -86,13 +88,14 @@ class Searches:
         }
 
 
-_REACH = {"deep": True, "channel_step": "local", "pooled": True, "screened": 16}
+_REACH = {"deep": "alpha_0", "channel_step": "local", "pooled": True, "screened": 16}
 FORMS: dict[str, dict] = {  # what follows a method's name -> options of the search
     "": {},
     "repeats": {"repeats": True},
     "as drawn": {"fill": False},
     "far": _REACH,  # deviation D52; each of its parts is also left out
-    "far, alpha_0 alone": _REACH | {"deep": False},
+    "far, strides first": _REACH | {"deep": "strides first"},
+    "far, alpha_0 alone": _REACH | {"deep": None},
     "far, uniform widths": _REACH | {"channel_step": "uniform"},
     "far, unscreened": _REACH | {"screened": 1},
     "screened": {"channel_step": "local", "screened": 16},
