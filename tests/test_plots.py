@@ -135,10 +135,20 @@ def test_plot_cell_names_every_operation_and_draws_every_edge():
     assert len(arrows) == 28
 
 
+def test_small_drawings_run_down_with_short_names():
+    fig = plots.plot_cells([FULL, sample_cells(1, seed=0)[0]], columns=2)
+    texts = {text.get_text(): text.get_position() for text in fig.axes[0].texts}
+    assert list(texts) == ["in", "mb6\n5×5", "b0.25\n3×3", "avg\n3×3", "dil\n5×5", "conv\n1×1", "skip", "out"]
+    heights = [y for _, y in texts.values()]
+    assert heights == sorted(heights, reverse=True) and heights[0] > heights[-1]
+    wide, small = (CellDrawing(FULL, small=small).size for small in (False, True))
+    assert small[1] > small[0] and wide[0] > wide[1]
+
+
 def test_texts_stay_in_their_boxes():
     figs = [plots.plot_cells([FULL]), plots.plot_cells([FULL, *sample_cells(3, seed=0)])]
-    figs += [plots.plot_pipeline(), plots.plot_pipeline("cells")]
-    assert [_overflowing(fig) for fig in figs] == [[], [], [], []]
+    figs += [plots.plot_pipeline(), plots.plot_pipeline("cells"), plots.plot_cells([FULL] * 3, columns=3)]
+    assert [_overflowing(fig) for fig in figs] == [[], [], [], [], []]
 
 
 def test_plot_cell_accepts_what_a_decoder_may_make():
@@ -219,6 +229,7 @@ def test_farthest_families_is_a_rule_on_centres(families):
     z, _, labels = families
     assert plots.farthest_families(z, labels, 3) == [0, 2, 3]  # ties of size go to the first; then 3, then 2
     assert plots.farthest_families(z, labels, 9) == [0, 1, 2, 3, 4]
+    assert plots.farthest_families(z, labels, 3, first=(1, 4)) == [1, 3, 4]
 
 
 def test_clusters_and_latents_share_colours(families):
@@ -339,6 +350,22 @@ def test_clusters_draw_the_ellipse_of_every_family(families):
     lines = [line for line in fig.axes[0].lines if len(line.get_xdata())]  # seaborn's legend leaves empty ones
     assert len(lines) == 5 and lines[3].get_xydata().tolist() == raw[labels == 3][:, [2, 0]].tolist()
     assert sum(line.get_linewidth() > 1 for line in lines) == 2
+
+
+def test_clusters_draw_a_medoid_under_the_mark_of_each_coloured_family(families):
+    _, raw, labels = families
+    cells = dict(enumerate(sample_cells(5, seed=0)))
+    fig = plots.plot_clusters(raw, labels, ZC, [1, 4], medoids=cells)
+    assert [ax.get_title() for ax in fig.axes] == ["", "medoid of family 1", "medoid of family 4"]
+    points, one, four = fig.axes
+    legend = {dot.get_label().split(" (")[0]: dot for dot in fig.findobj(matplotlib.legend.Legend)[0].legend_handles}
+    for ax, k in ((one, 1), (four, 4)):
+        (mark,) = ax.lines
+        colour = legend[f"family {k}"].get_markerfacecolor()
+        assert matplotlib.colors.to_rgb(mark.get_color()) == matplotlib.colors.to_rgb(colour)
+        assert mark.get_marker() == legend[f"family {k}"].get_marker()
+        assert len(ax.texts) == 2 + sum(name is not None for name in cells[k].operations)
+    assert len(plots.plot_clusters(raw, labels, ZC, [1, 4]).axes) == 1
 
 
 # ---- results

@@ -1,5 +1,7 @@
 """Small tables that notebooks show: every number in them against a count by hand."""
 
+from dataclasses import replace
+
 import pandas as pd
 import pytest
 import torch
@@ -287,6 +289,23 @@ def test_ellipses_are_one_deviation_wide_in_standardised_z():
     off = (contour - families.means[5]).abs().amax(0)
     deviation = torch.tensor(families.covariances)[5].sqrt()
     assert off.tolist() == pytest.approx([float(deviation[0]), 0.0, float(deviation[2]), 0.0], abs=2e-3)
+
+
+def test_families_of_one_size_differ_most_in_naswot():
+    families = Families.load("lite")
+    low, high = stages.families.of_one_size(families)
+    gap = (families.means[low] - families.means[high]).abs()
+    assert gap[2] < 0.1
+    sizes, naswot = families.means[:, 2], families.means[:, 0]
+    alike = (sizes[:, None] - sizes).abs() < 0.1
+    assert gap[0] == (naswot[:, None] - naswot).abs()[alike].max()
+    assert {low, high} < set(stages.families.distant("lite")) and len(stages.families.distant("lite")) == 5
+    raw = families.inverse(families.means)
+    assert f"{low} and {high}" in stages.families.found(families)
+    assert f"NASWOT {raw[low, 0]:.0f} and {raw[high, 0]:.0f}" in stages.families.found(families)
+    few = replace(families, weights=families.weights[::8], centres=families.centres[::8])  # of four sizes
+    assert stages.families.of_one_size(few) == () and stages.families.found(few).startswith("4 families")
+    assert stages.families.found(few).endswith("in size")
 
 
 def test_points_of_table_3_say_whose_they_are():
