@@ -296,6 +296,25 @@ def test_plot_search_draws_the_median_in_steps():
     assert line.get_drawstyle() == "steps-post"
 
 
+def test_intervals_of_many_groups_stay_in_their_row():
+    names, kinds = ["a"] * 4 + ["b"] * 4, list("wxyz") * 2
+    fig = plots.plot_intervals(names, range(1, 9), range(8), range(2, 10), "points", groups=kinds, zero="no gain")
+    (ax,) = fig.axes
+    points = [line for line in ax.lines if line.get_label() != "no gain" and len(line.get_ydata()) == 2]
+    rows = np.array([line.get_ydata() for line in points if line.get_marker() in MARKERS])
+    assert rows.shape == (4, 2) and np.ptp(rows[:, 0]) < 1 and rows[:, 0].max() + 0.3 < rows[:, 1].min()
+    (line,) = (line for line in ax.lines if line.get_label() == "no gain")
+    assert line.get_xdata() == [0.0, 0.0] and "no gain" in [text.get_text() for text in ax.get_legend().get_texts()]
+    log = plots.plot_intervals(names, range(1, 9), range(1, 9), range(2, 10), "x", groups=kinds, log=True).axes[0]
+    assert log.get_xscale() == "log" and {1.0, 2.0, 5.0} <= set(log.get_xticks())
+
+
+def test_band_has_a_tick_at_each_of_few_budgets():
+    rows = [{"n": n, "y": n, "rule": rule} for n in (8, 40, 100) for rule in "ab"]
+    ax = plots.plot_band(rows, "n", "y", "rule", "accuracy", log=True).axes[0]
+    assert [text.get_text() for text in ax.get_xticklabels()] == ["8", "40", "100"]
+
+
 def test_scatter_states_n_and_rank_of_every_panel():
     up, down = [1.0, 2.0, 3.0, np.nan], [3.0, 2.0, 1.0, 0.0]
     table = pd.DataFrame({"x": up * 2, "y": up + down, "of": ["a"] * 4 + ["b"] * 4})
@@ -368,6 +387,21 @@ def test_clusters_draw_a_medoid_under_the_mark_of_each_coloured_family(families)
     assert len(plots.plot_clusters(raw, labels, ZC, [1, 4]).axes) == 1
 
 
+def test_paths_go_from_a_cross_to_their_family(families):
+    rows = [(plane, c, i, t, c * t, i) for plane in "pq" for c in (0, 1) for i in (0, 1) for t in (0.0, 0.5, 1.0)]
+    rows.append(("q", -1, np.nan, np.nan, 7.0, 8.0))
+    paths = pd.DataFrame(rows[::-1], columns=["plane", "condition", "sample", "time", "x", "y"])
+    fig = plots.plot_paths(paths, {"p": "one", "q": "two"}, [3, 9], [3, 4, 9])
+    assert [ax.get_title() for ax in fig.axes] == ["one", "two"]
+    assert [text.get_text() for text in fig.legends[0].get_texts()] == ["family 3", "start", "family 9"]
+    left, right = fig.axes
+    lines = [line.get_xydata().tolist() for line in left.lines if len(line.get_xdata()) == 3]
+    assert [[1.0 * t, 1.0] for t in (0.0, 0.5, 1.0)] in lines and len(lines) == 4
+    ends = {line.get_color(): line.get_xdata()[0] for line in left.lines if line.get_label() == "family 9"}
+    assert ends == {plots.PALETTE[2]: 1.0}  # the colour of the third that is highlighted
+    assert [7.0, 8.0] in [point for line in right.lines for point in line.get_xydata().tolist()]
+
+
 # ---- results
 
 
@@ -402,6 +436,18 @@ def test_table_3_as_a_picture_marks_what_was_not_trained():
     assert {"450M: Ours", "600M: Ours", "1000M: Ours", "TE-NAS"} <= {text.get_text() for text in ax.texts}
     none = plots.plot_accuracy_by_flops(paper.TABLE_3, ours[["flops"]]).axes[0]
     assert "here" not in [text.get_text() for text in none.get_legend().get_texts()]
+
+
+@pytest.mark.parametrize("flops", [[18e6, 24e6], [300e6, 900e6], [5e6, 2e9]], ids=str)
+def test_names_in_table_3_do_not_touch(flops):
+    fig = plots.plot_accuracy_by_flops(paper.TABLE_3, pd.DataFrame({"flops": flops}))
+    fig.draw_without_rendering()
+    boxes = {text: text.get_window_extent() for text in fig.axes[0].texts}
+    assert len(boxes) == 13
+    touching = [
+        (a.get_text(), b.get_text()) for a, b in itertools.combinations(boxes, 2) if boxes[a].overlaps(boxes[b])
+    ]
+    assert touching == []
 
 
 def test_errors_against_a_reference_leave_gaps_where_there_is_none():

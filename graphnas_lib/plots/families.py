@@ -160,6 +160,37 @@ def plot_latents(embeddings: Mapping[str, object], labels, *, highlight: Sequenc
     return fig
 
 
+@figure
+def plot_paths(
+    paths: pd.DataFrame, titles: Mapping[str, str], families: Sequence[int], highlight: Sequence[int]
+) -> Figure:
+    """Paths of samples from noise (a cross) to their ends, of `stages.ccnf.trajectories`; other latents in grey.
+
+    `titles` is plane -> what stands above it; `families` are those of the conditions, in the colours that they have
+    among `highlight` in Figure 2.
+    """
+    names = [f"family {k}" for k in sorted(highlight)]
+    look = looks(names, MARKERS)
+    look = dict(zip(names, zip(look["palette"], look["markers"], strict=True), strict=True))
+    fig, axes = subplots(1, len(titles), figsize=(WIDEST, 5.2), squeeze=False)
+    for ax, (plane, title) in zip(axes[0], titles.items(), strict=True):
+        part = paths[paths["plane"] == plane]
+        ax.plot(*part.loc[part["condition"] < 0, ["x", "y"]].T.to_numpy(), ".", color=OTHERS, markersize=3, zorder=0)
+        for (condition, _), path in part[part["condition"] >= 0].groupby(["condition", "sample"]):
+            name = f"family {families[int(condition)]}"
+            (colour, marker), xy = look[name], path.sort_values("time")[["x", "y"]].to_numpy()
+            ax.plot(*xy.T, color=colour, linewidth=1.0, alpha=0.8)
+            ax.plot(*xy[-1], marker, color=colour, markersize=5, label=name)
+            ax.plot(*xy[0], "x", color=DARK, markersize=4, label="start")
+            middle = len(xy) // 2
+            ax.annotate("", xy[middle], xy[middle - 1], arrowprops={"arrowstyle": "-|>", "color": colour})
+        kind = "direction in which the families' ends differ" if plane == "equation" else "widest direction of latents"
+        ax.set(title=title, xlabel=f"first {kind}", ylabel=f"second {kind}")
+    shown = dict(zip(*reversed(axes[0, 0].get_legend_handles_labels()), strict=True))
+    fig.legend(shown.values(), shown, loc="outside lower center", ncols=len(shown))
+    return fig
+
+
 def latent_page(embeddings: Mapping[str, object], labels, cells: Sequence, highlight: Sequence[int]) -> str:
     """`plot_latents` as one HTML page that needs nothing else: the cell under the pointer is drawn below the maps."""
     points = {title: np.round(array(xy), 2).tolist() for title, xy in embeddings.items()}

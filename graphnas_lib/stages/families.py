@@ -54,7 +54,7 @@ def contours(families: Families, points: int = 90) -> dict[int, torch.Tensor]:
 
 
 def of_one_size(families: Families) -> tuple[int, ...]:
-    """The two families that differ most in NASWOT of those within 0.1 standard deviations of log-parameters; or none."""
+    """The two families that differ most in NASWOT, of those within 0.1 deviations of log-parameters, or none."""
     naswot, size = (families.means[:, ZC_NAMES.index(name)] for name in ("naswot", "params"))
     gaps = (naswot[:, None] - naswot).abs() * ((size[:, None] - size).abs() < 0.1)
     pair = divmod(int(gaps.argmax()), families.n_clusters)
@@ -74,7 +74,7 @@ def found(families: Families) -> str:
 
 
 def distant(scale: str, n: int = 5) -> list[int]:
-    """The families that Fig. 2 colours, by rule: the two of `of_one_size`, then those farthest away in standardised z."""
+    """The families that Fig. 2 colours, by rule: the two of `of_one_size`, then the farthest away in standardised z."""
     families = Families.load(scale)
     zc = zc_matrix(labels.load(scale))
     return farthest_families(families.transform(zc), families.assign(zc), n, first=of_one_size(families))
