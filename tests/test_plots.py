@@ -136,18 +136,22 @@ def test_plot_cell_names_every_operation_and_draws_every_edge():
 
 
 def test_small_drawings_run_down_with_short_names():
-    fig = plots.plot_cells([FULL, sample_cells(1, seed=0)[0]], columns=2)
+    fig = plots.plot_cells([FULL, sample_cells(1, seed=0)[0]], small=True)
     texts = {text.get_text(): text.get_position() for text in fig.axes[0].texts}
     assert list(texts) == ["in", "mb6\n5×5", "b0.25\n3×3", "avg\n3×3", "dil\n5×5", "conv\n1×1", "skip", "out"]
     heights = [y for _, y in texts.values()]
     assert heights == sorted(heights, reverse=True) and heights[0] > heights[-1]
+    places = [
+        ax.get_subplotspec() for ax in plots.plot_cells([Cell.from_edges([(0, 7)], [None] * 6)] * 8, small=True).axes
+    ]
+    assert [(place.rowspan.start, place.colspan.start) for place in places] == [(i // 4, i % 4) for i in range(8)]
     wide, small = (CellDrawing(FULL, small=small).size for small in (False, True))
     assert small[1] > small[0] and wide[0] > wide[1]
 
 
 def test_texts_stay_in_their_boxes():
     figs = [plots.plot_cells([FULL]), plots.plot_cells([FULL, *sample_cells(3, seed=0)])]
-    figs += [plots.plot_pipeline(), plots.plot_pipeline("cells"), plots.plot_cells([FULL] * 3, columns=3)]
+    figs += [plots.plot_pipeline(), plots.plot_pipeline("cells"), plots.plot_cells([FULL] * 3, small=True)]
     assert [_overflowing(fig) for fig in figs] == [[], [], [], [], []]
 
 
@@ -215,6 +219,20 @@ def test_plot_architecture_of_families_and_odd_sides():
     assert [t for t in texts if t in {"16", "32", "1024"}] == ["32", "32", "1024"]  # the stem is as wide as the first
     unknown = [text.get_text() for text in plots.plot_architecture(hl, resolution=None).axes[0].texts]
     assert not any("²" in text for text in unknown)
+
+
+def test_figure_3_tells_training_from_sampling():
+    fig = plots.plot_pipeline("cells")
+    legend = fig.axes[0].get_legend()
+    looks = {
+        t.get_text(): (h.get_color(), h.is_dashed())
+        for t, h in zip(legend.get_texts(), legend.get_lines(), strict=True)
+    }
+    assert list(looks) == ["training", "sampling", "both"] and len(set(looks.values())) == 3
+    arrows = [text.arrow_patch for text in fig.axes[0].texts if getattr(text, "arrow_patch", None)]
+    drawn = [matplotlib.colors.to_hex(arrow.get_edgecolor()).upper() for arrow in arrows]
+    assert [drawn.count(looks[when][0].upper()) for when in looks] == [6, 3, 2]
+    assert plots.plot_pipeline().axes[0].get_legend() is None
 
 
 def test_plot_pipeline_names_its_choices():

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 INCHES_PER_UNIT = 0.74  # of the layout, where there is room
 FONT_PER_INCH = 11.5  # points of the names in boxes, for an inch a unit
 READABLE = 7.0  # points: as many cells stand in a row as leave names this large
-SMALL_BOX, SMALL_LAYER, SMALL_FONT = (0.74, 0.62), 0.68, 16.5  # of small drawings; share of a layer's distance kept
+SMALL_BOX, SMALL_LAYER, SMALL_FONT = (0.74, 0.62), 0.68, 17.5  # of small drawings; share of a layer's distance kept
 _EDGE = "#4A4A4A"
 
 
@@ -108,14 +108,14 @@ def draw_box(ax: Axes, centre: tuple, size: tuple, fill: str, edge: str) -> None
 
 
 @figure
-def plot_cells(cells: Sequence, titles: Sequence[str] = (), *, columns: int = 0) -> Figure:
+def plot_cells(cells: Sequence, titles: Sequence[str] = (), *, small: bool = False) -> Figure:
     """Several cells in a grid at one scale, each under its title; None (no valid decode) leaves its place empty.
 
-    `columns` makes them small drawings (`CellDrawing`), so many in a row.
+    `small` is of `CellDrawing`.
     """
     import matplotlib.pyplot as plt
 
-    grid = CellGrid(cells, WIDEST, columns)
+    grid = CellGrid(cells, WIDEST, small=small)
     fig = plt.figure(figsize=(grid.width, sum(grid.heights)))
     grid.draw(fig, titles)
     return fig
@@ -124,15 +124,16 @@ def plot_cells(cells: Sequence, titles: Sequence[str] = (), *, columns: int = 0)
 class CellGrid:
     """Cells in rows, all boxes of one size: how many inches they take, and their drawing into a figure."""
 
-    def __init__(self, cells: Sequence, width: float, columns: int = 0):
-        self.drawings = [None if cell is None else CellDrawing(cell, small=columns > 0) for cell in cells]
+    def __init__(self, cells: Sequence, width: float, *, small: bool = False):
+        self.drawings = [None if cell is None else CellDrawing(cell, small=small) for cell in cells]
         sizes = [(2.0, 0.9) if drawing is None else drawing.size for drawing in self.drawings]
         self.span = max(x for x, _ in sizes)
-        fits = (n for n in (3, 2) if FONT_PER_INCH * (width / n - 0.15) >= READABLE * self.span)
-        self.columns = min(columns or next(fits, 1), len(cells))
-        self.font = SMALL_FONT if columns else FONT_PER_INCH
+        self.font, most = (SMALL_FONT, 7) if small else (FONT_PER_INCH, 3)
+        fits = (n for n in range(most, 1, -1) if self.font * (width / n - 0.15) >= READABLE * self.span)
+        rows = -(-len(cells) // next(fits, 1))
+        self.columns = -(-len(cells) // rows)  # no row is much emptier than the others
         room = (width / self.columns - 0.15) / self.span
-        self.unit = min(room, 0.6 * INCHES_PER_UNIT if columns else INCHES_PER_UNIT)
+        self.unit = min(room, (0.6 if small else 1.0) * INCHES_PER_UNIT)
         self.width = self.columns * (self.span * self.unit + 0.15)
         rows = (sizes[i : i + self.columns] for i in range(0, len(sizes), self.columns))
         self.spans = [max(y for _, y in row) for row in rows]

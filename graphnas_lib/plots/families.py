@@ -103,7 +103,7 @@ def plot_clusters(
         highlight = farthest_families(zc.argsort(0).argsort(0) / len(zc), labels, highlight)
     view = [names.index("params"), names.index("naswot")]
     drawn = sorted(set(highlight) & set(medoids or {}))
-    grid = CellGrid([medoids[k] for k in drawn], WIDEST, len(drawn)) if drawn else None
+    grid = CellGrid([medoids[k] for k in drawn], WIDEST, small=True) if drawn else None
     heights = [5.2, sum(grid.heights) if grid else 0.0]
     fig = plt.figure(figsize=(WIDEST, sum(heights)))
     top, *below = fig.subfigures(2, 1, height_ratios=heights) if grid else [fig]

@@ -215,6 +215,8 @@ def plot_strip(names, values, ylabel: str, *, groups=None) -> Figure:
     sns.pointplot(**look, dodge=dodge, errorbar=None, linestyle="none", marker="_", markersize=18, legend=False)
     _name_places(ax, order, longest=12)
     ax.set(ylabel=ylabel, xlim=(-0.6, len(order) - 0.4))
+    if len(kinds) > 1:
+        ax.legend(loc="center left", bbox_to_anchor=(1.01, 0.5))
     return fig
 
 
