@@ -519,6 +519,7 @@ def test_no_text_of_a_figure_is_too_small_to_read(families):
     figs = [plots.plot_clusters(raw, labels, ZC), plots.plot_over_depth(plots.families_over_depth(hl, 2)), _bars()]
     figs += [plots.plot_pipeline(), plots.plot_architecture(hl[0]), plots.plot_cells(sample_cells(6, seed=0))]
     figs.append(plots.plot_accuracy_by_flops(paper.TABLE_3, pd.DataFrame({"flops": [18e6]})))
+    figs += [plots.plot_cells(sample_cells(14, seed=0), small=True), plots.plot_pipeline("cells")]
     texts = [text for fig in figs for text in fig.findobj(matplotlib.text.Text) if text.get_text()]
     assert [text.get_text() for text in texts if text.get_fontsize() < 7] == [] and len(texts) > 100
 
