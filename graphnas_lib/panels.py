@@ -146,7 +146,7 @@ def condition(flow: CCNF, gvae: GVAE, families: Families, *, n: int = 6, seed: i
         found = families.inverse(gvae.predict_zc(latents)).median(dim=0).values
         pairs = zip(ZC_NAMES, families.inverse(wanted)[0].tolist(), found.tolist(), strict=True)
         told = "; ".join(f"{name} {ask:,.0f}, found {is_:,.0f}" for name, ask, is_ in pairs)
-        return plots.plot_cells(gvae.decode(latents)), f"Asked for, and the median that q finds: {told}."
+        return plots.plot_cells(gvae.decode(latents), small=True), f"Asked for, and the median that q finds: {told}."
 
     return Panel(draw, sliders, f"{n} cells as graphs: boxes of operations between input and output, joined by arrows.")
 

@@ -179,6 +179,18 @@ def test_solving_backwards_inverts_a_sample(tiny):
         assert (back.detach() - noise).abs().max() < tolerance
 
 
+def test_paths_lead_from_the_noise_to_the_sample(tiny):
+    zc, noise = normal(8, 2, seed=1, dtype=torch.float64), normal(8, 4, dtype=torch.float64)
+    tiny.whitening.mean.fill_(1.0)
+    path = tiny.paths(zc, noise, steps=12)
+    assert path.shape == (13, 8, 4) and torch.equal(path[0], noise)
+    assert torch.equal(tiny.whitening.inverse(path[-1], zc), tiny.sample(zc, noise=noise, steps=12))
+    moved = (path - path[-1]).norm(dim=2).mean(dim=1)
+    assert moved.argmin() == 12 and moved[6] < moved[0]
+    with pytest.raises(ValueError, match="one row a condition"):
+        tiny.paths(zc, noise[:3])
+
+
 def test_sample_depends_on_the_seed_and_scales_with_the_temperature(tiny):
     zc = normal(8, 2, seed=1, dtype=torch.float64)
     assert torch.equal(tiny.sample(zc, seed=3), tiny.sample(zc, seed=3))

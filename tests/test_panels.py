@@ -106,7 +106,7 @@ def test_the_map_of_latent_space_is_one_page_with_its_cells(tmp_path, monkeypatc
     data = json.loads(re.search(r'type="application/json">(.*?)</script>', page, re.DOTALL)[1])
     maps, n = data["maps"], len(data["cells"])
     assert set(maps) == {"naive", "regularised"} and all(len(points) == n for points in maps.values())
-    assert len(data["families"]) == n and len(data["colours"]) == 4 and "http" not in page.replace("http-equiv", "")
+    assert len(data["families"]) == n and len(data["colours"]) == 5 and "http" not in page.replace("http-equiv", "")
     codes = stages.labels.codes_of(stages.labels.load("lite"), stages.cells.load("lite"))
     assert data["cells"][0]["operations"] == list(codes[-n:].cells()[0].operations)
     zc = Families.load("lite").assign(proxies.zc_matrix(stages.labels.load("lite")))[-n:]

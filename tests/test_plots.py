@@ -135,10 +135,24 @@ def test_plot_cell_names_every_operation_and_draws_every_edge():
     assert len(arrows) == 28
 
 
+def test_small_drawings_run_down_with_short_names():
+    fig = plots.plot_cells([FULL, sample_cells(1, seed=0)[0]], small=True)
+    texts = {text.get_text(): text.get_position() for text in fig.axes[0].texts}
+    assert list(texts) == ["in", "mb6\n5×5", "b0.25\n3×3", "avg\n3×3", "dil\n5×5", "conv\n1×1", "skip", "out"]
+    heights = [y for _, y in texts.values()]
+    assert heights == sorted(heights, reverse=True) and heights[0] > heights[-1]
+    places = [
+        ax.get_subplotspec() for ax in plots.plot_cells([Cell.from_edges([(0, 7)], [None] * 6)] * 8, small=True).axes
+    ]
+    assert [(place.rowspan.start, place.colspan.start) for place in places] == [(i // 4, i % 4) for i in range(8)]
+    wide, small = (CellDrawing(FULL, small=small).size for small in (False, True))
+    assert small[1] > small[0] and wide[0] > wide[1]
+
+
 def test_texts_stay_in_their_boxes():
     figs = [plots.plot_cells([FULL]), plots.plot_cells([FULL, *sample_cells(3, seed=0)])]
-    figs += [plots.plot_pipeline(), plots.plot_pipeline("cells")]
-    assert [_overflowing(fig) for fig in figs] == [[], [], [], []]
+    figs += [plots.plot_pipeline(), plots.plot_pipeline("cells"), plots.plot_cells([FULL] * 3, small=True)]
+    assert [_overflowing(fig) for fig in figs] == [[], [], [], [], []]
 
 
 def test_plot_cell_accepts_what_a_decoder_may_make():
@@ -207,6 +221,20 @@ def test_plot_architecture_of_families_and_odd_sides():
     assert not any("²" in text for text in unknown)
 
 
+def test_figure_3_tells_training_from_sampling():
+    fig = plots.plot_pipeline("cells")
+    legend = fig.axes[0].get_legend()
+    looks = {
+        t.get_text(): (h.get_color(), h.is_dashed())
+        for t, h in zip(legend.get_texts(), legend.get_lines(), strict=True)
+    }
+    assert list(looks) == ["training", "sampling", "both"] and len(set(looks.values())) == 3
+    arrows = [text.arrow_patch for text in fig.axes[0].texts if getattr(text, "arrow_patch", None)]
+    drawn = [matplotlib.colors.to_hex(arrow.get_edgecolor()).upper() for arrow in arrows]
+    assert [drawn.count(looks[when][0].upper()) for when in looks] == [6, 3, 2]
+    assert plots.plot_pipeline().axes[0].get_legend() is None
+
+
 def test_plot_pipeline_names_its_choices():
     with pytest.raises(ValueError, match=r"which must be one of \('overview', 'cells'\); got 'figure 9'"):
         plots.plot_pipeline("figure 9")
@@ -219,6 +247,7 @@ def test_farthest_families_is_a_rule_on_centres(families):
     z, _, labels = families
     assert plots.farthest_families(z, labels, 3) == [0, 2, 3]  # ties of size go to the first; then 3, then 2
     assert plots.farthest_families(z, labels, 9) == [0, 1, 2, 3, 4]
+    assert plots.farthest_families(z, labels, 3, first=(1, 4)) == [1, 3, 4]
 
 
 def test_clusters_and_latents_share_colours(families):
@@ -285,6 +314,25 @@ def test_plot_search_draws_the_median_in_steps():
     assert line.get_drawstyle() == "steps-post"
 
 
+def test_intervals_of_many_groups_stay_in_their_row():
+    names, kinds = ["a"] * 4 + ["b"] * 4, list("wxyz") * 2
+    fig = plots.plot_intervals(names, range(1, 9), range(8), range(2, 10), "points", groups=kinds, zero="no gain")
+    (ax,) = fig.axes
+    points = [line for line in ax.lines if line.get_label() != "no gain" and len(line.get_ydata()) == 2]
+    rows = np.array([line.get_ydata() for line in points if line.get_marker() in MARKERS])
+    assert rows.shape == (4, 2) and np.ptp(rows[:, 0]) < 1 and rows[:, 0].max() + 0.3 < rows[:, 1].min()
+    (line,) = (line for line in ax.lines if line.get_label() == "no gain")
+    assert line.get_xdata() == [0.0, 0.0] and "no gain" in [text.get_text() for text in ax.get_legend().get_texts()]
+    log = plots.plot_intervals(names, range(1, 9), range(1, 9), range(2, 10), "x", groups=kinds, log=True).axes[0]
+    assert log.get_xscale() == "log" and {1.0, 2.0, 5.0} <= set(log.get_xticks())
+
+
+def test_band_has_a_tick_at_each_of_few_budgets():
+    rows = [{"n": n, "y": n, "rule": rule} for n in (8, 40, 100) for rule in "ab"]
+    ax = plots.plot_band(rows, "n", "y", "rule", "accuracy", log=True).axes[0]
+    assert [text.get_text() for text in ax.get_xticklabels()] == ["8", "40", "100"]
+
+
 def test_scatter_states_n_and_rank_of_every_panel():
     up, down = [1.0, 2.0, 3.0, np.nan], [3.0, 2.0, 1.0, 0.0]
     table = pd.DataFrame({"x": up * 2, "y": up + down, "of": ["a"] * 4 + ["b"] * 4})
@@ -341,6 +389,37 @@ def test_clusters_draw_the_ellipse_of_every_family(families):
     assert sum(line.get_linewidth() > 1 for line in lines) == 2
 
 
+def test_clusters_draw_a_medoid_under_the_mark_of_each_coloured_family(families):
+    _, raw, labels = families
+    cells = dict(enumerate(sample_cells(5, seed=0)))
+    fig = plots.plot_clusters(raw, labels, ZC, [1, 4], medoids=cells)
+    assert [ax.get_title() for ax in fig.axes] == ["", "medoid of family 1", "medoid of family 4"]
+    points, one, four = fig.axes
+    legend = {dot.get_label().split(" (")[0]: dot for dot in fig.findobj(matplotlib.legend.Legend)[0].legend_handles}
+    for ax, k in ((one, 1), (four, 4)):
+        (mark,) = ax.lines
+        colour = legend[f"family {k}"].get_markerfacecolor()
+        assert matplotlib.colors.to_rgb(mark.get_color()) == matplotlib.colors.to_rgb(colour)
+        assert mark.get_marker() == legend[f"family {k}"].get_marker()
+        assert len(ax.texts) == 2 + sum(name is not None for name in cells[k].operations)
+    assert len(plots.plot_clusters(raw, labels, ZC, [1, 4]).axes) == 1
+
+
+def test_paths_go_from_a_cross_to_their_family(families):
+    rows = [(plane, c, i, t, c * t, i) for plane in "pq" for c in (0, 1) for i in (0, 1) for t in (0.0, 0.5, 1.0)]
+    rows.append(("q", -1, np.nan, np.nan, 7.0, 8.0))
+    paths = pd.DataFrame(rows[::-1], columns=["plane", "condition", "sample", "time", "x", "y"])
+    fig = plots.plot_paths(paths, {"p": "one", "q": "two"}, [3, 9], [3, 4, 9])
+    assert [ax.get_title() for ax in fig.axes] == ["one", "two"]
+    assert [text.get_text() for text in fig.legends[0].get_texts()] == ["family 3", "start", "family 9"]
+    left, right = fig.axes
+    lines = [line.get_xydata().tolist() for line in left.lines if len(line.get_xdata()) == 3]
+    assert [[1.0 * t, 1.0] for t in (0.0, 0.5, 1.0)] in lines and len(lines) == 4
+    ends = {line.get_color(): line.get_xdata()[0] for line in left.lines if line.get_label() == "family 9"}
+    assert ends == {plots.PALETTE[2]: 1.0}  # the colour of the third that is highlighted
+    assert [7.0, 8.0] in [point for line in right.lines for point in line.get_xydata().tolist()]
+
+
 # ---- results
 
 
@@ -375,6 +454,18 @@ def test_table_3_as_a_picture_marks_what_was_not_trained():
     assert {"450M: Ours", "600M: Ours", "1000M: Ours", "TE-NAS"} <= {text.get_text() for text in ax.texts}
     none = plots.plot_accuracy_by_flops(paper.TABLE_3, ours[["flops"]]).axes[0]
     assert "here" not in [text.get_text() for text in none.get_legend().get_texts()]
+
+
+@pytest.mark.parametrize("flops", [[18e6, 24e6], [300e6, 900e6], [5e6, 2e9]], ids=str)
+def test_names_in_table_3_do_not_touch(flops):
+    fig = plots.plot_accuracy_by_flops(paper.TABLE_3, pd.DataFrame({"flops": flops}))
+    fig.draw_without_rendering()
+    boxes = {text: text.get_window_extent() for text in fig.axes[0].texts}
+    assert len(boxes) == 13
+    touching = [
+        (a.get_text(), b.get_text()) for a, b in itertools.combinations(boxes, 2) if boxes[a].overlaps(boxes[b])
+    ]
+    assert touching == []
 
 
 def test_errors_against_a_reference_leave_gaps_where_there_is_none():
@@ -428,6 +519,7 @@ def test_no_text_of_a_figure_is_too_small_to_read(families):
     figs = [plots.plot_clusters(raw, labels, ZC), plots.plot_over_depth(plots.families_over_depth(hl, 2)), _bars()]
     figs += [plots.plot_pipeline(), plots.plot_architecture(hl[0]), plots.plot_cells(sample_cells(6, seed=0))]
     figs.append(plots.plot_accuracy_by_flops(paper.TABLE_3, pd.DataFrame({"flops": [18e6]})))
+    figs += [plots.plot_cells(sample_cells(14, seed=0), small=True), plots.plot_pipeline("cells")]
     texts = [text for fig in figs for text in fig.findobj(matplotlib.text.Text) if text.get_text()]
     assert [text.get_text() for text in texts if text.get_fontsize() < 7] == [] and len(texts) > 100
 

@@ -1,13 +1,18 @@
 """Small tables that notebooks show: every number in them against a count by hand."""
 
+from dataclasses import replace
+
 import pandas as pd
 import pytest
 import torch
 
 from graphnas_lib import stages
+from graphnas_lib.ccnf import CCNF, CCNFConfig
 from graphnas_lib.clusters import ZC_NAMES, Families
+from graphnas_lib.gvae import GVAE, GVAEConfig
 from graphnas_lib.network import ExportError
 from graphnas_lib.paper import SCALES, STAGES
+from graphnas_lib.space import sample_cells
 from graphnas_lib.stages import (
     comparison,
     designed,
@@ -287,6 +292,52 @@ def test_ellipses_are_one_deviation_wide_in_standardised_z():
     off = (contour - families.means[5]).abs().amax(0)
     deviation = torch.tensor(families.covariances)[5].sqrt()
     assert off.tolist() == pytest.approx([float(deviation[0]), 0.0, float(deviation[2]), 0.0], abs=2e-3)
+
+
+def test_families_of_one_size_differ_most_in_naswot():
+    families = Families.load("lite")
+    low, high = stages.families.of_one_size(families)
+    gap = (families.means[low] - families.means[high]).abs()
+    assert gap[2] < 0.1
+    sizes, naswot = families.means[:, 2], families.means[:, 0]
+    alike = (sizes[:, None] - sizes).abs() < 0.1
+    assert gap[0] == (naswot[:, None] - naswot).abs()[alike].max()
+    assert {low, high} < set(stages.families.distant("lite")) and len(stages.families.distant("lite")) == 5
+    raw = families.inverse(families.means)
+    assert f"{low} and {high}" in stages.families.found(families)
+    assert f"NASWOT {raw[low, 0]:.0f} and {raw[high, 0]:.0f}" in stages.families.found(families)
+    few = replace(families, weights=families.weights[::8], centres=families.centres[::8])  # of four sizes
+    assert stages.families.of_one_size(few) == () and stages.families.found(few).startswith("4 families")
+    assert stages.families.found(few).endswith("in size")
+
+
+def test_trajectories_carry_one_noise_to_every_condition():
+    flow = CCNF(CCNFConfig(latent_dim=6, hidden=8, layers=2))
+    with torch.no_grad():
+        for parameter in flow.field.parameters():
+            parameter.mul_(4.0)
+    flow.whitening.mean.fill_(3.0)
+    zc, latents = 2 * torch.eye(4)[:3], torch.randn(50, 6, generator=torch.Generator().manual_seed(0))
+    table = stages.ccnf.trajectories(flow, zc, latents, n=5)
+    assert table.groupby("plane").size().to_dict() == {"equation": 25 * 15, "latents": 25 * 15 + 50}
+    assert (table["condition"] == -1).sum() == 50
+    places = table[table["plane"] == "equation"].set_index(["sample", "condition"])
+    start, end = (places[places["time"] == time][["x", "y"]] for time in (0, 1))
+    assert start.groupby("sample").std().to_numpy().max() < 1e-6  # one noise for all
+    assert end.groupby("sample").std().to_numpy().min() > 0.01
+    assert end["x"].std() > end["y"].std()
+    again = stages.ccnf.trajectories(flow, zc, latents, n=5)
+    pd.testing.assert_frame_equal(again, table)
+
+
+def test_walks_begin_and_end_where_cells_are_encoded():
+    model = GVAE(GVAEConfig(hidden=16, latent_dim=8, decoder_hidden=16)).eval()
+    cells = sample_cells(3, seed=0)
+    first, second = stages.gvae.walks(model, cells, points=5)
+    home = model.decode(model.encode(cells))
+    assert [first[0], first[-1], second[0], second[-1]] == [home[0], home[1], home[1], home[2]]
+    middle = model.decode(model.encode(cells[:2]).mean(dim=0, keepdim=True))
+    assert len(first) == len(second) == 5 and [first[2]] == middle
 
 
 def test_points_of_table_3_say_whose_they_are():

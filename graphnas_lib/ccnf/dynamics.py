@@ -138,9 +138,12 @@ class Dynamics(nn.Module):
 
 
 def solve(
-    dynamics: Dynamics, state, *, forward: bool, method: str, steps: int, tolerance: float, gradient: str = "none"
-):
+    dynamics: Dynamics, state, *, forward: bool, method: str, steps: int, tolerance: float, gradient: str = "none",
+    whole: bool = False,
+):  # fmt: skip
     """State at the other end of t in [0, 1]: noise to data when `forward`, data to noise else.
+
+    With `whole` the states at all `steps` + 1 equal times, from the first on, (steps + 1, B, m).
 
     Args:
         state: u (B, m), or the tuple (u, trace (B,)).
@@ -154,7 +157,8 @@ def solve(
     from torchdiffeq import odeint, odeint_adjoint
 
     u = state[0] if isinstance(state, tuple) else state
-    times = torch.tensor([0.0, 1.0] if forward else [1.0, 0.0], dtype=u.dtype, device=u.device)
+    ends = (0.0, 1.0) if forward else (1.0, 0.0)
+    times = torch.linspace(*ends, steps + 1 if whole else 2, dtype=u.dtype, device=u.device)
 
     def grid(field, state, ends: Tensor) -> Tensor:  # equal steps whose ends are those of `ends`, bit for bit
         inner = torch.linspace(0, 1, steps + 1, dtype=ends.dtype, device=ends.device)[1:-1]
@@ -166,6 +170,8 @@ def solve(
         settings["adjoint_options"] = {"norm": "seminorm"}
     with solver_errors():
         path = (odeint_adjoint if gradient == "adjoint" else odeint)(dynamics, state, times, **settings)
+    if whole:
+        return path
     return tuple(part[-1] for part in path) if isinstance(path, tuple) else path[-1]
 
 

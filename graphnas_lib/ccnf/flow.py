@@ -109,6 +109,18 @@ class CCNF(nn.Module):
         u1 = solve(dynamics, u0, forward=True, method=method, steps=steps, tolerance=tolerance)
         return self.whitening.inverse(u1, zc)
 
+    @torch.no_grad()
+    def paths(self, zc: Tensor, noise: Tensor, *, steps: int = 24) -> Tensor:
+        """Where samples of `zc` (n, P) from `noise` (n, m) are on their way: u_t at equal times, (steps + 1, n, m).
+
+        They are in the coordinates in which the equation is solved, where u_0 is the noise itself; `whitening.inverse`
+        makes latents of the G-VAE of them. Raises what `sample` does.
+        """
+        zc = self._condition(zc)
+        dynamics = Dynamics(self.field, zc, limit=self.config.max_evaluations)
+        options = {"method": SOLVER, "steps": steps, "tolerance": self.config.tolerance}
+        return solve(dynamics, self._rows(noise, zc), forward=True, whole=True, **options)
+
     def log_prob(
         self,
         latent: Tensor,

@@ -14,6 +14,7 @@ from graphnas_lib.plots.families import (
     plot_latents,
     plot_over_depth,
     plot_pairs,
+    plot_paths,
 )
 from graphnas_lib.plots.figures import (
     plot_band,

@@ -19,6 +19,11 @@ if TYPE_CHECKING:
 
 _HATCHES = ("", "////", "....", "xxxx")  # bars have no markers: eight colours four times
 _STRIP_HEIGHT = 2.7  # inches
+_ARROWS = {  # when an arrow of `plot_pipeline` is walked -> its look
+    "training": {"color": PALETTE[0], "linestyle": "-"},
+    "sampling": {"color": PALETTE[4], "linestyle": (0, (3, 1.5))},
+    "both": {"color": "#555555", "linestyle": "-"},
+}
 _BOX, _STEP = (2.5, 0.98), (3.55, 1.62)  # size of a box; distance of columns and of rows
 
 
@@ -32,7 +37,7 @@ def plot_architecture(
         architecture: an `Architecture` (a letter for each distinct cell) or an `HLArchitecture` (its family).
         title: printed above.
         resolution: side of the input in pixels, for the sides printed under the stages; None prints none.
-        cells: draw the distinct cells of an `Architecture` under the strip; a number draws the first so many.
+        cells: draw the distinct cells of an `Architecture` small under the strip; a number draws the first so many.
     """
     import matplotlib.pyplot as plt
 
@@ -44,7 +49,7 @@ def plot_architecture(
     names = [letters[kind] if concrete else str(kind) for kind in kinds]
     width = 1.2 + 0.5 * (len(triples) + 3)
     if cells and concrete:
-        grid = CellGrid(distinct if cells is True else distinct[:cells], max(width, WIDEST))
+        grid = CellGrid(distinct if cells is True else distinct[:cells], max(width, WIDEST), small=True)
         heights = [_STRIP_HEIGHT, sum(grid.heights)]
         fig = plt.figure(figsize=(max(width, grid.width), sum(heights)))
         top, bottom = fig.subfigures(2, 1, height_ratios=heights)
@@ -78,7 +83,7 @@ def _draw_strip(ax: Axes, architecture, kinds: list[int], names: list[str]) -> N
     ax.bar_label(drawn, channels, padding=1, fontsize=7.5, color=DARK)
     for i, (label, colour) in enumerate(zip(labels, colours, strict=True)):
         ink = DARK if relative_luminance(colour) > 0.28 else "white"
-        box = {"boxstyle": "round,pad=0.15", "facecolor": colour, "edgecolor": "none"}
+        box = {"boxstyle": "round,pad=0.4", "facecolor": colour, "edgecolor": "none"}
         ax.text(i, 0.07, label, ha="center", va="center", fontsize=7.5, color=ink, bbox=box)
     ax.text(len(bars) - 0.35, 0.12, "pool,\nlinear", va="center", fontsize=7.5, color=DARK)
     ax.set(xlim=(-0.6, len(bars) + 0.6), ylim=(-0.26, 1.38))
@@ -109,8 +114,8 @@ def plot_pipeline(which: str = "overview") -> Figure:
         raise ValueError(f"which must be one of {tuple(diagrams)}; got {which!r}.")
     boxes = diagrams[which]["boxes"]
     fig, ax = subplots(figsize=(10.8, 3.5))
-    for source, target, label in diagrams[which]["arrows"]:
-        _draw_arrow(ax, boxes[source]["at"], boxes[target]["at"], label)
+    for source, target, label, *when in diagrams[which]["arrows"]:
+        _draw_arrow(ax, boxes[source]["at"], boxes[target]["at"], label, **_ARROWS[(*when, "both")[0]])
     for box in boxes.values():
         x, y = (place * step for place, step in zip(box["at"], _STEP, strict=True))
         draw_box(ax, (x, y), _BOX, STYLE["boxes"][box["kind"]], "#8A8A8A")
@@ -119,10 +124,14 @@ def plot_pipeline(which: str = "overview") -> Figure:
     ends = [(max(box["at"][i] for box in boxes.values()) * _STEP[i], _BOX[i] / 2 + 0.1) for i in (0, 1)]
     ax.set(xlim=(-ends[0][1], sum(ends[0])), ylim=(-ends[1][1], sum(ends[1])), aspect="equal")
     ax.axis("off")
+    if any(len(arrow) > 3 for arrow in diagrams[which]["arrows"]):
+        for when, look in _ARROWS.items():
+            ax.plot([], [], linewidth=1.5, label=when, **look)
+        ax.legend(loc="lower right", bbox_to_anchor=(0.98, 0.02), title="arrows of", alignment="left")
     return fig
 
 
-def _draw_arrow(ax: Axes, source: tuple[int, int], target: tuple[int, int], label: str) -> None:
+def _draw_arrow(ax: Axes, source: tuple[int, int], target: tuple[int, int], label: str, **look) -> None:
     """Arrow between the facing sides of two boxes of the grid, label beside it."""
     (c0, r0), (c1, r1) = source, target
     (x0, y0), (x1, y1) = ((c * _STEP[0], r * _STEP[1]) for c, r in (source, target))
@@ -134,8 +143,8 @@ def _draw_arrow(ax: Axes, source: tuple[int, int], target: tuple[int, int], labe
     else:
         start, end = (x0, y0 + up * _BOX[1] / 2), (x1, y1 - up * _BOX[1] / 2)
         place = (x0 + 0.1, (y0 + y1) / 2)
-    look = {"arrowstyle": "-|>", "mutation_scale": 10, "linewidth": 1.3, "color": "#555555", "shrinkA": 0, "shrinkB": 0}
-    ax.annotate("", end, start, arrowprops=look)
+    shape = {"arrowstyle": "-|>", "mutation_scale": 10, "linewidth": 1.5, "shrinkA": 0, "shrinkB": 0}
+    ax.annotate("", end, start, arrowprops=shape | look)
     align = {"ha": "center" if sideways else "left", "va": "center" if up else "bottom"}
     halo = {"facecolor": "white", "edgecolor": "none", "pad": 0.8} if sideways and up else None
     ax.text(*place, label, fontsize=7.2, color="#444444", bbox=halo, **align)

@@ -5,7 +5,8 @@ Everything here reads plain attributes (`edges`, `operations`) and works for inv
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
@@ -21,20 +22,30 @@ if TYPE_CHECKING:
 INCHES_PER_UNIT = 0.74  # of the layout, where there is room
 FONT_PER_INCH = 11.5  # points of the names in boxes, for an inch a unit
 READABLE = 7.0  # points: as many cells stand in a row as leave names this large
+SMALL_BOX, SMALL_LAYER, SMALL_FONT = (0.74, 0.62), 0.68, 17.5  # of small drawings; share of a layer's distance kept
 _EDGE = "#4A4A4A"
 
 
 class CellDrawing:
-    """A cell laid out: where its boxes and lines go, and how large that is in the units of the layout."""
+    """A cell laid out: where its boxes and lines go, and how large that is in the units of the layout.
 
-    def __init__(self, cell):
+    A small one runs from top to bottom, and its names are shortened: "mb6" is an mbconv6, "b0.5" a bconv0.5.
+    """
+
+    def __init__(self, cell, *, small: bool = False):
         names = enumerate(["input", *cell.operations, "output"])
         self.names = {node: name for node, name in names if name is not None}
         self.edges = [(int(a), int(b)) for a, b in cell.edges]
         self.place, self.lanes = layered_layout(list(self.names), self.edges)
-        points = np.array([*self.place.values(), *(point for route in self.lanes.values() for point in route)])
+        self.small, self.box = small, SMALL_BOX if small else (BOX_WIDTH, BOX_HEIGHT)
+        points = self.turned([*self.place.values(), *(point for route in self.lanes.values() for point in route)])
         self.middle = (points.max(0) + points.min(0)) / 2
-        self.size = np.ptp(points, axis=0) + (1.24, 0.84)
+        self.size = np.ptp(points, axis=0) + self.box + (0.2, 0.28)
+
+    def turned(self, points: Sequence[tuple]) -> np.ndarray:
+        """Points of the layout, (n, 2), where they are drawn."""
+        points = np.asarray(points, dtype=float)
+        return points[:, ::-1] * (1, -SMALL_LAYER) if self.small else points
 
     def draw(self, ax: Axes, size: tuple[float, float], font: float) -> None:
         """Draw into axes, in the middle of a field of `size` units."""
@@ -42,14 +53,16 @@ class CellDrawing:
         ax.set(xlim=(x - width / 2, x + width / 2), ylim=(y - height / 2, y + height / 2), aspect="equal")
         ax.axis("off")
         for points in self.routes().values():
-            _draw_line(ax, points)
+            _draw_line(ax, points, self.turned)
         for node, name in self.names.items():
             kind, _, kernel = name.rpartition("_")
             tint = next((fill for prefix, fill in STYLE["operations"].items() if name.startswith(prefix)), "white")
             terminal = node in (0, 7)
-            draw_box(ax, self.place[node], (BOX_WIDTH, BOX_HEIGHT), _EDGE if terminal else tint, _EDGE)
+            ((x, y),) = self.turned([self.place[node]])
+            draw_box(ax, (x, y), self.box, _EDGE if terminal else tint, _EDGE)
+            if self.small:
+                kind, name = re.sub("_conv|_pool|conv(?=.)", "", kind), name.removesuffix("put")
             text, colour = f"{kind}\n{kernel}×{kernel}" if kind else name, "white" if terminal else "#1A1A1A"
-            x, y = self.place[node]
             ax.text(x, y - 0.015, text, ha="center", va="center", fontsize=font, color=colour, linespacing=1.05)
 
     def routes(self) -> dict:
@@ -69,7 +82,7 @@ class CellDrawing:
         return {edge: [ends[edge, 0], *line, ends[edge, 1]] for edge, line in points.items()}
 
 
-def _draw_line(ax: Axes, points: Sequence[tuple]) -> None:
+def _draw_line(ax: Axes, points: Sequence[tuple], turned: Callable) -> None:
     """A smooth arrow through the points, bent in every other stretch: in the gaps between the layers."""
     from matplotlib.patches import FancyArrowPatch
     from matplotlib.path import Path
@@ -80,7 +93,9 @@ def _draw_line(ax: Axes, points: Sequence[tuple]) -> None:
         vertices += [(x1, y1)] if beside_box else [(middle, y0), (middle, y1), (x1, y1)]
         codes += [Path.LINETO] if beside_box else [Path.CURVE4] * 3
     look = {"arrowstyle": "-|>", "mutation_scale": 8, "linewidth": 1.1, "zorder": 1}
-    ax.add_patch(FancyArrowPatch(path=Path(vertices, codes), color="#7A8CA3" if len(points) > 2 else _EDGE, **look))
+    ax.add_patch(
+        FancyArrowPatch(path=Path(turned(vertices), codes), color="#7A8CA3" if len(points) > 2 else _EDGE, **look)
+    )
 
 
 def draw_box(ax: Axes, centre: tuple, size: tuple, fill: str, edge: str) -> None:
@@ -93,11 +108,14 @@ def draw_box(ax: Axes, centre: tuple, size: tuple, fill: str, edge: str) -> None
 
 
 @figure
-def plot_cells(cells: Sequence, titles: Sequence[str] = ()) -> Figure:
-    """Several cells in a grid at one scale, each under its title; None (no valid decode) leaves its place empty."""
+def plot_cells(cells: Sequence, titles: Sequence[str] = (), *, small: bool = False) -> Figure:
+    """Several cells in a grid at one scale, each under its title; None (no valid decode) leaves its place empty.
+
+    `small` is of `CellDrawing`.
+    """
     import matplotlib.pyplot as plt
 
-    grid = CellGrid(cells, WIDEST)
+    grid = CellGrid(cells, WIDEST, small=small)
     fig = plt.figure(figsize=(grid.width, sum(grid.heights)))
     grid.draw(fig, titles)
     return fig
@@ -106,13 +124,16 @@ def plot_cells(cells: Sequence, titles: Sequence[str] = ()) -> Figure:
 class CellGrid:
     """Cells in rows, all boxes of one size: how many inches they take, and their drawing into a figure."""
 
-    def __init__(self, cells: Sequence, width: float):
-        self.drawings = [None if cell is None else CellDrawing(cell) for cell in cells]
+    def __init__(self, cells: Sequence, width: float, *, small: bool = False):
+        self.drawings = [None if cell is None else CellDrawing(cell, small=small) for cell in cells]
         sizes = [(2.0, 0.9) if drawing is None else drawing.size for drawing in self.drawings]
         self.span = max(x for x, _ in sizes)
-        fits = (n for n in (3, 2) if FONT_PER_INCH * (width / n - 0.15) >= READABLE * self.span)
-        self.columns = min(next(fits, 1), len(cells))
-        self.unit = min((width / self.columns - 0.15) / self.span, INCHES_PER_UNIT)
+        self.font, most = (SMALL_FONT, 7) if small else (FONT_PER_INCH, 3)
+        fits = (n for n in range(most, 1, -1) if self.font * (width / n - 0.15) >= READABLE * self.span)
+        rows = -(-len(cells) // next(fits, 1))
+        self.columns = -(-len(cells) // rows)  # no row is much emptier than the others
+        room = (width / self.columns - 0.15) / self.span
+        self.unit = min(room, (0.6 if small else 1.0) * INCHES_PER_UNIT)
         self.width = self.columns * (self.span * self.unit + 0.15)
         rows = (sizes[i : i + self.columns] for i in range(0, len(sizes), self.columns))
         self.spans = [max(y for _, y in row) for row in rows]
@@ -127,4 +148,4 @@ class CellGrid:
             if drawing is None:
                 ax.text(0.5, 0.5, "no valid cell", ha="center", va="center", color=GREY, transform=ax.transAxes)
             else:
-                drawing.draw(ax, (self.span, self.spans[i // self.columns]), min(8.5, FONT_PER_INCH * self.unit))
+                drawing.draw(ax, (self.span, self.spans[i // self.columns]), min(8.5, self.font * self.unit))

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from graphnas_lib.plots.draw import CellGrid
 from graphnas_lib.plots.figures import array, looks
 from graphnas_lib.plots.style import DARK, GREY, MARKERS, OTHERS, PALETTE, WIDEST, cluster_style, figure, subplots
 
@@ -29,18 +30,18 @@ ZC_AXES = {  # column of clusters.ZC_NAMES -> (axis label, logarithmic)
 }
 
 
-def farthest_families(zc, labels, n: int = 4) -> list[int]:
+def farthest_families(zc, labels, n: int = 5, *, first: Sequence[int] = ()) -> list[int]:
     """n families, or all where there are fewer, far apart in standardised z (n_cells, 4), of cells with these labels.
 
-    The largest comes first, then each time the farthest centre (L1) from those chosen. Families with fewer than 1% of
-    the cells are left out, so that a highlighted one can be seen.
+    `first`, or else the largest, come first, then each time the farthest centre (L1) from those chosen. Families with
+    fewer than 1% of the cells are left out, so that a highlighted one can be seen.
     """
     zc, labels = array(zc), array(labels).astype(int)
     names, counts = np.unique(labels, return_counts=True)
     seen = (counts >= 0.01 * len(labels)) | (counts.max() < 0.01 * len(labels))
     names, counts = names[seen], counts[seen]
     centres = np.array([zc[labels == k].mean(0) for k in names])
-    chosen = [int(counts.argmax())]
+    chosen = [i for i, name in enumerate(names) if name in first] or [int(counts.argmax())]
     while len(chosen) < min(n, len(names)):
         distance = np.abs(centres[:, None] - centres[chosen][None]).sum(-1).min(1)
         chosen.append(int(distance.argmax()))
@@ -71,7 +72,9 @@ def _draw_families(axes: Sequence[Axes], panels: Sequence[np.ndarray], labels, h
         handles, texts = ax.get_legend_handles_labels()
         ax.get_legend().remove()
     if 1 < len(handles) <= 12:
-        ax.figure.legend(handles, texts, loc="outside lower center", ncols=min(len(handles), 5), markerscale=1.6)
+        ax.figure.legend(
+            handles, texts, loc="outside lower center", ncols=len(handles) if len(handles) < 6 else 3, markerscale=1.6
+        )
 
 
 @figure
@@ -79,24 +82,40 @@ def plot_clusters(
     zc,
     labels,
     names: Sequence[str],
-    highlight: int | Sequence[int] = 4,
+    highlight: int | Sequence[int] = 5,
     *,
     ellipses: Mapping[int, object] | None = None,
+    medoids: Mapping[int, object] | None = None,
 ) -> Figure:
-    """Families of cells in ZC space (Fig. 2a): NASWOT against parameters, four families in colour.
+    """Families of cells in ZC space (Fig. 2a): NASWOT against parameters, some families in colour.
 
     Args:
         zc, labels: raw ZC vectors, (n, 4), and family of each cell, (n,).
         names: the columns of `zc`, as `clusters.ZC_NAMES`.
         highlight: the families to colour, or how many (chosen by `farthest_families` on ranks of z).
         ellipses: family -> raw ZC vectors along its contour of one standard deviation, (m, 4).
+        medoids: family -> a cell that stands for it, drawn below under the family's mark.
     """
+    import matplotlib.pyplot as plt
+
     zc, names = array(zc).astype(float), list(names)
     if isinstance(highlight, int):
         highlight = farthest_families(zc.argsort(0).argsort(0) / len(zc), labels, highlight)
     view = [names.index("params"), names.index("naswot")]
-    fig, ax = subplots(figsize=(8.4, 5.6))
+    drawn = sorted(set(highlight) & set(medoids or {}))
+    grid = CellGrid([medoids[k] for k in drawn], WIDEST, small=True) if drawn else None
+    heights = [5.2, sum(grid.heights) if grid else 0.0]
+    fig = plt.figure(figsize=(WIDEST, sum(heights)))
+    top, *below = fig.subfigures(2, 1, height_ratios=heights) if grid else [fig]
+    ax = top.subplots()
     _draw_families([ax], [zc[:, view]], labels, highlight, size=14)
+    for sheet in below:
+        grid.draw(sheet, [f"medoid of family {k}" for k in drawn])
+        marks = looks(sorted(highlight), MARKERS)
+        marks = dict(zip(sorted(highlight), zip(marks["palette"], marks["markers"], strict=True), strict=True))
+        for k, place in zip(drawn, sheet.axes, strict=True):
+            colour, marker = marks[k]
+            place.plot(0.08, 1.05, marker, color=colour, markersize=9, transform=place.transAxes, clip_on=False)
     for family, contour in (ellipses or {}).items():
         look = {"color": DARK, "linewidth": 1.6} if family in highlight else {"color": "#707070", "linewidth": 0.7}
         ax.plot(*array(contour)[:, view].T, **look, zorder=3)
@@ -138,6 +157,37 @@ def plot_latents(embeddings: Mapping[str, object], labels, *, highlight: Sequenc
     _draw_families(axes[0], panels, labels, highlight, size=9 if len(panels[0]) > 2000 else 20)
     for ax, title in zip(axes[0], embeddings, strict=True):
         ax.set(title=title, xlabel="t-SNE 1", ylabel="t-SNE 2", xticks=[], yticks=[])
+    return fig
+
+
+@figure
+def plot_paths(
+    paths: pd.DataFrame, titles: Mapping[str, str], families: Sequence[int], highlight: Sequence[int]
+) -> Figure:
+    """Paths of samples from noise (a cross) to their ends, of `stages.ccnf.trajectories`; other latents in grey.
+
+    `titles` is plane -> what stands above it; `families` are those of the conditions, in the colours that they have
+    among `highlight` in Figure 2.
+    """
+    names = [f"family {k}" for k in sorted(highlight)]
+    look = looks(names, MARKERS)
+    look = dict(zip(names, zip(look["palette"], look["markers"], strict=True), strict=True))
+    fig, axes = subplots(1, len(titles), figsize=(WIDEST, 5.2), squeeze=False)
+    for ax, (plane, title) in zip(axes[0], titles.items(), strict=True):
+        part = paths[paths["plane"] == plane]
+        ax.plot(*part.loc[part["condition"] < 0, ["x", "y"]].T.to_numpy(), ".", color=OTHERS, markersize=3, zorder=0)
+        for (condition, _), path in part[part["condition"] >= 0].groupby(["condition", "sample"]):
+            name = f"family {families[int(condition)]}"
+            (colour, marker), xy = look[name], path.sort_values("time")[["x", "y"]].to_numpy()
+            ax.plot(*xy.T, color=colour, linewidth=1.0, alpha=0.8)
+            ax.plot(*xy[-1], marker, color=colour, markersize=5, label=name)
+            ax.plot(*xy[0], "x", color=DARK, markersize=4, label="start")
+            middle = len(xy) // 2
+            ax.annotate("", xy[middle], xy[middle - 1], arrowprops={"arrowstyle": "-|>", "color": colour})
+        kind = "direction in which the families' ends differ" if plane == "equation" else "widest direction of latents"
+        ax.set(title=title, xlabel=f"first {kind}", ylabel=f"second {kind}")
+    shown = dict(zip(*reversed(axes[0, 0].get_legend_handles_labels()), strict=True))
+    fig.legend(shown.values(), shown, loc="outside lower center", ncols=len(shown))
     return fig
 
 

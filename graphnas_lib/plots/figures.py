@@ -215,13 +215,16 @@ def plot_strip(names, values, ylabel: str, *, groups=None) -> Figure:
     sns.pointplot(**look, dodge=dodge, errorbar=None, linestyle="none", marker="_", markersize=18, legend=False)
     _name_places(ax, order, longest=12)
     ax.set(ylabel=ylabel, xlim=(-0.6, len(order) - 0.4))
+    if len(kinds) > 1:
+        ax.legend(loc="center left", bbox_to_anchor=(1.01, 0.5))
     return fig
 
 
 @figure
 def plot_intervals(
-    names, values, low, high, xlabel: str, *, groups, marks: Mapping[str, Sequence] | None = None
-) -> Figure:
+    names, values, low, high, xlabel: str, *, groups, marks: Mapping[str, Sequence] | None = None, zero: str = "",
+    log: bool = False,
+) -> Figure:  # fmt: skip
     """A line a name: each group's value with its interval, and published values as ticks; text is left out.
 
     Args:
@@ -231,18 +234,22 @@ def plot_intervals(
         xlabel: of the values, with unit.
         groups: (n,), colour and marker.
         marks: label -> (n,) other values of the same names, drawn once a name.
+        zero: what a value of 0 means; it is said of a dashed line there.
+        log: the axis is logarithmic.
     """
     import pandas as pd
+    from matplotlib.ticker import LogLocator
 
     numbers = {"value": values, "low": low, "high": high, **(marks or {})}
     table = pd.DataFrame({key: pd.to_numeric(pd.Series(list(v)), errors="coerce") for key, v in numbers.items()})
     order, kinds = list(dict.fromkeys(names)), list(dict.fromkeys(groups))
     table["y"], table["kind"] = [order.index(name) for name in names], [kinds.index(group) for group in groups]
-    fig, ax = subplots(figsize=(6.4, 1.2 + 0.3 * len(order)))
+    fig, ax = subplots(figsize=(6.4, 1.2 + max(0.3, 0.11 * len(kinds)) * len(order)))
+    apart = min(0.26, 0.8 / len(kinds))
     for i, kind in enumerate(kinds):
         part = table[table["kind"] == i].dropna(subset="value")
         ends = [(part["value"] - part["low"]).clip(lower=0), (part["high"] - part["value"]).clip(lower=0)]
-        y = part["y"] + 0.26 * (i - (len(kinds) - 1) / 2)
+        y = part["y"] + apart * (i - (len(kinds) - 1) / 2)
         look = {"color": PALETTE[i % len(PALETTE)], "fmt": MARKERS[i % len(MARKERS)], "markersize": 5}
         if len(part):
             ax.errorbar(part["value"], y, xerr=ends, elinewidth=1.2, label=kind, **look)
@@ -250,8 +257,15 @@ def plot_intervals(
         part = table.drop_duplicates("y")
         look = {"color": DARK, "fmt": marker, "markersize": size, "markeredgewidth": 1.4}
         ax.errorbar(part[label], part["y"], label=label, zorder=3, **look)
+    if zero:
+        ax.axvline(0.0, color=DARK, linewidth=1, linestyle="--", zorder=1.5, label=zero)
     ax.set_yticks(range(len(order)), order)
     ax.set(xlabel=xlabel, ylim=(len(order) - 0.4, -0.6))
+    if log:
+        ax.set_xscale("log")
+        ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        ax.xaxis.set_major_formatter("{x:g}")
+        ax.minorticks_off()
     if ax.get_legend_handles_labels()[0]:
         ax.legend(loc="upper left", bbox_to_anchor=(1.01, 1))
     return fig
@@ -263,7 +277,7 @@ def plot_band(table: pd.DataFrame | list[dict], x: str, y: str, by: str, ylabel:
 
     Args:
         table: columns `x`, `y` and `by`, the method.
-        log: the budget's axis is logarithmic.
+        log: the budget's axis is logarithmic, with a tick at each of a few budgets.
     """
     import pandas as pd
     import seaborn as sns
@@ -273,5 +287,9 @@ def plot_band(table: pd.DataFrame | list[dict], x: str, y: str, by: str, ylabel:
     look = looks(list(dict.fromkeys(table[by])), MARKERS)
     sns.lineplot(table, x=x, y=y, hue=by, style=by, dashes=False, seed=0, ax=ax, **look)
     ax.set(xlabel=x, ylabel=ylabel, xscale="log" if log else "linear")
+    if log and table[x].nunique() <= 8:
+        ax.set_xticks(sorted(table[x].unique()))
+        ax.xaxis.set_major_formatter("{x:g}")
+        ax.minorticks_off()
     ax.legend(title=by, alignment="left", loc="center left", bbox_to_anchor=(1.01, 0.5))
     return fig

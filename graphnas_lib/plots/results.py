@@ -74,18 +74,17 @@ def plot_accuracy_by_flops(rows: Sequence[Row], ours: pd.DataFrame) -> Figure:
 
     `ours` has a line a design: "flops" and, where it was trained, "accuracy"; others stand as ticks at the bottom.
     """
+    from matplotlib.transforms import Bbox
+
     fig, ax = subplots(figsize=(8.2, 4.6))
     known = [row for row in rows if row["Acc. (%)"].value and row["FLOPs (M)"].value]
+    places = {row: (row["FLOPs (M)"].value, row["Acc. (%)"].value) for row in known}
     for quoted, colour, marker in ((True, GREY, "o"), (False, PALETTE[1], "s")):
         part = [row for row in known if row.quoted == quoted]
         ends = [row["Acc. (%)"].spread or 0.0 for row in part]
-        x, y = ([row[name].value for row in part] for name in ("FLOPs (M)", "Acc. (%)"))
         label = "quoted by the paper" if quoted else "the paper's own"
+        x, y = zip(*(places[row] for row in part), strict=True)
         ax.errorbar(x, y, yerr=ends, fmt=marker, color=colour, label=label, markersize=6)
-        side = {"xytext": (6, -3), "ha": "left"} if quoted else {"xytext": (-8, -3), "ha": "right"}
-        for at, row in zip(zip(x, y, strict=True), part, strict=True):
-            short = row.name.split(" (")[0] if quoted else row.key
-            ax.annotate(short, at, textcoords="offset points", fontsize=7.5, color=DARK, **side)
     trained = ours["accuracy"].notna() if "accuracy" in ours else np.zeros(len(ours), bool)
     if any(trained):
         ax.plot(ours["flops"][trained] / 1e6, ours["accuracy"][trained], "D", color=PALETTE[0], label="here")
@@ -96,6 +95,17 @@ def plot_accuracy_by_flops(rows: Sequence[Row], ours: pd.DataFrame) -> Figure:
         ax.plot(ours["flops"][~trained] / 1e6, np.full((~trained).sum(), 0.03), "^", transform=at, label=label, **look)
     ax.set(xlabel="millions of FLOPs, as each source counts them", ylabel="ImageNet-1k top-1 (%)", xscale="log")
     ax.legend(loc="upper left")
+    fig.draw_without_rendering()  # now it is known where things lie
+    taken = [Bbox.from_extents(*at, *at).padded(5) for at in ax.transData.transform(list(places.values()))]
+    for row, at in places.items():  # a name stands beside its point, on the first side that is free, or below
+        sides = ((6, -3, "left"), (-8, -3, "right"), (0, 6, "center"), (0, -13, "center"))
+        for x, y, ha in sides if row.quoted else sides[1:]:
+            short = row.name.split(" (")[0] if row.quoted else row.key
+            name = ax.annotate(short, at, (x, y), textcoords="offset points", fontsize=7.5, color=DARK, ha=ha)
+            if y == -13 or not any(map(name.get_window_extent().overlaps, taken)):
+                break
+            name.remove()
+        taken.append(name.get_window_extent())
     return fig
 
 

@@ -80,3 +80,31 @@ def likelihood_table(
 
 def _densities(flow: CCNF, latent: Tensor, zc: Tensor) -> dict[str, list[float]]:
     return {"density": flow.log_prob(latent, zc, trace="exact", method="rk4", steps=RK4_STEPS).tolist()}
+
+
+def trajectories(flow: CCNF, zc: Tensor, latents: Tensor, *, n: int = 16, seed: int = 0) -> pd.DataFrame:
+    """How the flow carries the same noise to K conditions `zc` (K, P), in two planes, beside latents of cells (N, m).
+
+    The first plane is where the equation is solved, along the directions in which the ends for the conditions differ
+    most, fitted on other draws; the second that of the two widest directions of `latents`.
+
+    Returns:
+        One row a point: plane, condition (its row; -1 for `latents`, in the second plane alone), sample, time, x, y.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    fitted, shown = (torch.randn(count, flow.config.latent_dim, generator=generator) for count in (16 * n, n))
+    ends = torch.stack([flow.paths(row.expand(len(fitted), -1), fitted)[-1].mean(dim=0) for row in zc])
+    wanted = zc.repeat_interleave(n, dim=0)
+    path = flow.paths(wanted, shown.repeat(len(zc), 1))  # (T, K n, m)
+    places = [(time / (len(path) - 1), i // n, i % n) for time in range(len(path)) for i in range(len(wanted))]
+    told, tables = pd.DataFrame(places, columns=["time", "condition", "sample"]), []
+    there = torch.stack([flow.whitening.inverse(u, wanted.to(u)) for u in path])
+    for plane, points, drawn in (("equation", ends, path), ("latents", latents, there)):
+        axes = torch.linalg.eigh(torch.cov(points.double().T)).eigenvectors[:, -2:].flip(1)  # (m, 2), the widest first
+        tables.append(told.assign(plane=plane, **_plane(drawn.flatten(0, 1), axes)))
+    tables.append(pd.DataFrame({"plane": plane, "condition": -1, **_plane(latents, axes)}))
+    return pd.concat(tables, ignore_index=True)
+
+
+def _plane(points: Tensor, axes: Tensor) -> dict:
+    return dict(zip("xy", (points.double() @ axes).T.numpy(), strict=True))

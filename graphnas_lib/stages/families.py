@@ -31,10 +31,15 @@ def make(stage: Stage) -> tuple[dict, dict]:
 
 def table(families: Families) -> pd.DataFrame:
     """One row a family: cells, weight, centre in natural units, operations of its medoid."""
-    medoids = [" ".join(filter(None, Cell.from_dict(cell).operations)) for cell in families.medoid_cells]
+    named = [" ".join(filter(None, cell.operations)) for cell in medoids(families).values()]
     centres = pd.DataFrame(families.inverse(families.means).numpy(), columns=list(ZC_NAMES))
-    facts = pd.DataFrame({"family": range(len(medoids)), "cells": families.counts, "weight": families.weights})
-    return facts.join(centres).assign(medoid=medoids)
+    facts = pd.DataFrame({"family": range(len(named)), "cells": families.counts, "weight": families.weights})
+    return facts.join(centres).assign(medoid=named)
+
+
+def medoids(families: Families) -> dict[int, Cell]:
+    """Each family's medoid: the labelled cell that is nearest to its centre."""
+    return dict(enumerate(map(Cell.from_dict, families.medoid_cells)))
 
 
 def contours(families: Families, points: int = 90) -> dict[int, torch.Tensor]:
@@ -48,8 +53,28 @@ def contours(families: Families, points: int = 90) -> dict[int, torch.Tensor]:
     return {k: families.inverse(families.means[k] + spread[k].sqrt() * circle) for k in range(families.n_clusters)}
 
 
-def distant(scale: str, n: int = 4) -> list[int]:
-    """The families that Fig. 2 colours: far apart in standardised z, chosen by rule."""
+def of_one_size(families: Families) -> tuple[int, ...]:
+    """The two families that differ most in NASWOT, of those within 0.1 deviations of log-parameters, or none."""
+    naswot, size = (families.means[:, ZC_NAMES.index(name)] for name in ("naswot", "params"))
+    gaps = (naswot[:, None] - naswot).abs() * ((size[:, None] - size).abs() < 0.1)
+    pair = divmod(int(gaps.argmax()), families.n_clusters)
+    return pair if gaps.max() else ()
+
+
+def found(families: Families) -> str:
+    """What Fig. 2a shows: how many families there are, and how far the two of one size are apart in NASWOT."""
+    told, pair = f"{families.n_clusters} families lie one behind the other in size", of_one_size(families)
+    if not pair:
+        return told
+    raw = families.inverse(families.means[list(pair)])
+    (low, high), size = raw[:, ZC_NAMES.index("naswot")].tolist(), raw[:, ZC_NAMES.index("params")].mean()
+    return (
+        f"{told}; {pair[0]} and {pair[1]}, of {size / 1e6:.2g}M parameters both, have NASWOT {low:.0f} and {high:.0f}"
+    )
+
+
+def distant(scale: str, n: int = 5) -> list[int]:
+    """The families that Fig. 2 colours, by rule: the two of `of_one_size`, then the farthest away in standardised z."""
     families = Families.load(scale)
     zc = zc_matrix(labels.load(scale))
-    return farthest_families(families.transform(zc), families.assign(zc), n)
+    return farthest_families(families.transform(zc), families.assign(zc), n, first=of_one_size(families))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import pairwise
 
 import pandas as pd
 import torch
@@ -12,6 +14,7 @@ from graphnas_lib import gvae, plots, store
 from graphnas_lib.clusters import ZC_NAMES, Families
 from graphnas_lib.gvae import GVAE, GVAEConfig, cluster_metrics, embed
 from graphnas_lib.proxies import zc_matrix
+from graphnas_lib.space import Cell
 from graphnas_lib.stages import cells, labels
 from graphnas_lib.stages import families as families_stage
 from graphnas_lib.stages.stage import Stage
@@ -203,6 +206,13 @@ def ablation_table(stage: Stage, data: Data, models: dict[Run, tuple[GVAE, Train
         row = {"change": run.change, "steps": run.steps, "kl": log.rows[-1]["kl"], **{key: found[key] for key in kept}}
         rows.append(row | near)
     return pd.DataFrame(rows)
+
+
+def walks(model: GVAE, cells: Sequence[Cell], points: int = 14) -> list[list[Cell | None]]:
+    """Decodes at equal steps of the straight line from the latent of each cell to that of the next, with both ends."""
+    latents = model.encode(cells)  # (n, m)
+    shares = torch.linspace(0, 1, points)[:, None].to(latents)
+    return [model.decode(a + shares * (b - a)) for a, b in pairwise(latents)]
 
 
 def cycle_errors(cycle: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
