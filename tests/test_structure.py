@@ -24,8 +24,9 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "graphnas_lib"
 MOST_ROOMS, MOST_FLOORS = 24, 8
 # the redesign, and since then: evidence from public tables, spectra, searches that reach far, what users bring, GPUs,
-# tables in the paper's layout and figures that say what they show, machines otherwise than most, and panels
-MOST_LINES = 16_500 + 5_000
+# tables in the paper's layout and figures that say what they show, machines otherwise than most, panels, and of a
+# road on GPUs: few launches, graphed steps, a GPU a worker, notebooks over a part of it
+MOST_LINES = 16_500 + 5_000 + 100
 LONGEST_MODULE, LONGEST_BODY, MOST_CALLED_ONCE = 400, 40, 125  # lines, lines, private functions
 
 
