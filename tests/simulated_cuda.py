@@ -5,7 +5,8 @@ is cuda:0, `is_cuda` is true, values are computed on the CPU, and what CUDA refu
 dimensions beside it, an index on the wrong side, a generator of another device, `.numpy()`. With `index=1` the second
 of two GPUs is in use, and what a run makes on the first is refused. C++ (autograd above all) takes a `SimTensor` for a
 CPU tensor, so that a CPU build of torch does. Not simulated: kernels (TF32, autocast, what is not deterministic),
-memory, streams, other threads and processes. `COUNTS` has the operations on the device.
+memory, streams, other threads and processes. `COUNTS` has the operations on the device, `launches` how many of them
+start a kernel or a copy.
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ COUNTS: Counter[Any] = Counter()
 aten, Generator, plain_to = torch.ops.aten, torch.Generator, torch.Tensor.to
 INDEXED = {aten.index.Tensor, aten.index_put.default, aten.index_put_.default, aten._index_put_impl_.default}
 COPIES = {aten.copy_.default, aten._foreach_copy_.default}
+NO_KERNEL = {"aten::detach", "aten::alias", "aten::lift_fresh", "aten::_unsafe_view", "aten::empty_like"}
+NO_KERNEL |= {"aten::empty", "aten::empty_strided", "aten::new_empty", "aten::new_empty_strided"}
 _in_use = torch.device("cuda", 0)
 _generators: dict[int, Generator] = {}  # of CUDA, by C++ address: operations get them as plain ones
 _backwards: set[int] = set()  # graph tasks that have seen the device
@@ -83,6 +86,16 @@ class SimTensor(torch.Tensor):
 
     def __repr__(self):
         return f"cuda({self.inner!r})"
+
+
+def launches() -> int:
+    """Operations since `COUNTS` was cleared that are no views and no allocations; one over a list counts once."""
+
+    def runs(func) -> bool:
+        aliases = [argument.alias_info for argument in func._schema.arguments if argument.alias_info is not None]
+        return func._schema.name not in NO_KERNEL and all(alias.is_write for alias in aliases)
+
+    return sum(n for func, n in COUNTS.items() if runs(func))
 
 
 def _new(name: str):  # C++ would make it on the CPU
@@ -225,6 +238,20 @@ def _made(make):
     return made
 
 
+def _graphed(module, sample):
+    """Passes that warm up, as a capture makes them; then a forward that takes inputs of the sample's shape alone."""
+    forward, shapes = module.forward, [x.shape for x in sample]
+    for _ in range(3):
+        torch.autograd.grad(module(*sample).sum(), list(module.parameters()), allow_unused=True)
+
+    def replay(*inputs):
+        assert [x.shape for x in inputs] == shapes, "a graph is replayed at the shapes of its capture"
+        return forward(*inputs)
+
+    module.forward = replay
+    return module
+
+
 def _said_of_cuda(index: int) -> dict:
     """What stands in place of names of `torch.cuda`."""
     return {
@@ -238,6 +265,7 @@ def _said_of_cuda(index: int) -> dict:
         "get_device_name": lambda *_: "simulated GPU",
         "get_device_capability": lambda *_: (9, 0),
         "get_rng_state": lambda *_: torch.zeros(16, dtype=torch.uint8),
+        "make_graphed_callables": _graphed,
         "default_generators": tuple(SimGenerator("cuda") for _ in range(index + 1)),
     }
 

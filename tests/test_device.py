@@ -3,11 +3,14 @@
 Simulated (`simulated_cuda`), so that a machine without a GPU tells. The whole road is `slow`.
 """
 
+import os
 from dataclasses import replace
 
 import pytest
+import simulated_cuda as simulation
 import torch
-from simulated_cuda import COUNTS, simulated_cuda
+from conftest import pytest_runtest_setup
+from simulated_cuda import COUNTS, launches, simulated_cuda
 from torch import nn
 
 from graphnas_lib import ccnf, gvae, paper, proxies, sequence, stages
@@ -15,12 +18,14 @@ from graphnas_lib.ccnf import CCNF, CCNFConfig
 from graphnas_lib.datasets import load as load_data
 from graphnas_lib.evolution.evaluation import Evaluator
 from graphnas_lib.macro import HLArchitecture, HLTriple, stack_cell
-from graphnas_lib.network import build
+from graphnas_lib.network import build, moved
+from graphnas_lib.proxies.measures import layer_ratios
 from graphnas_lib.sequence import SequenceGenerator
 from graphnas_lib.space import REFERENCE_CELL, sample_cells
-from graphnas_lib.stages import labels
+from graphnas_lib.stages import Stage, labels
 from graphnas_lib.stages.scores import ProxyScore
-from graphnas_lib.store import pick_device, processes
+from graphnas_lib.store import gpus, pick_device, processes
+from graphnas_lib.store.jobs import take_gpu
 from graphnas_lib.training import RECIPES, train
 
 SECOND = 1  # the device in use is the second of two, so that a device without its number is found
@@ -73,8 +78,11 @@ def test_the_simulated_device_refuses_what_cuda_refuses():
     assert not torch.cuda.is_available() and torch.ones(2).device.type == "cpu"
 
 
-def test_no_other_test_sees_a_real_device():
-    assert not torch.cuda.is_available()
+def test_no_other_test_sees_a_real_device(request, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)  # as on a machine with one
+    pytest_runtest_setup(request.node)
+    assert not torch.cuda.is_available() and os.environ["CUDA_VISIBLE_DEVICES"] == ""
 
 
 # ---- models and trainings
@@ -119,6 +127,74 @@ def test_every_recipe_trains_and_tests_on_the_device(recipe):
         assert next(model.parameters()).device == device and result.accuracy is not None
 
 
+def test_a_graphed_training_equals_an_eager_one(monkeypatch):
+    """The passes that warm a graph up leave no trace in the running means."""
+    data = load_data("digits", resolution=8, n_train=32, n_test=16)
+
+    def trained() -> tuple[float, dict]:
+        model = build(stack_cell(REFERENCE_CELL, width=8, repeats=1), input_shape=data.input_shape, seed=0)
+        with simulated_cuda(SECOND) as device:
+            result = train(model, data, "nats12", seed=0, device=device, epochs=2, batch_size=16)
+            assert "forward" not in vars(model)
+            return result.accuracy, {name: tensor.cpu() for name, tensor in model.state_dict().items()}
+
+    eager, captures = trained(), []
+    monkeypatch.setenv("GRAPHNAS_GRAPHED", "1")
+    capture = simulation._graphed
+    monkeypatch.setattr(simulation, "_graphed", lambda *given: captures.append(1) or capture(*given))
+    graphed = trained()
+    assert captures == [1] and graphed[0] == eager[0]
+    assert all(torch.equal(graphed[1][name], tensor) for name, tensor in eager[1].items())
+
+
+# ---- scores
+
+
+def test_a_network_is_moved_in_one_copy_a_type():
+    model, own = (build(stack_cell(REFERENCE_CELL, width=8, repeats=1), seed=0) for _ in range(2))
+    with simulated_cuda(SECOND) as device:
+        COUNTS.clear()
+        moved(model, device)
+        assert launches() == 2  # float32 and int64
+        for name, tensor in model.state_dict().items():
+            assert tensor.device == device and torch.equal(tensor.cpu(), own.state_dict()[name]), name
+            assert tensor.dim() != 4 or tensor.is_contiguous(memory_format=torch.channels_last)
+            assert tensor.storage_offset() % 64 == 0
+
+
+def test_a_label_takes_few_launches():
+    """Of 28 convolutions: passes through the network take the most; codes layer by layer and so on took 1,186."""
+    images, labels = load_data("digits", resolution=8).batch(8)
+    with simulated_cuda(SECOND) as device:
+        batch = images.to(device), labels.to(device)
+        COUNTS.clear()
+        proxies.zc_vector(REFERENCE_CELL, *batch, seed=0, repeats=1)
+        assert launches() <= 500
+
+
+def test_ratios_of_all_layers_at_once_are_those_of_each():
+    generator = torch.Generator().manual_seed(0)
+    constant = torch.full((12,), 0.1, dtype=torch.float64)  # its deviation is rounding, not 0
+    layers = {"constant": constant, "single": constant[:1], "none": constant * 0}
+    layers |= {str(n): torch.rand(n, dtype=torch.float64, generator=generator) for n in (2, 9, 1_000)}
+    expected = layer_ratios(layers)
+    with simulated_cuda(SECOND) as device:
+        COUNTS.clear()
+        found = layer_ratios({name: saliency.to(device) for name, saliency in layers.items()})
+        assert launches() < 30
+    assert found == pytest.approx(expected, rel=1e-12) and found["constant"] == pytest.approx(1.2)
+
+
+def test_workers_take_images_to_their_own_device():
+    images, targets = load_data("digits", resolution=8).batch(8)
+    score = ProxyScore(images, targets, 10, extra=("naswot",))
+    network = stack_cell(REFERENCE_CELL, width=8, repeats=1)
+    expected = score(network)
+    with simulated_cuda(SECOND) as device:
+        COUNTS.clear()
+        assert replace(score, device=device)(network) == pytest.approx(expected, rel=1e-3) and COUNTS.total() > 100
+
+
 # ---- the road
 
 
@@ -145,6 +221,7 @@ ON_THE_CPU = {"cells", "families", "evidence"}  # they have no use for a device
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 @pytest.mark.parametrize("stage", [name for name in paper.STAGES if name not in ON_THE_CPU])
 def test_every_stage_is_made_on_the_device(road, stage, cifar, monkeypatch):
     if stage == "labels":
@@ -209,6 +286,26 @@ def test_workers_of_a_gpu_follow_its_free_memory(monkeypatch, free, workers):
     with simulated_cuda() as device:
         monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (free << 30, 140 << 30))
         assert processes(device) == workers
+
+
+def test_each_gpu_has_its_workers(monkeypatch):
+    """ "cuda" stands for every visible GPU, a number for one; workers take them in turn by their own number."""
+    assert gpus(torch.device("cpu")) == [] and gpus(torch.device("cuda:1")) == [1]
+    stage = Stage(name="table2", scale=None, seed=0, device=torch.device("cuda"), identity="")
+    monkeypatch.setattr("os.cpu_count", lambda: 64)
+    with simulated_cuda(SECOND):
+        assert gpus(torch.device("cuda")) == [0, 1]
+        assert stage.workers == 2 and replace(stage, device=torch.device("cuda", 1)).workers == 1
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda index: ((8, 80)[index] << 30, 80 << 30))
+        assert processes(torch.device("cuda")) == 2 + 8 and processes(torch.device("cuda:0")) == 2
+        chosen = []
+        monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+        take_gpu.cache_clear()
+        assert [take_gpu(f"LokyProcess-{number}") for number in (1, 2, 3, 12)] == [1, 0, 1, 0] and chosen == [1, 1]
+    take_gpu.cache_clear()
+    assert take_gpu("LokyProcess-7") == 0
+    assert replace(stage, device=torch.device("cpu")).workers == 2
+    take_gpu.cache_clear()
 
 
 def test_a_gpu_that_is_not_there_is_named():

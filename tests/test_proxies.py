@@ -57,6 +57,10 @@ def cell_network(repeats=1, side=8, seed=0):
     return network.build(stack_cell(cell, repeats=repeats), input_shape=(3, side, side), classes=5, seed=seed)
 
 
+def code_kernel(units):
+    return probe.code_kernels([probe.shared_ones(units)])[0]
+
+
 def layer_ssnr(model, images, labels, mode="train"):
     return proxies.layer_ratios(probe.run(model, images, labels, mode=mode).saliency)
 
@@ -72,28 +76,28 @@ def test_code_kernel_counts_agreeing_units():
     units = torch.randn(7, 3, 5, 5, generator=torch.Generator().manual_seed(0))
     codes = (units > 0).flatten(1).numpy()
     expected = np.array([[(a == b).sum() for b in codes] for a in codes])
-    kernel = probe.code_kernel(units)
+    kernel = code_kernel(units)
     assert kernel.dtype == torch.float64 and np.array_equal(kernel.numpy(), expected)
     assert (kernel.diagonal() == 75).all()
-    assert torch.equal(probe.code_kernel(units.to(memory_format=torch.channels_last)), kernel)
+    assert torch.equal(code_kernel(units.to(memory_format=torch.channels_last)), kernel)
 
 
 @pytest.mark.parametrize("int8", [False, True])
 def test_code_kernel_is_exact_across_blocks(monkeypatch, int8):
     units = torch.randn(6, 301, generator=torch.Generator().manual_seed(1))
-    whole = probe.code_kernel(units)
+    whole = code_kernel(units)
     monkeypatch.setattr(probe, "BLOCK", 64)
     monkeypatch.setattr(probe, "INT8", int8)
-    assert torch.equal(probe.code_kernel(units), whole)
+    assert torch.equal(code_kernel(units), whole)
 
 
 def test_safe_logdet_follows_the_rank_rule():
     g = torch.Generator().manual_seed(2)
-    regular = probe.code_kernel(torch.randn(8, 400, generator=g))
+    regular = code_kernel(torch.randn(8, 400, generator=g))
     twins = torch.randn(8, 400, generator=g)
     twins[3] = twins[5]
-    few_units = probe.code_kernel(torch.randn(8, 3, generator=g))
-    found = probe.safe_logdet(torch.stack([regular, probe.code_kernel(twins), few_units]))
+    few_units = code_kernel(torch.randn(8, 3, generator=g))
+    found = probe.safe_logdet(torch.stack([regular, code_kernel(twins), few_units]))
     assert found[0].item() == pytest.approx(np.linalg.slogdet(regular.numpy())[1], rel=1e-12)
     assert found[1:].tolist() == [0.0, 0.0]
 
@@ -102,7 +106,7 @@ def test_a_singular_kernel_whose_factorisation_succeeds_by_rounding_is_still_sin
     g = torch.Generator().manual_seed(5)
     units = torch.randn(40, 32, 300, generator=g)
     units[:, 31] = units[:, 7]
-    kernels = torch.stack([probe.code_kernel(u) for u in units])
+    kernels = torch.stack([code_kernel(u) for u in units])
     assert (torch.linalg.cholesky_ex(kernels).info == 0).any()  # a tiny pivot instead of zero
     assert (probe.safe_logdet(kernels) == 0).all()
 
@@ -123,9 +127,9 @@ def test_naswot_variants_read_what_they_say(tiny, batch):
         inner = tiny.norm(first)
         second = tiny.second(tiny.relu(inner))
         last = tiny(images)
-    outputs = sum(probe.code_kernel(units) for units in (first, second, last))
+    outputs = sum(code_kernel(units) for units in (first, second, last))
     assert proxies.naswot(tiny, images) == pytest.approx(np.linalg.slogdet(outputs.numpy())[1])
-    relu = np.linalg.slogdet(probe.code_kernel(inner).numpy())[1]
+    relu = np.linalg.slogdet(code_kernel(inner).numpy())[1]
     assert proxies.naswot(tiny, images, variant="relu") == pytest.approx(relu)
     assert set(layer_naswot(tiny, images)) == {"first", "second", "classifier"}
     with pytest.raises(ValueError, match="variant must be"):

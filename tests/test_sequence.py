@@ -285,6 +285,21 @@ def test_resumed_training_equals_an_uninterrupted_one(tmp_path):
     assert not torch.equal(other.model.lm_head.weight, whole.model.lm_head.weight)
 
 
+@pytest.mark.parametrize("batch_size", [1, 2, 64])
+def test_rows_are_drawn_by_their_weights(vocabulary, batch_size):
+    """At batches above 1 they are those of torch.multinomial, so that a seed keeps its generator."""
+    n, generator = 20_000, torch.Generator()
+    weights = torch.rand(n, generator=generator.manual_seed(0)) ** 4
+    weights[::7] = 0
+    designs, conditions = [HLArchitecture((HLTriple(0, 8, 1),))] * n, torch.rand(n, 4, dtype=torch.float64)
+    batches = sequence._Batches(vocabulary, designs, conditions, weights, CONFIG, batch_size, 0)
+    drawn = torch.stack([batches.rows(generator.manual_seed(seed)) for seed in range(500)])
+    plain = [torch.multinomial(weights, batch_size, True, generator=generator.manual_seed(seed)) for seed in range(500)]
+    assert batch_size == 1 or torch.equal(drawn, torch.stack(plain))
+    assert (weights[drawn] > 0).all()
+    assert weights[drawn].mean().item() == pytest.approx((weights**2).sum().item() / weights.sum().item(), rel=0.1)
+
+
 def test_training_leaves_the_global_generator_alone():
     torch.manual_seed(11)
     before = torch.get_rng_state()

@@ -24,7 +24,7 @@ from graphnas_lib.design.kept import KeptNetworks, NearNetworks
 from graphnas_lib.design.selection import RANKS, SHALLOW_CANDIDATES, shallow_networks
 from graphnas_lib.evolution import max_strides
 from graphnas_lib.macro import CHANNELS, HLArchitecture, HLTriple, whole
-from graphnas_lib.network import build, checked_task, count
+from graphnas_lib.network import build, checked_task, count, moved
 from graphnas_lib.sequence import CONDITIONS, SequenceGenerator
 from graphnas_lib.synonyms import CellSampler, realise
 
@@ -310,9 +310,9 @@ def selected(
     images, labels, words = batch[0].to(device), batch[1].to(device), batch[2]
     designs, unscored, last = Designs(), 0, None
     for fitted in tqdm(found, desc="T-CET", disable=not progress):
-        model = build(fitted.architecture, seed=request.seed, **request.task)
+        model = moved(build(fitted.architecture, seed=request.seed, **request.task), device)
         try:
-            tcet = proxies.tcet(model.to(device, memory_format=torch.channels_last), images, labels)
+            tcet = proxies.tcet(model, images, labels)
         except proxies.ProxyError as error:
             unscored, last = unscored + 1, error
             continue

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from graphnas_lib.macro import stack_cell
-from graphnas_lib.network import accelerated, build, count
+from graphnas_lib.network import accelerated, build, count, moved
 from graphnas_lib.proxies.costs import costs_of, left_out
 from graphnas_lib.proxies.given import Chosen, ProxyError, as_batch, check_scores, failing, readable
 from graphnas_lib.proxies.probe import (
@@ -37,7 +37,7 @@ from graphnas_lib.proxies.probe import (
     owners,
     run,
     safe_logdet,
-    saliency_of,
+    saliencies,
     stand_ins,
     substituted,
     weight_of,
@@ -74,7 +74,7 @@ def naswot(model: nn.Module, images: Tensor, *, variant: str = "conv", mode: str
 
 
 def _naswot(kernels: dict[str, Tensor]) -> float:
-    return finite("naswot", safe_logdet(sum(kernels.values())))
+    return finite("naswot", safe_logdet(torch.stack(list(kernels.values())).sum(0)))
 
 
 def layer_logdets(kernels: dict[str, Tensor]) -> dict[str, float]:
@@ -91,9 +91,16 @@ def layer_ratios(saliency: dict[str, Tensor]) -> dict[str, float]:
     The standard deviation is unbiased (n - 1), as in the released code. Where it is zero (constant saliency, a single
     weight) the term is S_l itself; a layer without gradient gives 0. Unchanged when the loss is scaled by c > 0.
     """
-    totals = torch.stack([s.sum() for s in saliency.values()])
-    spreads = torch.stack([s.std(correction=min(1, s.numel() - 1)) for s in saliency.values()])
-    sizes = torch.tensor([s.numel() for s in saliency.values()], device=totals.device)
+    each = list(saliency.values())
+    sizes = torch.tensor([s.numel() for s in each], dtype=torch.float64)
+    if each[0].is_cuda:  # a call a layer would take longer than the sums; a saliency is its own modulus
+        totals = torch.stack(torch._foreach_norm(each, 1))
+        off = torch._foreach_sub(each, (totals.cpu() / sizes).tolist())
+        sizes = sizes.to(totals.device)
+        spreads = torch.stack(torch._foreach_norm(off, 2)) / (sizes - 1).clamp_min(1).sqrt()
+    else:
+        totals = torch.stack([s.sum() for s in each])
+        spreads = torch.stack([s.std(correction=min(1, s.numel() - 1)) for s in each])
     constant = spreads <= ROUNDING * totals / sizes
     ratios = torch.where(constant, totals, totals / spreads)
     return dict(zip(saliency, ratios.tolist(), strict=True))
@@ -212,7 +219,8 @@ def synflow(model: nn.Module, shape: Sequence[int]) -> float:
             outputs = clone(torch.ones(1, *shape, dtype=torch.float64, device=weights[0].device))
             check_scores(outputs)
             gradients = torch.autograd.grad(outputs.sum(), weights, allow_unused=True)
-    return finite("synflow", sum(saliency_of(w, g).sum() for w, g in zip(weights, gradients, strict=True)))
+    seen = saliencies(dict(enumerate(weights)), dict(enumerate(gradients)))
+    return finite("synflow", sum(s.sum() for s in seen.values()))
 
 
 def zen(model: nn.Module, shape: Sequence[int], *, seed: int = 0) -> float:
@@ -370,7 +378,6 @@ def zc_vector(
     images, labels = as_batch(None, images, labels)
     architecture, shape = stack_cell(cell, width=width, repeats=repeats), tuple(images.shape[1:])
     costs = count(architecture, input_shape=shape, classes=classes)
-    model = build(architecture, input_shape=shape, classes=classes, seed=seed)
-    model.to(images.device, memory_format=torch.channels_last)  # twice as fast on a CPU
+    model = moved(build(architecture, input_shape=shape, classes=classes, seed=seed), images.device)
     values = [naswot(model, images), snip_ssnr(model, images, labels), costs.params, costs.flops]
     return torch.tensor(values, dtype=torch.float64)

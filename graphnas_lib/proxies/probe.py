@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from operator import add
 
 import numpy as np
 import torch
@@ -25,7 +26,7 @@ from graphnas_lib.proxies.given import ProxyError, as_batch, check_scores, faili
 LAYERS = (nn.Conv1d, nn.Conv2d, nn.Linear)  # the layers that proxies score, by their `weight`
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
 SINGULAR = 1e-8  # a code kernel with a pivot below this share of its largest is singular: log-determinant 0
-BLOCK = 1 << 16  # units a matrix product; far below 2^24, so float32 counts exactly
+BLOCK, BLOCK_ON_CUDA = 1 << 16, 1 << 24  # units a matrix product; up to 2^24 float32 counts exactly
 CHUNK = 16  # images of an eval-mode gradient pass on a CPU
 KEPT = 400 << 20  # bytes of maps that a train-mode backward keeps; parts of a network beyond them are run again
 INT8 = torch.backends.cpu.get_cpu_capability().startswith("AVX512")  # CPUs whose int8 products beat float32 here
@@ -47,7 +48,7 @@ class Pass:
     @property
     def saliency(self) -> dict[str, Tensor]:
         """SNIP saliency S(w) = |w dL/dw| of each layer, float64, flat; zeros where no gradient arrives."""
-        return {n: saliency_of(w, self.gradients[n]) for n, w in self.weights.items()}
+        return saliencies(self.weights, self.gradients)
 
     @property
     def gradient_norm(self) -> float:
@@ -55,11 +56,13 @@ class Pass:
         return sum(float(g.double().norm()) for g in self.gradients.values() if g is not None)
 
 
-def saliency_of(weight: Tensor, gradient: Tensor | None) -> Tensor:
-    """|w dL/dw|, float64, flat; zeros without gradient."""
-    if gradient is None:
-        return weight.new_zeros(weight.numel(), dtype=torch.float64)
-    return (weight.detach() * gradient).abs().flatten().double()
+def saliencies(weights: Mapping[str, Tensor], gradients: Mapping[str, Tensor | None]) -> dict[str, Tensor]:
+    """|w dL/dw| of each layer, float64, flat, zeros without gradient; in few calls, since a GPU's cost time."""
+    seen = {name: weight.detach() for name, weight in weights.items() if gradients[name] is not None}
+    products = torch._foreach_mul(list(seen.values()), [gradients[name] for name in seen]) if seen else [torch.zeros(0)]
+    flat = torch.cat([product.flatten() for product in products]).abs_().double()
+    found = dict(zip(seen, flat.split([product.numel() for product in products])))
+    return {n: found[n] if n in seen else w.new_zeros(w.numel(), dtype=torch.float64) for n, w in weights.items()}
 
 
 @contextmanager
@@ -143,7 +146,12 @@ def stand_ins(model: nn.Module, scored: Iterable[Tensor] = ()) -> dict[Tensor, T
     state = {p: p.detach() for p in model.parameters()}
     for weight in scored:
         state[weight].requires_grad_()
-    return state | {buffer: buffer.clone() for buffer in model.buffers()}
+    buffers = list(model.buffers())
+    copies = [torch.empty_like(buffer) for buffer in buffers]
+    for kind in {(buffer.dtype, buffer.device) for buffer in buffers}:  # one call a type, not one a buffer
+        pairs = [(copy, buffer) for copy, buffer in zip(copies, buffers) if (buffer.dtype, buffer.device) == kind]
+        torch._foreach_copy_(*map(list, zip(*pairs)))
+    return state | dict(zip(buffers, copies))
 
 
 _HELD = ("_parameters", "_buffers", "_modules")
@@ -216,11 +224,11 @@ def _pass(model: nn.Module, images: Tensor, labels: Tensor | None, mode: str, wa
     with failing("The network's weights cannot be read"):
         state = stand_ins(model, weights.values())
     weights = {name: state[weight] for name, weight in weights.items()}
-    grams: dict[str, Tensor] = {}
+    shared: dict[str, tuple[Tensor, int]] = {}
 
     def see(name: str, _module: nn.Module, _input: Tensor, output: Tensor) -> None:
-        name, kernel = owner.get(name, name), code_kernel(output.detach())
-        grams[name] = grams[name] + kernel if name in grams else kernel
+        name, found = owner.get(name, name), shared_ones(output.detach())
+        shared[name] = tuple(map(add, shared[name], found)) if name in shared else found  # tied layers are one
 
     size = len(images)
     if mode == "eval":
@@ -236,7 +244,8 @@ def _pass(model: nn.Module, images: Tensor, labels: Tensor | None, mode: str, wa
                 for x, y in zip(images.split(size), labels.split(size), strict=True):
                     share = len(x) / len(images)  # the loss is a mean over the batch
                     _backward(model, x, list(weights.values()), lambda out, y=y, share=share: loss(out, y) * share)
-    return Pass(grams, weights, {name: weight.grad for name, weight in weights.items()})
+    kernels = dict(zip(shared, code_kernels(list(shared.values())))) if shared else {}
+    return Pass(kernels, weights, {name: weight.grad for name, weight in weights.items()})
 
 
 def _backward(model: nn.Module, x: Tensor, weights: list[Tensor], loss: Callable[[Tensor], Tensor]) -> None:
@@ -288,29 +297,31 @@ def finite(name: str, value: Tensor | float) -> float:
 # ---- binary codes
 
 
-def code_kernel(units: Tensor) -> Tensor:
-    """K[i, j] = number of units where the binary codes 1[u > 0] of samples i and j agree (Mellor et al., Sec. 3).
-
-    Args:
-        units: pre-activations, (B, ...), N units a sample.
-
-    Returns:
-        Integer-valued float64 (B, B), diagonal N.
-    """
+def shared_ones(units: Tensor) -> tuple[Tensor, int]:
+    """X X^T of the binary codes X = 1[u > 0] of pre-activations u (B, ...), (B, B), and N, their units a sample."""
     if units.dim() == 4 and units.is_contiguous(memory_format=torch.channels_last):
         units = units.permute(0, 2, 3, 1)  # the order of units does not matter, and this takes no copy
-    flat = units.flatten(1)  # (B, N)
-    gram = 0.0  # X X^T of the 0/1 codes X
-    for block in flat.split(BLOCK, dim=1):
+    flat, grams = units.flatten(1), []  # (B, N)
+    for block in flat.split(BLOCK_ON_CUDA if flat.is_cuda else BLOCK, dim=1):
         if block.is_cuda:
-            codes = (block > 0).float()
+            codes = torch.gt(block, 0, out=torch.empty_like(block, dtype=torch.float32))
         else:  # NumPy compares two to four times as fast as PyTorch on a CPU
             known = block if block.dtype in (torch.float32, torch.float64, torch.float16) else block.float()
             codes = torch.from_numpy(np.greater(known.numpy(), 0).view(np.int8))
             codes = codes if INT8 else codes.float()
-        gram += (torch._int_mm(codes, codes.T) if codes.dtype == torch.int8 else codes @ codes.T).double()
-    ones = gram.diagonal()
-    return 2 * gram - ones[:, None] - ones[None, :] + flat.shape[1]  # X X^T + (1-X)(1-X)^T in one matrix product
+        grams.append(torch._int_mm(codes, codes.T) if codes.dtype == torch.int8 else codes @ codes.T)
+    return grams[0] if len(grams) == 1 else torch.stack(grams).double().sum(0), flat.shape[1]
+
+
+def code_kernels(shared: Sequence[tuple[Tensor, int]]) -> Tensor:
+    """K[i, j] = number of units where the codes of samples i and j agree (Mellor et al., Sec. 3), from `shared_ones`.
+
+    Returns:
+        Integer-valued float64 (L, B, B) for L layers, diagonal N: X X^T + (1-X)(1-X)^T, all layers in one go.
+    """
+    gram = torch.stack([ones for ones, _ in shared]).double()
+    ones, units = gram.diagonal(dim1=1, dim2=2), torch.tensor([n for _, n in shared], device=gram.device)
+    return 2 * gram - ones[:, :, None] - ones[:, None, :] + units[:, None, None]
 
 
 def safe_logdet(kernels: Tensor) -> Tensor:

@@ -57,7 +57,8 @@ def reproduce(
             # SIGTERM (a cancelled job) ends the run as Ctrl-C does
             stack.callback(signal.signal, signal.SIGTERM, signal.signal(signal.SIGTERM, signal.default_int_handler))
             for number, notebook in enumerate(chosen):
-                makers = {other.name for other in chosen if set(other.makes) & set(notebook.needs)}
+                read = notebook.required(scale) - set(notebook.makes)
+                makers = {other.name for other in chosen if set(other.makes) & read}
                 lost = sorted(name for name in makers if results.get(name) in (FAILED, NOT_RUN))
                 if lost:
                     tell(f"{notebook.name}  NOT RUN: it reads what {', '.join(lost)} makes")
@@ -170,7 +171,11 @@ def _check_inputs(project: Project, notebook: Notebook, scale: str) -> None:
     """Refuse a notebook whose input artifacts are not there, naming the notebooks that make them."""
 
     def lacking(one: Notebook) -> list[str]:
-        return [stage for stage in one.needs if not project.stage(stage, scale).is_file()]
+        return [
+            stage
+            for stage in project.road
+            if stage in one.required(scale) and not project.stage(stage, scale).is_file()
+        ]
 
     if not (missing := lacking(notebook)):
         return

@@ -38,7 +38,7 @@ class Notebook:
     paper: tuple[str, ...] = ()  # tables, figures and sections of the paper that it rebuilds
     makes: tuple[str, ...] = ()  # stages it produces
     reads: tuple[str, ...] = ()  # stages it shows that none of `makes` reads
-    optional: tuple[str, ...] = ()  # those of `makes` that may stay absent: the notebook then says why
+    optional: tuple[str, ...] = ()  # those of `makes`, at paper of `reads` too, that may be absent: it then says why
     figures: tuple[str, ...] = ()
     tables: tuple[str, ...] = ()
     timeout: dict[str, int] = field(default_factory=dict)  # seconds a cell may take, by scale
@@ -48,6 +48,10 @@ class Notebook:
     def number(self) -> str:
         """Leading digits of the name."""
         return self.name.split("_")[0]
+
+    def required(self, scale: str) -> set[str]:
+        """Stages that must be there before it runs; at paper it makes none itself, and does without the optional."""
+        return {*self.needs, *self.makes}.difference(self.optional) if scale == "paper" else set(self.needs)
 
 
 @dataclass(frozen=True)
@@ -94,7 +98,9 @@ class Project:
         return self.root / "data" / scale / ".notebooks.json"
 
     def outputs(self, notebook: Notebook, scale: str) -> list[Path]:
-        """Files that the notebook must have written, the executed copy aside."""
+        """Files that the notebook must have written, the executed copy aside; at paper only those of whole inputs."""
+        if scale == "paper" and not all(self.stage(stage, scale).is_file() for stage in notebook.optional):
+            return []
         figures = self.root / "figures" / scale
         tables = self.root / "data" / scale / "results"
         return [

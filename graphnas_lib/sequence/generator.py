@@ -13,6 +13,7 @@ import warnings
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -335,17 +336,23 @@ class _Batches:
         tokens = [torch.tensor(vocabulary.encode(design)) for design in designs]
         self.macros = nn.utils.rnn.pad_sequence(tokens, batch_first=True, padding_value=PAD)  # (n, <= 61)
         self.conditions = check_conditions(conditions)
-        self.weights = torch.ones(len(designs)) if weights is None else torch.as_tensor(weights, dtype=torch.float32)
+        chances = torch.ones(len(designs)) if weights is None else torch.as_tensor(weights, dtype=torch.float32)
+        sums = np.cumsum(chances.numpy())  # added one after another in float32, as torch.multinomial does at each call
+        self.limits = torch.from_numpy(sums / sums[-1]).double()
         self.vocabulary, self.config, self.batch_size, self.seed = vocabulary, config, batch_size, seed
 
     def __call__(self, step: int) -> Tensor:
         generator = torch.Generator().manual_seed(_step_seed(self.seed, step))
-        chosen = torch.multinomial(self.weights, self.batch_size, replacement=True, generator=generator)
+        chosen = self.rows(generator)
         kept = drop_conditions(self.conditions[chosen], rate=self.config.drop_rate, generator=generator)
         jitter = self.config.jitter * (2 * torch.rand(kept.shape, generator=generator) - 1)
         prefix = self.vocabulary.prefix(kept, jitter=jitter)  # (B, 5)
         macros = self.macros[chosen]
         return torch.cat([prefix, macros[:, : int((macros != PAD).sum(dim=1).max())]], dim=1)
+
+    def rows(self, generator: torch.Generator) -> Tensor:
+        """Designs of a batch (B,), by their weights; for B > 1 those that torch.multinomial draws, in less time."""
+        return torch.searchsorted(self.limits, torch.rand(self.batch_size, dtype=torch.float64, generator=generator))
 
 
 def _step_seed(seed: int, step: int) -> int:

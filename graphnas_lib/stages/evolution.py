@@ -20,11 +20,11 @@ class Searches:
     def __init__(self, stage: Stage):
         scale = stage.scale
         data = datasets.load("auto", resolution=scale.tcet_resolution)
-        batch = data.batch(scale.tcet_batch, device=stage.device)
+        batch = data.batch(scale.tcet_batch)
         self.stage, self.sampler, self.counts = stage, CellSampler.load(scale.name, device=stage.device), {}
         self.costs = partial(count, input_shape=data.input_shape, classes=data.classes)
         self.input_shape = tuple(data.input_shape)
-        self.score = ProxyScore(*batch, data.classes, extra=("naswot",), seed=stage.seed)
+        self.score = ProxyScore(*batch, data.classes, extra=("naswot",), seed=stage.seed, device=stage.device)
         self.options = {"score": self.score, "costs": self.costs, "progress": stage.progress}
         self.options |= {"workers": stage.workers, "dask": stage.dask}
         self.data = data.source

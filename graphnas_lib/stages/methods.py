@@ -45,11 +45,11 @@ class Methods:
         scale = stage.scale
         self.stage, self.data, self.budget, self.top = stage, data, scale.table2_budget, scale.table2_top
         self.plain, self.generated = scale.table2_evaluations
-        self.batch = data.batch(scale.tcet_batch, device=stage.device)
+        self.batch = data.batch(scale.tcet_batch)
         self.trained = Trained.load(scale.name, device=stage.device)
         self.costs = partial(network.count, input_shape=data.input_shape, classes=data.classes)
         self.feasible = evolution.budget(self.costs, **dict([self.budget]), resolution=scale.tcet_resolution)
-        self.score = ProxyScore(*self.batch, data.classes, seed=stage.seed)
+        self.score = ProxyScore(*self.batch, data.classes, seed=stage.seed, device=stage.device)
         self.models, epochs = scale.reduced_training
         size = cut_batch(RECIPES[TrainedScore.recipe].batch_size, shown.size("train"))
         options = {"epochs": epochs, "batch_size": size, "seed": stage.seed, "device": stage.device}

@@ -14,7 +14,7 @@ import torch
 from graphnas_lib import ccnf, datasets, gvae, proxies, sequence, store
 from graphnas_lib.ccnf import CCNFConfig
 from graphnas_lib.macro import HLArchitecture, HLTriple, stack_cell
-from graphnas_lib.network import build
+from graphnas_lib.network import build, moved
 from graphnas_lib.paper import SCALES, Scale
 from graphnas_lib.sequence import SequenceConfig
 from graphnas_lib.space import REFERENCE_CELL, sample_cells
@@ -32,7 +32,7 @@ def hours(scale: str, device: str = "auto") -> dict[str, float]:
     """Stage -> estimated hours; stages that are missing here are not estimated."""
     sizes, place = SCALES[scale], store.pick_device(device)
     data = datasets.load("digits")
-    vectors, searchers = store.processes(place), store.ON_CPU if place.type == "cpu" else 1
+    vectors, searchers = store.processes(place), len(store.gpus(place)) or store.ON_CPU
     vector = _vector(sizes, data, place) / vectors
     tcet = _tcet(sizes, data, place) / searchers
     trained = sizes.train_images * sizes.train_epochs * (STRATEGIES * sizes.table1_cells + sizes.reference_seeds)
@@ -77,8 +77,7 @@ def _tcet(sizes: Scale, data: datasets.Dataset, place: torch.device) -> float:
     network = stack_cell(REFERENCE_CELL)
 
     def item() -> float:
-        model = build(network, input_shape=images.shape[1:], seed=0)
-        return proxies.tcet(model.to(place, memory_format=torch.channels_last), images, labels)
+        return proxies.tcet(moved(build(network, input_shape=images.shape[1:], seed=0), place), images, labels)
 
     return _seconds(item, place)
 

@@ -13,17 +13,23 @@ from graphnas_lib.design import Design
 from graphnas_lib.network import ExportError
 from graphnas_lib.plots import Shown, show
 from graphnas_lib.space import OPERATIONS
+from graphnas_lib.stages.absent import tolerate
 from graphnas_lib.stages.road import produce
 from graphnas_lib.store import MissingArtifactError
 
 
 def banner(scale: str, device: str) -> str:
-    """First line of every notebook: scale and device, and what the scale's numbers are worth."""
+    """First line of every notebook: scale and device, and what the scale's numbers are worth.
+
+    At paper scale, cells below it that stand on missing stages read "not run (why)".
+    """
     worth = {
         "smoke": "everything from scratch in minutes; numbers are NOT comparable with the paper",
         "lite": "what two CPU cores make in hours; sizes stand in every table",
         "paper": "the paper's sizes",
     }
+    if scale == "paper":  # weeks of work, of which a reader may have a part
+        tolerate()
     return f"scale {store.check_scale(scale)}: {worth[scale]} | device {store.pick_device(device).type}"
 
 

@@ -38,8 +38,8 @@ class Stage:
 
     @property
     def workers(self) -> int:
-        """Processes that train and search: one on a GPU, which a single training fills."""
-        return store.ON_CPU if self.device.type == "cpu" else 1
+        """Processes that train and search: one a GPU, which a single training fills."""
+        return len(store.gpus(self.device)) or store.ON_CPU
 
     def checkpoint(self, loop: str, *settings: Any) -> store.Checkpoint:
         """Where a long loop keeps its state; `loop` says in words what it makes.

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import json
 import os
+import re
 import sys
 import threading
 import time
@@ -17,6 +18,7 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing, contextmanager
 from functools import cache
+from multiprocessing import current_process
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -126,14 +128,34 @@ def died() -> tuple[type[Exception], ...]:
     return (BrokenProcessPool, cluster.KilledWorker) if cluster else (BrokenProcessPool,)
 
 
-def processes(device: torch.device) -> int:
-    """How many worker processes serve a device: on a GPU as many as its free memory and the CPU's cores admit."""
-    if device.type != "cuda":
-        return ON_CPU
+def gpus(device: torch.device) -> list[int]:
+    """The GPUs that a device stands for: "cuda" for all that are visible, "cuda:1" for the second, "cpu" for none."""
     import torch
 
-    free, _ = torch.cuda.mem_get_info(device)
-    return max(1, min(ON_CUDA, os.cpu_count() or 1, free // BYTES_A_PROCESS))
+    if device.type != "cuda":
+        return []
+    return list(range(torch.cuda.device_count())) if device.index is None else [device.index]
+
+
+def processes(device: torch.device) -> int:
+    """How many worker processes serve a device: on GPUs as many as free memory and the CPU's cores admit."""
+    import torch
+
+    if not (indices := gpus(device)):
+        return ON_CPU
+    admitted = (min(ON_CUDA, torch.cuda.mem_get_info(index)[0] // BYTES_A_PROCESS) for index in indices)
+    return max(1, min(sum(admitted), os.cpu_count() or 1))
+
+
+@cache
+def take_gpu(worker: str) -> int:
+    """Make one GPU what "cuda" means in this worker: they take them in turn, by the number that their name ends in."""
+    import torch
+
+    mine = int("0" + re.sub(r"\D", "", worker)) % max(1, torch.cuda.device_count())
+    if mine:
+        torch.cuda.set_device(mine)
+    return mine
 
 
 @contextmanager
@@ -149,6 +171,7 @@ def single_threaded(master: int | None = None) -> Iterator[None]:
 
     if master is not None:
         _end_with(master)
+        take_gpu(current_process().name)
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import hashlib
 import math
+import os
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from types import SimpleNamespace
 
 import torch
@@ -25,6 +28,7 @@ from graphnas_lib.store import Checkpoint
 from graphnas_lib.training.recipes import Recipe, learning_rate, steps_per_epoch
 
 STEPS_BETWEEN_CHECKS = 64  # of the loss; each look waits for the device
+GRAPHED = "GRAPHNAS_GRAPHED"  # names a variable: "1" trains by CUDA graphs (`tests/benchmarks/first_gpu.py` measures)
 
 Loss = Callable[[Tensor], Tensor]  # of the outputs of a batch
 Draw = Callable[[Tensor, int], tuple[Tensor, Loss]]  # sample positions and the step's own seed -> inputs, loss
@@ -109,7 +113,8 @@ def optimizer_for(model: nn.Module, recipe: Recipe) -> torch.optim.SGD:
         {"params": [p for p in trained if id(p) in free], "weight_decay": 0.0},
     ]
     groups = [group for group in groups if group["params"]]
-    optimizer = torch.optim.SGD(groups, lr=recipe.lr, momentum=recipe.momentum, nesterov=recipe.nesterov)
+    fused = True if trained and trained[0].is_cuda else None
+    optimizer = torch.optim.SGD(groups, lr=recipe.lr, momentum=recipe.momentum, nesterov=recipe.nesterov, fused=fused)
 
     def clip(*_) -> None:
         nn.utils.clip_grad_norm_(trained, recipe.clip)
@@ -120,12 +125,12 @@ def optimizer_for(model: nn.Module, recipe: Recipe) -> torch.optim.SGD:
 
 
 def place(model: nn.Module, recipe: Recipe, device: torch.device) -> nn.Module:
-    """The model on `device`, channels-last, its batch normalisation as the recipe says."""
+    """The model on `device` in training mode, channels-last, its batch normalisation as the recipe says."""
     for module in model.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             module.momentum = module.momentum if recipe.bn_momentum is None else recipe.bn_momentum
             module.eps = module.eps if recipe.bn_eps is None else recipe.bn_eps
-    return model.to(device, memory_format=torch.channels_last)
+    return model.train().to(device, memory_format=torch.channels_last)
 
 
 def forward(model: nn.Module, inputs: Tensor, bfloat16: bool = True) -> Tensor:
@@ -134,6 +139,44 @@ def forward(model: nn.Module, inputs: Tensor, bfloat16: bool = True) -> Tensor:
         inputs = inputs.contiguous(memory_format=torch.channels_last)
     with torch.autocast(inputs.device.type, torch.bfloat16, enabled=bfloat16 and inputs.device.type == "cuda"):
         return model(inputs).float()
+
+
+def step_of(model: nn.Module, recipe: Recipe, device: torch.device) -> Callable[[Tensor], Tensor]:
+    """What a training step computes of its inputs: `forward`, or with `$GRAPHNAS_GRAPHED` = 1 the same as a CUDA graph.
+
+    It is captured at the first batch and replayed for others of its shape; a network with hooks is not captured.
+    """
+    eager = partial(forward, model, bfloat16=recipe.bfloat16)
+    if device.type != "cuda" or os.environ.get(GRAPHED) != "1" or any(m._forward_hooks for m in model.modules()):
+        return eager
+    shell, captured = nn.Sequential(model), []  # the capture replaces the shell's forward, and not the network's
+
+    def step(inputs: Tensor) -> Tensor:
+        if not captured:
+            buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
+            layout = torch.channels_last if inputs.dim() == 4 else torch.contiguous_format
+            with torch.autocast("cuda", torch.bfloat16, enabled=recipe.bfloat16, cache_enabled=False):
+                torch.cuda.make_graphed_callables(shell, (inputs.clone(memory_format=layout),))
+            for buffer, before in buffers:  # the passes that warm it up move running means
+                buffer.copy_(before)
+            captured.append(inputs.shape)
+        return shell(inputs).float() if inputs.shape == captured[0] else eager(inputs)
+
+    return step
+
+
+@contextmanager
+def surroundings(model: nn.Module, device: torch.device) -> Iterator[None]:
+    """Inside the `with`, dropout draws from forked generators, and fast paths of a CPU or cuDNN's own trials are on."""
+    before = torch.backends.cudnn.benchmark
+    torch.backends.cudnn.benchmark = (
+        before or device.type == "cuda"
+    )  # it times its kernels for the few shapes there are
+    try:
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), accelerated(model):
+            yield
+    finally:
+        torch.backends.cudnn.benchmark = before
 
 
 def fit(
@@ -164,18 +207,18 @@ def fit(
     if not per_epoch:
         raise ValueError(f"Training needs at least {2 * world} samples a batch; got {n} samples in all.")
     optimizer = optimizer_for(place(model, recipe, device), recipe)
-    state, wrapped = LoopState.restore(checkpoint, model, optimizer), accelerator.prepare_model(model)
+    state = LoopState.restore(checkpoint, model, optimizer)
+    step = step_of(accelerator.prepare_model(model), recipe, device)
     started = time.perf_counter() - state.seconds
     steps = range(state.step, 0 if state.diverged else recipe.epochs * per_epoch)
     bar = tqdm(total=steps.stop, initial=steps.start, disable=not progress, desc=recipe.name, unit="step")
-    model.train()
-    with bar, torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), accelerated(model):
+    with bar, surroundings(model, device):
         for inputs, loss_of in batches(draw, samples(n, recipe.batch_size, seed, steps, rank, world), ahead):
             _reseed(device, stream(seed, "step", state.step, rank))
             rate = learning_rate(recipe, state.step, per_epoch)
             for group in optimizer.param_groups:
                 group["lr"] = rate
-            loss = loss_of(forward(wrapped, inputs, recipe.bfloat16))
+            loss = loss_of(step(inputs))
             optimizer.zero_grad()
             accelerator.backward(loss)
             optimizer.step()
@@ -214,7 +257,8 @@ def _reseed(device: torch.device, seed: int) -> None:
     """Generators that dropout draws from; the caller has forked them, so nothing outside sees it."""
     torch.default_generator.manual_seed(seed)
     if device.type == "cuda":
-        torch.cuda.default_generators[device.index or torch.cuda.current_device()].manual_seed(seed)
+        index = torch.cuda.current_device() if device.index is None else device.index
+        torch.cuda.default_generators[index].manual_seed(seed)
 
 
 def batches(draw: Draw, drawn: Iterable[tuple[Tensor, int]], ahead: int) -> Iterator[tuple[Tensor, Loss]]:
