@@ -123,17 +123,17 @@ def _generator(
 
 def _collected(stage: Stage, parts: dict[str, Callable], loop: str, *settings) -> dict[str, pd.DataFrame]:
     """Tables of all parts, equal names joined; each part is kept as JSON the moment it is there."""
-    rows = stage.collect({name: partial(_records, part) for name, part in parts.items()}, loop, *settings)
+
+    def records(part: Callable[[], dict[str, pd.DataFrame]]) -> dict[str, list[dict]]:
+        return {name: table.to_dict("records") for name, table in part().items()}
+
+    rows = stage.collect({name: partial(records, part) for name, part in parts.items()}, loop, *settings)
     tables: dict[str, list[pd.DataFrame]] = {}
     for row in rows:
         for name, records in row.items():
             if name != "id":
                 tables.setdefault(name, []).append(pd.DataFrame(records))
     return {name: pd.concat(parts, ignore_index=True) for name, parts in tables.items()}
-
-
-def _records(part: Callable[[], dict[str, pd.DataFrame]]) -> dict[str, list[dict]]:
-    return {name: table.to_dict("records") for name, table in part().items()}
 
 
 def _files(found: dict[str, pd.DataFrame], written: dict[str, pd.DataFrame]) -> dict[str, pd.DataFrame]:
