@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import numpy as np
 import pandas as pd
-from scipy.stats import rankdata
+import scipy
 
 from graphnas_lib.benchmarks import statistics
 from graphnas_lib.benchmarks.scores import ALPHA
@@ -87,7 +87,7 @@ def family_premise(
     sets = {n: family_sets(cells, n, seed=seed, shuffled=shuffled) for n in (k // 4, k // 2, k)}
     for task, noise in tasks.items():
         known = cells[task].notna().to_numpy()
-        ranks = rankdata(cells[task].to_numpy()[known])
+        ranks = scipy.stats.rankdata(cells[task].to_numpy()[known])
         weights = rng.multinomial(len(ranks), np.full(len(ranks), 1 / len(ranks)), size=draws).astype(float)
         true = 1 - noise**2 / cells[task].var()
         for n, labels in sets.items():
@@ -163,7 +163,9 @@ def neighbours(cells: pd.DataFrame, task: str, rng: np.random.Generator) -> pd.D
             "task": task,
             "by": name,
             "median_difference": float(np.median(np.abs(accuracy - accuracy[index]))),
-            "rank_correlation": float(np.corrcoef(rankdata(accuracy), rankdata(accuracy)[index])[0, 1]),
+            "rank_correlation": float(
+                np.corrcoef(scipy.stats.rankdata(accuracy), scipy.stats.rankdata(accuracy)[index])[0, 1]
+            ),
             "n": len(known),
         }
         for name, index in nearest.items()

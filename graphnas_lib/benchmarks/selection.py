@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import pandas as pd
-from scipy.stats import kendalltau, rankdata
+import scipy
 
 from graphnas_lib.benchmarks import statistics
 from graphnas_lib.paper import PROTOCOLS
@@ -58,7 +58,7 @@ class Pool:
 
     def ranks(self, index: np.ndarray) -> dict[str, np.ndarray]:
         """Rank of each candidate by each score among its set, (draws, candidates)."""
-        return {name: rankdata(values[index], axis=1) for name, values in self.columns.items()}
+        return {name: scipy.stats.rankdata(values[index], axis=1) for name, values in self.columns.items()}
 
     def values(self, rule: str, ranks: dict[str, np.ndarray], rng: np.random.Generator) -> np.ndarray:
         """Value of a rule for each candidate, (draws, candidates); larger is chosen. Ties are broken at random."""
@@ -139,7 +139,10 @@ def tau(pool: Pool, tasks: Sequence[str], *, seed: int) -> dict[str, np.ndarray]
     rng, ranks = np.random.default_rng(seed), pool.ranks(np.arange(len(pool))[None])
     values = {rule: pool.values(rule, ranks, rng)[0] for rule in RULES}
     known = {task: pool.table[task].to_numpy(float) for task in tasks}
-    return {rule: np.array([kendalltau(v, known[task]).statistic for task in tasks]) for rule, v in values.items()}
+    return {
+        rule: np.array([scipy.stats.kendalltau(v, known[task]).statistic for task in tasks])
+        for rule, v in values.items()
+    }
 
 
 # ---- P7 and P8: one choice among equals
@@ -147,7 +150,7 @@ def tau(pool: Pool, tasks: Sequence[str], *, seed: int) -> dict[str, np.ndarray]
 
 def _mean_choice(score: np.ndarray, accuracy: np.ndarray, index: np.ndarray, rng: np.random.Generator) -> float:
     """Mean accuracy of the candidates with the highest score in each row of `index`, ties at random."""
-    values = rankdata(score[index], axis=1) + 0.4 * rng.random(index.shape)
+    values = scipy.stats.rankdata(score[index], axis=1) + 0.4 * rng.random(index.shape)
     return float(accuracy[index[np.arange(len(index)), values.argmax(1)]].mean())
 
 
@@ -226,7 +229,7 @@ def latency(
         breaks = float((took[picked] > np.quantile(took, quantile)).mean())
         base = float(accuracy[picked].mean())
         ceilings = accuracy[by_latency].max(), accuracy[by_flops].max()
-        agree = float(np.corrcoef(rankdata(flops), rankdata(took))[0, 1])
+        agree = float(np.corrcoef(scipy.stats.rankdata(flops), scipy.stats.rankdata(took))[0, 1])
         told = {"device": device, "by_latency": base + value, "by_flops": base, "breaks": breaks, "spearman": agree}
         rows.append(told | {"best_by_latency": ceilings[0], "best_by_flops": ceilings[1], "n": len(cells)})
         told = {"table": "nats", "task": device, "ours": "bound on latency", "value": base + value, "n": len(cells)}

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
-from scipy.stats import t as student
+import scipy
 
 from graphnas_lib.paper import Protocol
 
@@ -37,8 +37,8 @@ def of_seeds(differences: Sequence[float]) -> dict[str, float]:
     if n < 2:
         return {"advantage": mean, "low": np.nan, "high": np.nan, "p": np.nan}
     error = float(d.std(ddof=1)) / n**0.5
-    half = float(student.ppf(1 - LEVEL / 2, n - 1)) * error
-    p = float(student.sf(mean / error, n - 1)) if error else float(mean <= 0)
+    half = float(scipy.stats.t.ppf(1 - LEVEL / 2, n - 1)) * error
+    p = float(scipy.stats.t.sf(mean / error, n - 1)) if error else float(mean <= 0)
     return {"advantage": mean, "low": mean - half, "high": mean + half, "p": p}
 
 

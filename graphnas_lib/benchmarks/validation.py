@@ -16,8 +16,8 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import scipy
 import torch
-from scipy.stats import DegenerateDataWarning, bootstrap, kendalltau
 from torch import Tensor
 
 from graphnas_lib import proxies, store
@@ -127,13 +127,14 @@ def kendall_tau(x, y, *, resamples: int = RESAMPLES, seed: int = 0) -> tuple[flo
         raise ValueError(f"Kendall's tau needs two series of one length >= 2 without NaN; got {x.shape} and {y.shape}.")
 
     def tau(x: np.ndarray, y: np.ndarray, axis: int = -1) -> np.ndarray:
-        return kendalltau(x, y, axis=axis).statistic
+        return scipy.stats.kendalltau(x, y, axis=axis).statistic
 
     drawn = np.empty(0)
     if resamples:
         options = {"paired": True, "n_resamples": resamples, "rng": np.random.default_rng(seed)}
-        with warnings.catch_warnings(action="ignore", category=DegenerateDataWarning):  # of scipy's own interval
-            drawn = bootstrap((x, y), tau, method="percentile", **options).bootstrap_distribution
+        unused = scipy.stats.DegenerateDataWarning  # of scipy's own interval
+        with warnings.catch_warnings(action="ignore", category=unused):
+            drawn = scipy.stats.bootstrap((x, y), tau, method="percentile", **options).bootstrap_distribution
     drawn = drawn[np.isfinite(drawn)]
     low, high = np.quantile(drawn, [0.025, 0.975]) if len(drawn) else (np.nan, np.nan)
     return float(tau(x, y)), float(low), float(high)

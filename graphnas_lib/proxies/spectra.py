@@ -14,8 +14,8 @@ from itertools import count
 from operator import index
 
 import numpy as np
+import scipy
 import torch
-from scipy.stats import rankdata
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -210,5 +210,5 @@ def rank_sum(terms: Mapping[str, Sequence[float]]) -> np.ndarray:
     Returns:
         (m,), at most 0; larger is better. It compares these candidates alone.
     """
-    ranks = [rankdata(np.asarray(values, float)) for values in terms.values()]
+    ranks = [scipy.stats.rankdata(np.asarray(values, float)) for values in terms.values()]
     return np.log(np.stack(ranks) / len(ranks[0])).sum(0)
