@@ -13,6 +13,7 @@ from functools import cache, partial
 
 from torch import Tensor
 
+from graphnas_lib import store
 from graphnas_lib.design.budget import Request, selected
 from graphnas_lib.design.designs import Designs
 from graphnas_lib.design.fitting import BudgetUnreachable, Fitted, Target
@@ -57,7 +58,7 @@ def repeated(
     if not met:
         raise BudgetUnreachable(target, min(tried, key=lambda one: one.error).costs)
     best = sorted(met, key=lambda one: -promise(one.architecture))[: max(n, SCORED)]
-    return selected(best, request, request.batch(images, labels), n, device, progress=False)
+    return selected(best, request, request.batch(images, labels), n, store.pick_device(device), progress=False)
 
 
 def _largest(request: Request) -> Iterator[Fitted]:
