@@ -62,15 +62,16 @@ def _groups(stage: Stage, data: Dataset) -> tuple[pd.DataFrame, pd.DataFrame]:
     sizes, shape = stage.scale.selection, {"input_shape": data.input_shape, "classes": data.classes}
     trained, flops = design.Trained.load(stage.scale.name, device=stage.device), sizes["flops"]
     groups = [(name, f"{name} {seed}") for seed in range(SEEDS) for name in design.REFERENCES]
-    images, labels = data.batch(SCORED_ON, device=stage.device)
-    options = {**shape, "images": images, "labels": labels, "trained": trained, "seed": stage.seed}
+    images, labels = data.batch(SCORED_ON)  # a CUDA tensor cannot go to another process
+    options = {**shape, "images": images, "labels": labels, "trained": trained}
+    options |= {"seed": stage.seed, "device": stage.device}
     best = design.design(**design.below("flops", flops), n=sizes["chosen"], **options)
     groups += [(GENERATOR, one.architecture.to_json()) for one in best]
     drawn = design.design(
         **design.below("flops", flops), n=sizes["pool"], candidates=sizes["pool"], select="shallow", **options
     )
     texts = [one.architecture.to_json() for one in drawn]
-    jobs = {text: partial(_scores, text, images, labels, data.classes, stage.seed) for text in texts}
+    jobs = {text: partial(_scores, text, images, labels, data.classes, stage) for text in texts}
     pool = pd.DataFrame(stage.collect(jobs, "pool", sizes))
     by_rule = benchmarks.Pool(pool.set_index("id"))
     ranks, rng = by_rule.ranks(np.arange(len(by_rule))[None]), np.random.default_rng(stage.seed)
@@ -89,9 +90,10 @@ def _groups(stage: Stage, data: Dataset) -> tuple[pd.DataFrame, pd.DataFrame]:
     return pool, table.assign(name=table.groupby("network")["name"].transform("first"))
 
 
-def _scores(text: str, images: Tensor, labels: Tensor, classes: int, seed: int) -> dict[str, float]:
+def _scores(text: str, images: Tensor, labels: Tensor, classes: int, stage: Stage) -> dict[str, float]:
     """What the rules ask of one network; NaN where a proxy fails, and then no rule may choose the network."""
-    shape = tuple(images.shape[1:])
+    shape, seed = tuple(images.shape[1:]), stage.seed
+    images, labels = images.to(stage.device), labels.to(stage.device)
     with store.single_threaded():
         model = network.build(Architecture.from_json(text), input_shape=shape, classes=classes, seed=seed)
         model = model.to(images.device)
