@@ -13,11 +13,12 @@ from graphnas_lib.benchmarks.scores import (
     BATCH,
     HUNDREDTHS,
     KINDS,
+    NETWORKS,
     PROXIES,
     SPECTRA,
     TASKS,
-    distinct_networks,
     every_network,
+    mean_width,
     networks,
     score_networks,
 )

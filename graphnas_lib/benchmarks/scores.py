@@ -82,9 +82,13 @@ def scored(part: str, kind: str, arch: str, images: Tensor, labels: Tensor, *, s
 
 
 def width(kind: str, arch: str) -> float:
-    """Geometric mean over layers of what one output reads, c_in k^2: layers over it is DeepMAD's ratio (CVPR 2023)."""
+    """`mean_width` of a network of a benchmark, which is built without its weights."""
     with torch.device("meta"):
-        model = network(kind, arch, side=32, classes=10, seed=0)
+        return mean_width(network(kind, arch, side=32, classes=10, seed=0))
+
+
+def mean_width(model: nn.Module) -> float:
+    """Geometric mean over layers of what one output reads, c_in k^2: layers over it is DeepMAD's ratio (CVPR 2023)."""
     read = [module.weight[0].numel() for module in model.modules() if isinstance(module, (nn.Conv2d, nn.Linear))]
     return math.exp(sum(map(math.log, read)) / len(read))
 

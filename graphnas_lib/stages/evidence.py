@@ -32,7 +32,7 @@ def make(stage: Stage) -> tuple[dict, dict]:
     sizes = stage.scale.evidence
     scores = load_scores(sizes["networks"])
     frames = {table: benchmarks.networks(table, scores) for table in benchmarks.TASKS}
-    whole = {table for table, frame in frames.items() if len(frame) == len(benchmarks.distinct_networks(table))}
+    whole = {table for table in ("nats", *MACRO) if len(frames[table]) == benchmarks.NETWORKS[table]}
     training = trainings(sizes)
     scored = store.load_manifest("benchmark_scores", SCORED_AT)["files"]
     decides = {name: size for name, size in sizes.items() if name not in ("seeds", "generators")}  # more add to these

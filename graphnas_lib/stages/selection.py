@@ -96,14 +96,18 @@ def _scores(text: str, images: Tensor, labels: Tensor, classes: int, stage: Stag
     images, labels = images.to(stage.device), labels.to(stage.device)
     with store.single_threaded():
         model = network.build(Architecture.from_json(text), input_shape=shape, classes=classes, seed=seed)
-        model = model.to(images.device)
+        model = network.moved(model, stage.device)
         found = dict.fromkeys((*PROXIES, *SPECTRA), float("nan"))
         with suppress(proxies.ProxyError):
             found |= proxies.score(model, images, labels, PROXIES, seed=seed)
             found |= proxies.az_terms(model, tuple(images.shape), seed=seed)
             found["vkdnw_entropy"] = proxies.vkdnw_entropy(model, tuple(images.shape), seed=seed)
-    read = [m.weight[0].numel() for m in model.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
-    return found | {"layers": float(len(read)), "width": float(np.exp(np.log(read).mean()))}
+    return found | {"layers": float(_layers(model)), "width": benchmarks.mean_width(model)}
+
+
+def _layers(model: nn.Module) -> int:
+    """Convolutions and linear layers: what a training has to pass through."""
+    return sum(isinstance(module, nn.Conv2d | nn.Linear) for module in model.modules())
 
 
 def measure(stage: Stage, name: str, text: str, data: Dataset, epochs: int, *, checkpoint: store.Checkpoint) -> dict:
@@ -119,8 +123,7 @@ def measure(stage: Stage, name: str, text: str, data: Dataset, epochs: int, *, c
     size = cut_batch(RECIPES[RECIPE].batch_size, data.size("train"))
     options = {"seed": seed, "device": stage.device, "epochs": epochs, "batch_size": size, "checkpoint": checkpoint}
     result = train(model, data, RECIPE, **options)
-    layers = sum(isinstance(module, nn.Conv2d | nn.Linear) for module in model.modules())
-    told = {"name": name, "epochs": epochs, "accuracy": result.accuracy, "layers": layers}
+    told = {"name": name, "epochs": epochs, "accuracy": result.accuracy, "layers": _layers(model)}
     return told | {"params": costs.params, "flops": costs.flops, "seconds": round(result.seconds, 1), "seed": seed}
 
 
