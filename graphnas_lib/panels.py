@@ -87,7 +87,7 @@ def _budget(name: str, low: float, high: float, value: float) -> ipywidgets.Floa
 
 def designs(params: float, *, low: float = 1e5, high: float = 1e6, cells: int = 4, **options) -> Panel:
     """A slider of the parameters that a network may have; `options` go to `design` (Sec. 3.3)."""
-    options.setdefault("trained", Trained.load(options.get("scale")))
+    options["trained"] = options.get("trained") or Trained.load(options.get("scale"))
     side = options.get("input_shape", (3, 32, 32))[1]
 
     def draw(params: float) -> tuple[Figure, str]:

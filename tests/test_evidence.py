@@ -2,12 +2,13 @@
 that cannot win and are shown to lose."""
 
 from itertools import product
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from scipy.stats import ttest_1samp
+from scipy.stats import kendalltau, ttest_1samp
 
 from graphnas_lib import benchmarks, store
 from graphnas_lib.benchmarks import latent, premise, scores, search, selection, statistics, tables, verdicts
@@ -68,6 +69,16 @@ def test_not_worse_by_a_margin_is_enough_where_the_rule_says_so():
     rows = pd.DataFrame([{"advantage": -0.02, "low": -0.06, "high": 0.02, "p": 0.8}])
     assert statistics.judged(rows, PROTOCOLS["P5"])["verdict"][0] == "reproduced"
     assert statistics.judged(rows.assign(low=-0.2), PROTOCOLS["P5"])["verdict"][0] == "open"
+    assert statistics.judged(rows.assign(low=-0.03, high=-0.01), PROTOCOLS["P5"])["verdict"][0] == "reproduced"
+    assert statistics.judged(rows.assign(low=-0.5, high=-0.2), PROTOCOLS["P5"])["verdict"][0] == "contradicted"
+
+
+def test_a_clear_advantage_can_pass_among_27_settings():
+    rng = np.random.default_rng(0)
+    rows = [{"task": str(i), **statistics.of_draws(4.3, rng.normal(4.3, 0.7, 100))} for i in range(27)]
+    found = statistics.judged(pd.DataFrame(rows), PROTOCOLS["P8"])
+    assert set(found["verdict"]) == {"reproduced"}
+    assert statistics.of_draws(0.0, rng.normal(0, 1, 10_000))["p"] == pytest.approx(0.5)
 
 
 def test_protocols_name_claims_that_exist():
@@ -82,12 +93,28 @@ def test_protocols_name_claims_that_exist():
 def test_eta_squared_is_the_share_between_families():
     values, families = np.array([1.0, 2.0, 5.0, 6.0, 9.0]), np.array([0, 0, 1, 1, 2])
     group = pd.Series(values).groupby(families).transform("mean")
-    expected = ((group - values.mean()) ** 2).sum() / ((values - values.mean()) ** 2).sum()
+    share = ((group - values.mean()) ** 2).sum() / ((values - values.mean()) ** 2).sum()
+    expected = 1 - (1 - share) * (5 - 1) / (5 - 3)  # three families
     weights = np.array([np.ones(5), [2, 0, 1, 1, 1]])
     found = premise.eta_squared(values, families, weights)
     assert found[0] == pytest.approx(expected)
     again = np.repeat(np.arange(5), [2, 0, 1, 1, 1])
     assert found[1] == pytest.approx(premise.eta_squared(values[again], families[again], np.ones((1, 5)))[0])
+
+
+@pytest.mark.parametrize("effect", [0.0, 1.0])
+def test_families_that_mean_nothing_have_no_share_and_halves_spread_as_samples_do(effect):
+    rng = np.random.default_rng(0)
+    found, widths = [], []
+    for _ in range(60):
+        families = rng.integers(16, size=400)
+        values = effect * families / np.std(np.arange(16)) + rng.standard_normal(400)
+        half = rng.permuted(np.tile(np.arange(400) < 200, (200, 1)), axis=1).astype(float)
+        value, drawn = premise._resampled(values, families, half)
+        found.append(value)
+        widths.append(drawn.std())
+    assert np.mean(found) == pytest.approx(effect / 2, abs=0.03)
+    assert np.mean(widths) == pytest.approx(np.std(found), rel=0.3) or (effect == 0 and np.mean(widths) > np.std(found))
 
 
 @needs
@@ -119,6 +146,14 @@ def test_a_rule_that_knows_wins_and_shuffled_accuracies_leave_no_advantage(cells
 
 
 @needs
+def test_tau_of_a_rule_with_ties_is_tau_b(cells):
+    pool = selection.Pool(cells)
+    expected = kendalltau(pool.table["layers"], pool.table["cifar10"]).statistic
+    assert selection.tau(pool, ["cifar10"], seed=0)["layers"][0] == pytest.approx(expected)
+    assert pool.table["layers"].nunique() < 10 < len(pool)
+
+
+@needs
 def test_choice_after_training_is_bounded_by_the_best(cells):
     found = selection.reduced_training(cells, resamples=5)["choices"].set_index(["n", "rule"])["accuracy"]
     for n in (8, 40, 100):
@@ -147,6 +182,20 @@ def training():
     sizes = {"gvae_steps": 150, "flow_steps": 300, "references": 3, "decodes": 60, "families": 6}
     made = evidence.trainings(sizes)
     return replace(made, gvae=replace(made.gvae, hidden=32, latent_dim=16), batch=64)
+
+
+@pytest.mark.parametrize(("n", "wanted"), [(406, 60), (101, 23), (12, 60)])
+def test_references_are_as_many_of_the_worst_tenth_as_of_the_best(n, wanted):
+    accuracy = np.random.default_rng(0).permutation(n) / n * 100
+    training = SimpleNamespace(references=wanted)
+    space = SimpleNamespace(
+        cells=pd.DataFrame({"cifar10": accuracy}), held_out=np.arange(n), best=int(accuracy.argmax()), training=training
+    )
+    found = latent.Subspace.references(space, np.random.default_rng(1))
+    assert len(found) == len(set(found)) == 1 + min(wanted, n - 1) and found[0] == space.best
+    others = found[2 + min(wanted // 10, n // 100) - 1 :] if n > 100 else found[1:]  # the top hundredth comes besides
+    ranks = np.argsort(np.argsort(accuracy))[others] / n
+    assert abs(np.mean(ranks) - 0.5) < 0.06 + 1 / n and (ranks < 0.11).sum() >= min(wanted, n) // 10 - 1
 
 
 def test_references_are_compared_where_every_strategy_has_cells_enough():
@@ -215,6 +264,23 @@ def test_verdicts_over_seeds_pair_them():
 
 
 # ---- P5, P6
+
+
+def test_a_budget_without_a_design_counts_for_neither_side():
+    rows = [
+        {"method": method, "evaluations": n, "seed": 0, "budget": budget, "tcet": 1.0, "cifar10": accuracy}
+        for method, n, values in (
+            ("generator", 100, (np.nan, 94.0)),
+            *((*kind, (92.0, 94.2)) for kind in (("evolution", 1_000), ("evolution", 100), ("random", 100))),
+            ("most FLOPs", 0, (90.0, 93.0)),
+        )
+        for budget, accuracy in zip((0.1, 1.0), values, strict=True)
+    ]
+    rows = pd.DataFrame(rows)
+    rows.loc[rows["cifar10"].isna(), "tcet"] = np.nan
+    found = verdicts.of_generators(rows, "nb_macro", ["cifar10"]).set_index("control")
+    assert found["advantage"]["evolution, 1,000 evaluations"] == pytest.approx(-0.2)
+    assert found["advantage"]["most FLOPs"] == pytest.approx(1.0) and found["note"].str.startswith("1 of 2").all()
 
 
 @pytest.mark.parametrize("name", ["nb_macro", "tnb_macro"])

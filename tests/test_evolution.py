@@ -4,6 +4,7 @@ import json
 import math
 import os
 import signal
+import time
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,7 @@ from graphnas_lib.evolution import (
     Surrogate,
     algorithms,
     best_so_far,
+    evaluation,
     evolve,
     history_table,
     mutations,
@@ -401,6 +403,24 @@ def test_a_worker_that_dies_over_a_score_changes_nothing(tmp_path):
     (tmp_path / "fired").unlink()
     with pytest.raises(RuntimeError, match="was killed, .* 3 times. Run the same command again"):
         hl_search(score=Deadly(tmp_path, fatal, 3), workers=2, iterations=40)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="kill -9 is POSIX")
+def test_workers_that_die_while_nobody_waits_are_replaced():
+    first, second, third = (Architecture((Triple(cell, 16, 1),)) for cell in POOL[:3])
+    evaluator = evaluation.Evaluator(width_score, workers=2)
+    expected = evaluator.record("first", first)["score"]
+    executor = evaluation._processes(2)
+    evaluator.begin([("second", second)])
+    evaluator._begun["second"].result()
+    for pid in executor._processes.copy():
+        os.kill(pid, signal.SIGKILL)
+    deadline = time.monotonic() + 60
+    while not executor._flags.broken and time.monotonic() < deadline:
+        time.sleep(0.1)
+    evaluator.begin([("third", third)])
+    assert evaluator.record("third", third)["score"] == width_score(third)
+    assert evaluator.record("first", first)["score"] == expected and evaluation._processes(2) is not executor
 
 
 @pytest.mark.skipif(os.name != "posix", reason="kill -9 is POSIX")

@@ -49,7 +49,8 @@ def state(model):
         for name, t in [*module._parameters.items(), *module._buffers.items()]:
             if t is not None:
                 grad = None if t.grad is None else t.grad.clone()
-                tensors[name] = (t, t.detach().clone(), t.requires_grad, grad)
+                lazy = isinstance(t, nn.parameter.UninitializedTensorMixin)
+                tensors[name] = (t, torch.empty(0) if lazy else t.detach().clone(), t.requires_grad, grad)
         rows.append((module, list(kept), hooks, tensors))
     return rows
 

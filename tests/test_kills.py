@@ -29,7 +29,8 @@ pytestmark = [
 
 def started(home: Path) -> subprocess.Popen:
     """`run --all` in a group of its own."""
-    environment = os.environ | {"GRAPHNAS_HOME": str(home), "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
+    environment = {"GRAPHNAS_DATA": str(REPOSITORY / "data")} | os.environ  # a home of its own has no public tables
+    environment |= {"GRAPHNAS_HOME": str(home), "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "graphnas_lib", "run", "--all", "--scale", "smoke"]
     with (home / "log").open("a", encoding="utf-8") as log:
         return subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
@@ -48,10 +49,12 @@ def of_home(home: Path) -> list[psutil.Process]:
 
 
 def prepared(home: Path) -> Path:
-    home.mkdir()
-    (home / "notebooks").mkdir()
-    for path in (REPOSITORY / "notebooks").glob("*.*"):
-        (home / "notebooks" / path.name).write_bytes(path.read_bytes())
+    """A home of its own: the notebooks, and the scores that the evidence reads at every scale."""
+    lite = (REPOSITORY / "data" / "lite").glob("benchmark_*.*")
+    for path in [*(REPOSITORY / "notebooks").glob("*.*"), *lite]:
+        place = home / path.relative_to(REPOSITORY)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.write_bytes(path.read_bytes())
     return home
 
 

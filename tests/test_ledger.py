@@ -82,7 +82,12 @@ def decided(claim_id: str, scale: str = "paper") -> ledger.Finding:
 
 @pytest.mark.parametrize(
     ("accuracies", "reached", "ranked"),
-    [([78.2, 78.4, 78.3], True, True), ([78.0, 78.0, 78.2], True, False), ([70.0, 70.2, 70.1], False, False)],
+    [
+        ([78.2, 78.4, 78.3], True, True),
+        ([78.1, 78.2, 78.3], True, True),
+        ([78.0, 78.0, 78.2], True, False),
+        ([70.0, 70.2, 70.1], False, False),
+    ],
 )
 def test_imagenet_holds_near_the_printed_mean(accuracies, reached, ranked, monkeypatch):
     rows = pd.DataFrame({"budget": "450M", "accuracy": accuracies})

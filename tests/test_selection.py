@@ -66,14 +66,28 @@ def test_a_training_that_diverged_counts_at_chance():
 
 
 def test_a_rule_becomes_the_default_where_it_beats_chance_choices_for_certain():
-    accuracy = {"tcet": [50, 52, 51], "params": [60, 61, 62], "naswot": [40, 90, 65], selection.POOL: [50, 51, 53]}
+    accuracy = {"tcet": [50, 52, 51], "params": [70, 71, 72], "naswot": [60, 90, 55], selection.POOL: [50, 51, 53]}
+    accuracy |= dict.fromkeys(design.REFERENCES, [60, 61, 62]) | {"ResNet-8": [70, 72, 74], selection.SPACE: [40] * 3}
     accuracy |= dict.fromkeys({*selection.RULES, selection.GENERATOR} - set(accuracy), [30, 31, 32])
     groups = pd.DataFrame([(group, f"{group}, {i}") for group in accuracy for i in range(3)], columns=["group", "name"])
     values = [value for values in accuracy.values() for value in values]
     rows = groups.assign(epochs=4, accuracy=values, params=1, layers=1, seconds=1).drop(columns="group")
-    assert selection.default(selection.by_group(rows, groups), rows, groups) == "params"
-    level = rows.assign(accuracy=50.0)
-    assert selection.default(selection.by_group(level, groups), level, groups) is None
+    both = pd.concat([rows, rows.assign(epochs=2)])
+
+    def decided(changed: pd.DataFrame) -> str | None:
+        return selection.default(selection.by_group(changed, groups), changed, groups)
+
+    def moved(column: str, start: str, by: float) -> pd.DataFrame:
+        rows = both.reset_index(drop=True)
+        return rows.assign(**{column: rows[column] + by * rows["name"].str.startswith(start)})
+
+    assert decided(both) == "params"
+    assert decided(moved("accuracy", "params", -10)) is None  # naswot's mean is higher, for what it is worth
+    assert decided(moved("accuracy", "ResNet-8", 10)) is None  # too far below what a hand writes
+    assert decided(moved("accuracy", "ResNet-8", -20)) is None  # trainings that have only begun
+    assert decided(moved("accuracy", "space", 29)) is None  # no better than anything in the space
+    assert decided(moved("seconds", "params", 2)) is None
+    assert decided(rows) is None  # nothing tells that the protocol ranks
 
 
 def test_the_protocol_ranks_where_half_as_long_trainings_agree():

@@ -1,18 +1,21 @@
 """Table 2 from its trained rows: which network is chosen, what the verdicts say, and when nothing can be said."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 from scipy.stats import ttest_1samp, ttest_ind
 
-from graphnas_lib import paper
+from graphnas_lib import datasets, paper
 from graphnas_lib.macro import Architecture, Triple
 from graphnas_lib.plots import compare, mean_difference, mean_interval
-from graphnas_lib.space import sample_cells
+from graphnas_lib.space import REFERENCE_CELL, sample_cells
 from graphnas_lib.stages import table2
 from graphnas_lib.stages.methods import Mixture
 from graphnas_lib.stages.table2 import FLAT, HL, QUESTIONS, SG, SIZE, ZEN
+from graphnas_lib.training import RECIPES, evaluate
 
 
 def rows(accuracies: dict[str, list[float]], dataset: str = "cifar10", **columns) -> pd.DataFrame:
@@ -62,6 +65,17 @@ def test_network_is_chosen_on_validation_and_never_on_test():
     assert line["mean"] == pytest.approx(200 / 3) and line["n"] == 3 and line["training_seconds"] == 15.0
     assert line["pretraining_seconds"] == 0.0
     assert line["low"] < line["mean"] < line["high"] and line["low"] + line["high"] == pytest.approx(2 * line["mean"])
+
+
+def test_test_images_are_normalised_as_training_images_were(monkeypatch):
+    data = datasets.load("digits", resolution=8).subset(256, 64)
+    text = Architecture((Triple(REFERENCE_CELL, 8, 1),)).to_json()
+    scale = SimpleNamespace(table2_recipe="zennas_cifar", table2_epochs=1)
+    stage, seen = SimpleNamespace(seed=0, device=torch.device("cpu"), scale=scale), []
+    monkeypatch.setattr(table2, "evaluate", lambda *given, **norm: seen.append(norm) or evaluate(*given, **norm))
+    table2.measure(stage, {}, text, data, checkpoint=None)
+    recipe = RECIPES["zennas_cifar"]
+    assert seen[0]["std"] == recipe.std != data.std and seen[0]["mean"] == (recipe.mean or data.mean)
 
 
 def test_diverged_networks_are_left_out_and_counted_so():

@@ -16,8 +16,8 @@ from torch import nn
 from graphnas_lib import datasets
 from graphnas_lib.datasets import DivergedError, Task
 from graphnas_lib.datasets.tasks import Normaliser, Split
-from graphnas_lib.store import Checkpoint
-from graphnas_lib.training import RECIPES, augment, evaluate, recipes, sgd, train, train_task
+from graphnas_lib.store import Checkpoint, single_threaded
+from graphnas_lib.training import RECIPES, augment, evaluate, recipes, sgd, train, train_each, train_task
 from graphnas_lib.training import supervised as training
 from graphnas_lib.training.recipes import Recipe, learning_rate, steps_per_epoch
 
@@ -284,6 +284,20 @@ def test_same_seed_same_result_and_the_global_state_untouched(digits):
     assert all(torch.equal(wa[name], wb[name]) for name in wa) and not torch.equal(wa["0.weight"], wc["0.weight"])
 
 
+def test_networks_trained_side_by_side_are_those_trained_alone(digits):
+    data, options = digits.subset(96, 40), {"recipe": TINY, "seed": 3, "device": "cpu"}
+    models = {"one": small_net(), "other": nn.Sequential(nn.Flatten(), nn.Linear(math.prod(digits.input_shape), 10))}
+    before = {name: value.clone() for name, value in models["one"].state_dict().items()}
+    found = train_each(models, data, **options)
+    assert all(torch.equal(value, models["one"].state_dict()[name]) for name, value in before.items())
+    with single_threaded():
+        alone = {name: train(model, data, **options) for name, model in models.items()}
+    assert list(found) == ["one", "other"] and found["one"].history != found["other"].history
+    assert {name: (run.history, run.accuracy) for name, run in found.items()} == {
+        name: (run.history, run.accuracy) for name, run in alone.items()
+    }
+
+
 class Killed(RuntimeError):
     pass
 
@@ -322,7 +336,7 @@ def test_killed_and_resumed_equals_uninterrupted(tmp_path, digits, after):
 RUN = """
 import time, torch
 from torch import nn
-from graphnas_lib.store import Checkpoint
+from graphnas_lib.store import Checkpoint, single_threaded
 from graphnas_lib.datasets import Dataset
 from graphnas_lib.training import Recipe
 from graphnas_lib.training import train

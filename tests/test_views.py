@@ -75,7 +75,7 @@ def test_length_table_has_the_best_after_a_third_and_after_all():
     def run(scores, **columns):
         return pd.DataFrame({"evaluations": range(1, 10), "score": scores}).assign(budget=BUDGET, **columns)
 
-    history = run([1.0, 2.0, 6.0, 4.0, 5.0, 6.0, 7.0, 8.0, 3.0])
+    history = run([1.0, 2.0, 6.0, 4.0, 5.0, 6.0, 7.0, 8.0, 3.0], method="HL-Evo")
     flat = run([1.0, 3.0, 2.0, 9.0, 4.0, 4.0, 4.0, 4.0, 4.0], method="Evo (flat)")
     beyond = pd.DataFrame({"evaluations": [10], "score": [99.0], "budget": BUDGET, "method": "Evo (flat)"})
     elsewhere = flat.assign(budget="params <= 7M")

@@ -3,14 +3,16 @@
 from dataclasses import replace
 
 import pytest
-from test_device import MICRO
+from simulated_cuda import simulated_cuda
+from test_device import MICRO, home_of
 
 from graphnas_lib import paper, stages
 from graphnas_lib.cli import main
 from graphnas_lib.datasets import MissingDataError
-from graphnas_lib.paper import STAGES
+from graphnas_lib.paper import STAGES, Sizes
 from graphnas_lib.stages import labels, whole
-from graphnas_lib.store import Journal, artifacts
+from graphnas_lib.stages.sequence import settings
+from graphnas_lib.store import Checkpoint, Journal, artifacts
 
 FIRST = ("cells", "labels", "families", "table1", "evidence")  # of which the last stands on no other
 
@@ -66,6 +68,47 @@ def test_a_killed_run_goes_on_and_equals_one_that_was_not(home, tmp_path, monkey
     monkeypatch.setenv("GRAPHNAS_HOME", str(tmp_path / "whole"))
     stages.run_all("smoke", tell=told.append, **options)
     assert artifacts.load_manifest("families", "smoke")["files"] == found
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_the_road_at_papers_shape_is_killed_twice_on_a_device_and_ends(tmp_path, monkeypatch, cifar):
+    """Every stage under the name of paper, tiny, on the simulated device; killed in a training and in a scoring."""
+    home_of(tmp_path, monkeypatch)
+    monkeypatch.setitem(paper.SCALES, "paper", replace(paper.SCALES["smoke"], name="paper"))
+    monkeypatch.setattr(stages.table3, "BUDGETS", stages.table3.BUDGETS[:1])
+    monkeypatch.setattr(stages.table3, "SEARCHES", 1)
+    for module in (stages.sequence, whole.pace):  # paper's generator has 86M weights
+        monkeypatch.setattr(
+            module, "settings", lambda scale, **sizes: settings(Sizes(**{**vars(scale), "name": "smoke"}), **sizes)
+        )
+    told, options = [], {"progress": False}
+    first = ("cells", "labels", "families")  # these score cells as later ones do
+    rest = set(STAGES) - set(first)
+    stages.run_all("paper", device="cpu", without=rest, tell=told.append, **options)
+
+    def killed(owner: type, name: str, n: int) -> None:
+        """A run that dies after the n-th call of a method that keeps something."""
+        original, calls = getattr(owner, name), []
+
+        def dying(self, *given, **named):
+            original(self, *given, **named)
+            calls.append(name)
+            if len(calls) == n:
+                raise KeyboardInterrupt
+
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(Checkpoint, "due", lambda self: True)
+            patch.setattr(owner, name, dying)
+            stages.run_all("paper", device=str(device), tell=told.append, **options)
+
+    with simulated_cuda(1) as device:
+        killed(Checkpoint, "save", 12)
+        assert not artifacts.manifest_path("gvae", "paper").exists()
+        killed(Journal, "add", 3)
+        became = stages.run_all("paper", device=str(device), tell=told.append, **options)
+    assert set(became.values()) == {"made"} and set(became) < rest  # what was there was not made again
+    assert all(artifacts.manifest_path(name, "paper").exists() for name in STAGES)
 
 
 def test_stages_that_fail_stop_only_those_that_read_them(home, monkeypatch):

@@ -114,8 +114,10 @@ class Subspace:
         wanted = min(self.training.references, len(ranked))
         top = ranked[: max(1, min(wanted // 10, len(ranked) // 100))]
         tenths = np.array_split(np.setdiff1d(ranked, top, assume_unique=True), 10)
-        each = [rng.choice(part, min(len(part), (wanted - len(top)) // 10 + 1), replace=False) for part in tenths]
-        return np.concatenate([[self.best], top, *each])[: wanted + 1]
+        least, more = divmod(wanted - len(top), 10)
+        counts = least + (rng.permutation(10) < more)
+        each = [rng.choice(part, min(len(part), n), replace=False) for part, n in zip(tenths, counts, strict=True)]
+        return np.concatenate([[self.best], top, *each])
 
 
 # ---- P2

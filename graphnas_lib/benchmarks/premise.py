@@ -54,12 +54,16 @@ def family_sets(cells: pd.DataFrame, k: int, *, seed: int, shuffled: bool = Fals
 
 
 def eta_squared(values: np.ndarray, families: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Share of the variance of `values` (n,) that lies between families (n,), for each row of weights (draws, n)."""
+    """Share of the variance of `values` (n,) that lies between families (n,), for each row of weights (draws, n).
+
+    Adjusted for the number of families, so that it is 0 on average where they mean nothing (Kelley's epsilon squared).
+    """
     member = np.eye(families.max() + 1)[families]  # (n, K)
     count, total = weights @ member, (weights * values) @ member
     n, mean = weights.sum(1), (weights @ values) / weights.sum(1)
     between = (total**2 / np.maximum(count, 1e-9)).sum(1) / n - mean**2
-    return between / (weights @ values**2 / n - mean**2)
+    share = between / (weights @ values**2 / n - mean**2)
+    return 1 - (1 - share) * (n - 1) / np.maximum(n - (count > 0).sum(1), 1)
 
 
 def family_premise(
@@ -88,7 +92,8 @@ def family_premise(
     for task, noise in tasks.items():
         known = cells[task].notna().to_numpy()
         ranks = scipy.stats.rankdata(cells[task].to_numpy()[known])
-        weights = rng.multinomial(len(ranks), np.full(len(ranks), 1 / len(ranks)), size=draws).astype(float)
+        half = np.tile(np.arange(len(ranks)) < len(ranks) // 2, (draws, 1))  # halves differ as samples of all do
+        weights = rng.permuted(half, axis=1).astype(float)
         true = 1 - noise**2 / cells[task].var()
         for n, labels in sets.items():
             found = {name: _resampled(ranks, family[known], weights) for name, family in labels.items()}
@@ -109,7 +114,7 @@ def family_premise(
 
 
 def _resampled(values: np.ndarray, families: np.ndarray, weights: np.ndarray) -> tuple[float, np.ndarray]:
-    """Eta squared, and its bootstrap draws."""
+    """Eta squared, and that of random halves of the cells."""
     return float(eta_squared(values, families, np.ones((1, len(values))))[0]), eta_squared(values, families, weights)
 
 
@@ -124,7 +129,8 @@ def _permuted(
     for _ in range(draws):
         sums = np.diff(np.concatenate([[0.0], np.cumsum(rng.permutation(standard))])[np.concatenate([[0], ends])])
         found.append((sums**2 / np.maximum(sizes, 1)).sum() / len(values))
-    return float(np.mean(found)), np.array(found)
+    found = 1 - (1 - np.array(found)) * (len(values) - 1) / max(len(values) - (sizes > 0).sum(), 1)
+    return float(found.mean()), found
 
 
 def _row(task: str, found: dict, n: int) -> dict:

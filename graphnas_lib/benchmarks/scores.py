@@ -30,8 +30,8 @@ NETWORKS = {"alpha_x": 6_740, "nats": 6_740, "nb_macro": 3_969, "tnb_macro": 3_2
 KINDS = tuple(NETWORKS)
 PROXIES = (*ZC_NAMES, "tcet", "tcet_none", "tcet_train", "layers")
 SPECTRA = ("az_expressivity", "az_progressivity", "az_trainability", "vkdnw_entropy")
-FIRST = 0.25  # share of the spectra, and of the large networks of "tnb_macro", that do not wait for all other scores;
-# VKDNW's entropy, three quarters of a spectrum's cost and little alike between two seeds, is taken of these alone
+SPECTRA_SHARE = 0.25  # of the networks of a kind: a spectrum costs as much as all other scores, and 800 to 1,700
+# networks a table tell a rule's regret and Kendall's tau well
 TASKS = {
     "nats": (*tables.NATS_TASKS.values(), *tables.NB360_TASKS.values()),
     "tnb_micro": tables.TNB_TASKS,
@@ -57,7 +57,7 @@ def scored(part: str, kind: str, arch: str, images: Tensor, labels: Tensor, *, s
     """One part of a network's scores, and error: NaN and the reason where a proxy fails. One thread.
 
     Args:
-        part: "proxies" for `PROXIES`, "spectra" for `SPECTRA`, or "az" for these without VKDNW.
+        part: "proxies" for `PROXIES`, "spectra" for `SPECTRA`.
         kind: one of `KINDS`. On "alpha_x" the whole batch gives the ZC vector, as the paper has it; elsewhere the first
             `BATCH` images give T-CET too.
         images: (B, 3, H, W), normalised, on the device that computes.
@@ -67,12 +67,10 @@ def scored(part: str, kind: str, arch: str, images: Tensor, labels: Tensor, *, s
     try:
         with single_threaded():
             model = network(kind, arch, side=images.shape[-1], classes=classes, seed=seed).to(images.device)
-            if part != "proxies":
+            if part == "spectra":
                 shape = (BATCH, *images.shape[1:])
-                terms = dict.fromkeys(SPECTRA, float("nan")) | proxies.az_terms(model, shape, seed=seed)
-                if part == "spectra":
-                    terms["vkdnw_entropy"] = proxies.vkdnw_entropy(model, shape, seed=seed)
-                return terms | {"error": ""}
+                terms = proxies.az_terms(model, shape, seed=seed)
+                return terms | {"vkdnw_entropy": proxies.vkdnw_entropy(model, shape, seed=seed), "error": ""}
             layers = float(sum(isinstance(module, (nn.Conv2d, nn.Linear)) for module in model.modules()))
             taken, batch = (ZC_NAMES, len(images)) if kind == "alpha_x" else (PROXIES[:-1], BATCH)
             found = proxies.score(model, images[:batch], labels[:batch], taken, seed=seed)
@@ -104,6 +102,7 @@ def score_networks(
     workers: int = 2,
     progress: bool = True,
     dask: str | None = None,
+    device: torch.device | None = None,
 ) -> pd.DataFrame:
     """Scores of (kind, arch) pairs, in parallel, each part kept at once; a killed run goes on.
 
@@ -111,7 +110,7 @@ def score_networks(
 
     Returns:
         `COLUMNS`, a row a network in the order given; spectra are NaN on "alpha_x", whose accuracies nobody knows, and
-        seconds where a part was taken before they were noted.
+        beyond `SPECTRA_SHARE` of a kind; seconds where a part was taken before they were noted.
 
     Raises:
         ValueError: `out` holds rows of other settings.
@@ -120,14 +119,14 @@ def score_networks(
     options = {"seed": seed, "classes": classes}
     batch = images.cpu(), labels.cpu()  # a CUDA tensor cannot go to another process
     settings = {"proxies": PROXIES, "spectra": SPECTRA, "part": BATCH, "batch": proxies.batch_name(*batch)}
-    journal = store.Journal(out, options | settings | {"device": images.device.type})
-    job = partial(_scored, batch=batch, device=images.device, **options)
+    device = device or images.device
+    journal = store.Journal(out, options | settings | {"device": device.type})
+    job = partial(_scored, batch=batch, device=device, **options)
     jobs = {f"{part} {kind} {arch}": partial(job, part, kind, arch) for part, kind, arch in _parts(networks)}
     store.collect(jobs, journal, workers=workers, progress=progress, dask=dask, desc="scores", unit="part")
     rows = []
     for kind, arch in networks:
-        spectra = journal.results.get(f"spectra {kind} {arch}") or journal.results.get(f"az {kind} {arch}", {})
-        parts = [spectra, journal.results.get(f"proxies {kind} {arch}", {})]
+        parts = [journal.results.get(f"{part} {kind} {arch}", {}) for part in ("spectra", "proxies")]
         errors = dict.fromkeys(filter(None, (part.get("error") for part in parts)))
         shape = {"width": width(kind, arch)} if kind != "alpha_x" else {}
         took = {"seconds": sum(part.get("seconds", float("nan")) for part in parts if part)}
@@ -143,15 +142,14 @@ def _scored(part: str, kind: str, arch: str, *, batch: tuple[Tensor, Tensor], de
 
 
 def _parts(networks: Sequence[tuple[str, str]]) -> list[tuple[str, str, str]]:
-    """(part, kind, arch) in the order of work: kinds keep pace with each other, what is dear comes last (`FIRST`)."""
+    """(part, kind, arch) in the order of work: kinds keep pace with each other."""
     places = []
     for kind in KINDS:
         archs = [arch for of, arch in networks if of == kind]
         for i, arch in enumerate(archs):
             share = i / NETWORKS[kind]
-            later = share if share < FIRST else 1 + share
-            places.append((later if kind == "tnb_macro" else share, "proxies", kind, arch))
-            places += [(later, "spectra" if share < FIRST else "az", kind, arch)] * (kind != "alpha_x")
+            places.append((share, "proxies", kind, arch))
+            places += [(share, "spectra", kind, arch)] * (share < SPECTRA_SHARE and kind != "alpha_x")
     return [tuple(place[1:]) for place in sorted(places)]
 
 

@@ -60,11 +60,18 @@ class Pool:
         """Rank of each candidate by each score among its set, (draws, candidates)."""
         return {name: scipy.stats.rankdata(values[index], axis=1) for name, values in self.columns.items()}
 
-    def values(self, rule: str, ranks: dict[str, np.ndarray], rng: np.random.Generator) -> np.ndarray:
-        """Value of a rule for each candidate, (draws, candidates); larger is chosen. Ties are broken at random."""
+    def values(
+        self, rule: str, ranks: dict[str, np.ndarray], rng: np.random.Generator, *, ties: bool = False
+    ) -> np.ndarray:
+        """Value of a rule for each candidate, (draws, candidates); larger is chosen.
+
+        Args:
+            ties: keep equal values equal; else they are broken at random.
+        """
         jitter = rng.random(ranks["tcet"].shape)
         if rule == "random":
             return jitter
+        jitter = 0 * jitter if ties else jitter
         if rule in SUMS:
             return sum(np.log(ranks[term]) for term in SUMS[rule]) + 1e-9 * jitter
         values = ranks[GUARDED.get(rule, rule)] + 0.4 * jitter
@@ -137,7 +144,7 @@ def _choices(
 def tau(pool: Pool, tasks: Sequence[str], *, seed: int) -> dict[str, np.ndarray]:
     """Kendall's tau of each rule, over all networks at once, with the accuracy on each task, (tasks,)."""
     rng, ranks = np.random.default_rng(seed), pool.ranks(np.arange(len(pool))[None])
-    values = {rule: pool.values(rule, ranks, rng)[0] for rule in RULES}
+    values = {rule: pool.values(rule, ranks, rng, ties=True)[0] for rule in RULES}
     known = {task: pool.table[task].to_numpy(float) for task in tasks}
     return {
         rule: np.array([scipy.stats.kendalltau(v, known[task]).statistic for task in tasks])

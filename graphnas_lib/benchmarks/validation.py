@@ -80,16 +80,18 @@ def score_all(
     workers: int = 2,
     progress: bool = True,
     dask: str | None = None,
+    device: torch.device | None = None,
 ) -> pd.DataFrame:
     """Rows of every architecture on both skeletons, in parallel, each kept at once; a killed run goes on.
 
     Args:
         architectures: strings of NATS-Bench-TSS; those that `out` has are not scored again.
-        images: (2 B, C, H, W), normalised; see `row`. Workers compute on their device.
+        images: (2 B, C, H, W), normalised; see `row`.
         seed: of every network's initial weights.
         out: file of finished rows, one JSON line each.
         workers: processes of one thread each; 1 runs in this one.
         dask: address of a dask scheduler, whose workers replace `workers`.
+        device: where workers compute, default where the images are.
 
     Returns:
         Columns arch, skeleton, `SCORES`, error; in the order of `architectures`, skeletons in turn.
@@ -102,8 +104,8 @@ def score_all(
         raise ValueError(f"images must be two batches of one size, one after the other; got {len(images)} images.")
     options = {"seed": seed, "classes": classes}
     batch = images.cpu(), labels.cpu()  # a CUDA tensor cannot go to another process
-    settings = {"scores": SCORES, "batch": proxies.batch_name(*batch), "device": images.device.type}
-    job = partial(row, images=batch[0], labels=batch[1], device=images.device, **options)
+    settings = {"scores": SCORES, "batch": proxies.batch_name(*batch), "device": (device or images.device).type}
+    job = partial(row, images=batch[0], labels=batch[1], device=device or images.device, **options)
     jobs = {f"{name} {text}": partial(job, text, name) for text in architectures for name in nats.SKELETONS}
     how = {"workers": workers, "progress": progress, "dask": dask, "desc": "scores", "unit": "net"}
     rows = store.collect(jobs, store.Journal(out, options | settings), **how)

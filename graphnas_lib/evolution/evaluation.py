@@ -43,7 +43,12 @@ class Evaluator:
             if key not in self._begun and self.dask is not None:
                 self._begun[key] = _client(self.dask).submit(_in_worker, self.score, individual, pure=False)
             elif key not in self._begun:
-                self._begun[key] = _processes(self.workers).submit(_in_worker, self.score, individual, os.getpid())
+                job = (_in_worker, self.score, individual, os.getpid())
+                try:
+                    self._begun[key] = _processes(self.workers).submit(*job)
+                except died():  # while nobody waited for them
+                    self._forget()
+                    self._begun[key] = _processes(self.workers).submit(*job)
 
     def record(self, key: str, individual: Any) -> dict | str:
         """The record of an individual, or the message of its failure.
@@ -58,13 +63,18 @@ class Evaluator:
             try:
                 return self._begun.pop(key).result()
             except died() as error:
-                _processes.cache_clear()  # another attempt gets processes of its own
-                self._begun.clear()
+                self._forget()
                 if not left:
                     raise RuntimeError(
                         f"A worker process was killed, from outside or for want of memory, {TRIES} times. Run the same "
                         "command again to go on."
                     ) from error
+
+
+    def _forget(self) -> None:
+        """Another attempt gets processes of its own."""
+        _processes.cache_clear()
+        self._begun.clear()
 
 
 @lru_cache(maxsize=1)

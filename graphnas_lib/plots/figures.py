@@ -55,12 +55,13 @@ def plot_criterion(curve: pd.DataFrame, marked: Mapping[str, int]) -> Figure:
 
 
 @figure
-def plot_log(rows: Sequence[Mapping], keys: Sequence[str], *, x: str = "step") -> Figure:
+def plot_log(rows: Sequence[Mapping], keys: Sequence[str], *, x: str = "step", by: str | None = None) -> Figure:
     """Training curves, a panel a quantity; logarithmic where all values are positive and span a factor of 30.
 
     Several runs in one table are drawn as their mean over the band of all of them; many steps under a running mean.
 
-    `rows` are those of a `TrainLog`, it itself, or a DataFrame; `keys` and `x` are names of the rows' entries.
+    `rows` are those of a `TrainLog`, it itself, or a DataFrame; `keys` and `x` are names of the rows' entries, and `by`
+    of the one that tells what is drawn apart, in colours of its own.
     """
     import pandas as pd
     import seaborn as sns
@@ -74,15 +75,18 @@ def plot_log(rows: Sequence[Mapping], keys: Sequence[str], *, x: str = "step") -
     lines = -(-len(keys) // columns)
     size = (min(max(2.75 * columns + 0.4, 5.0), WIDEST), 2.3 * lines)
     fig, axes = subplots(lines, columns, figsize=size, squeeze=False)
+    groups = {None: table} if by is None else dict(list(table.groupby(by, sort=False)))
     for key, ax in zip(keys, axes.flat, strict=False):
-        seen = table[[x, key]].dropna().astype(float)
-        many, finite = len(seen) >= 40, seen[key][np.isfinite(seen[key])]
-        faint = {"alpha": 0.3, "linewidth": 1.0} if many else {}
-        sns.lineplot(seen, x=x, y=key, color=PALETTE[0], errorbar=("pi", 100), ax=ax, **faint)
-        if many:
-            mean = seen.groupby(x)[key].mean()
-            mean = mean.rolling(max(len(mean) // 25, 3), center=True, min_periods=1).mean()
-            sns.lineplot(mean, color=PALETTE[0], ax=ax)
+        for colour, (name, part) in zip(PALETTE, groups.items(), strict=False):
+            seen = part[[x, key]].dropna().astype(float)
+            many = len(seen) >= 40
+            faint = {"alpha": 0.3, "linewidth": 1.0} if many else {"label": name}
+            sns.lineplot(seen, x=x, y=key, color=colour, errorbar=("pi", 100), ax=ax, legend=False, **faint)
+            if many:
+                mean = seen.groupby(x)[key].mean()
+                mean = mean.rolling(max(len(mean) // 25, 3), center=True, min_periods=1).mean()
+                sns.lineplot(mean, color=colour, ax=ax, label=name, legend=False)
+        finite = table[key][np.isfinite(table[key].astype(float))]
         log = len(finite) > 0 and 0 < 30 * finite.min() < finite.max()
         ax.set(title=key.replace("_", " "), xlabel=x, ylabel="", yscale="log" if log else "linear")
         ax.locator_params(axis="x", nbins=3, integer=True)
@@ -92,6 +96,8 @@ def plot_log(rows: Sequence[Mapping], keys: Sequence[str], *, x: str = "step") -
             ax.minorticks_off()
     for ax in axes.flat[len(keys) :]:
         ax.set_visible(False)
+    if by is not None:
+        axes.flat[0].legend(title=by)
     return fig
 
 

@@ -202,9 +202,9 @@ class Shown:
     def __init__(self, table: pd.DataFrame, notes: list[str], name: str):
         self.header = [str(column).replace("_", " ") for column in table.columns]
         self.right = [kind.kind in "iuf" for kind in table.dtypes]
-        for name in table.columns[[kind.kind == "f" for kind in table.dtypes]]:
-            if table[name].dropna().mod(1).eq(0).all():  # counts that a gap has made floats
-                table = table.assign(**{name: [int(x) if x == x else "-" for x in table[name]]})
+        for column in table.columns[[kind.kind == "f" for kind in table.dtypes]]:
+            if table[column].dropna().mod(1).eq(0).all():  # counts that a gap has made floats
+                table = table.assign(**{column: [int(x) if x == x else "-" for x in table[column]]})
         self.rows = [[plain(value) for value in row] for row in table.itertuples(index=False, name=None)]
         self.notes, self.name = notes, name
 

@@ -97,13 +97,13 @@ def label(
     classes: int = 10,
     progress: bool = True,
     dask: str | None = None,
+    device: torch.device | None = None,
 ) -> pd.DataFrame:
     """ZC vectors of cells (App. A), in parallel, each kept at once; a later call with the same arguments goes on.
 
     Args:
         cells: what to label; those that `out` has are not labelled again.
-        images: (B, C, H, W) float, normalised; the paper's batch is 64. On CUDA every worker labels on that device: a
-            small network is bound by launches, so several processes share one.
+        images: (B, C, H, W) float, normalised; the paper's batch is 64.
         labels: (B,) class indices.
         seed: of every cell's initial weights; a label depends on the cell and these arguments alone.
         out: file of finished labels, one JSON line each.
@@ -113,6 +113,8 @@ def label(
         classes: outputs of the classifier.
         progress: draw a bar with the time left.
         dask: address of a dask scheduler ("tcp://host:port"); its workers replace `workers`.
+        device: where workers label, default where the images are; "cuda" is a GPU for each worker in turn. A small
+            network is bound by launches, so several processes share one.
 
     Returns:
         `cells_table` columns, then naswot, snip_ssnr, params, flops (float64, raw; NaN where failed) and error ("" or
@@ -127,7 +129,8 @@ def label(
     journal = store.Journal(out, options | {"batch": batch_name(*batch)})
     table = cells_table(cells)
     names = [" ".join(map(str, row)) for row in table[list(CELL_COLUMNS[1:])].itertuples(index=False)]
-    jobs = {name: partial(_label, cell, *batch, options, images.device) for name, cell in zip(names, cells)}
+    device = device or images.device
+    jobs = {name: partial(_label, cell, *batch, options, device) for name, cell in zip(names, cells)}
     found = store.collect(jobs, journal, workers=workers, progress=progress, dask=dask, desc="ZC vectors", unit="cell")
     rows = dict(zip(jobs, found))
     values = pd.DataFrame([rows[name] for name in names], columns=[*ZC_NAMES, "error"])

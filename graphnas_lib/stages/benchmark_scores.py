@@ -14,7 +14,7 @@ def make(stage: Stage) -> tuple[dict, dict]:
         MissingDataError: a table of accuracies is not at hand.
     """
     networks = benchmarks.every_network(share=stage.scale.benchmark_share, seed=stage.seed)
-    scores, facts = labels.score(stage, networks, "benchmark-scores", benchmarks.score_networks)
+    scores, facts = labels.score(stage, networks, "benchmark_scores", benchmarks.score_networks)
     facts |= {
         "networks": len(networks),
         "share": stage.scale.benchmark_share,

@@ -81,12 +81,12 @@ def _best_by_seed(compared: pd.DataFrame) -> pd.DataFrame:
 
 
 def lengths(history: pd.DataFrame, flat: pd.DataFrame) -> pd.DataFrame:
-    """Best score of HL-Evo and of flat evolution under each budget, after a third of the evaluations and after all.
+    """Best score of the history's form and of flat evolution, after a third of the evaluations and after all.
 
-    All are those of HL-Evo: what flat evolution did beyond them, or under other budgets, is left out.
+    All are those of the history: what flat evolution did beyond them, or under other budgets, is left out.
     """
-    longest = history.groupby("budget")["evaluations"].max()
-    both = pd.concat([history.assign(method="HL-Evo"), flat[flat["budget"].isin(longest.index)]], ignore_index=True)
+    longest, form = history.groupby("budget")["evaluations"].max(), history["method"].iloc[0]
+    both = pd.concat([history, flat[flat["budget"].isin(longest.index)]], ignore_index=True)
     both = both[both["evaluations"] <= both["budget"].map(longest)]
     columns = {}
     for name, run in both.groupby("method", sort=False):
@@ -94,5 +94,5 @@ def lengths(history: pd.DataFrame, flat: pd.DataFrame) -> pd.DataFrame:
         columns[f"{name}, a third"] = third.groupby("budget")["score"].max()
         columns[f"{name}, all"] = run.groupby("budget")["score"].max()
     table = pd.DataFrame({"evaluations": longest, **columns})
-    table["HL-Evo / Evo (flat)"] = table["HL-Evo, all"] / table["Evo (flat), all"]
+    table[f"{form} / Evo (flat)"] = table[f"{form}, all"] / table["Evo (flat), all"]
     return table.loc[history["budget"].unique()].reset_index()

@@ -36,7 +36,7 @@ def make(stage: Stage) -> tuple[dict, dict]:
     training = trainings(sizes)
     scored = store.load_manifest("benchmark_scores", SCORED_AT)["files"]
     decides = {name: size for name, size in sizes.items() if name not in ("seeds", "generators")}  # more add to these
-    settings = (decides, training, {name: file["sha256"] for name, file in scored.items()})
+    settings = (decides, training, {name: file["sha256"] for name, file in scored.items()}, benchmarks.available())
     parts = _parts(stage, frames, training, whole)
     found = _collected(stage, parts, "protocols", *settings)
     config = SequenceConfig.small(bins=32, hidden=64, layers=3, heads=4, batch_size=64, warmup=50)
@@ -200,6 +200,7 @@ def told(verdicts: pd.DataFrame, protocol: str) -> str:
     counts = counted(verdicts, protocol)
     if known.empty:
         return f"{counts} ({rows['note'].iloc[0]})"
+    known = known if known["low"].isna().all() else known[known["low"].notna()]
     ends = [
         f"{r.task}: {r.ours} - {r.control} {r.advantage:+.3f} [{r.low:+.3f}, {r.high:+.3f}]" for r in known.itertuples()
     ]

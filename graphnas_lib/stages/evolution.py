@@ -46,7 +46,9 @@ class Searches:
         kind, _, form = method.partition(", ")
         options = {
             "feasible": evolution.budget(self.costs, **{budget[0]: budget[1]}, resolution=scale.tcet_resolution),
-            "checkpoint": self.stage.checkpoint(f"{method} {name} {seed}", self.score.name, self.score.extra),
+            "checkpoint": self.stage.checkpoint(
+                f"{method} {name} {seed}", self.score.name, self.score.extra, FORMS[form], evolution.CELLS_PER_FAMILY
+            ),
             "iterations": iterations,
             "seed": seed,
             **self.options,

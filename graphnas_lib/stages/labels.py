@@ -55,7 +55,7 @@ def score(
     """
     scale = stage.scale
     data = datasets.load("auto", resolution=scale.label_resolution)
-    images, targets = data.batch(batches * scale.label_batch, device=stage.device)
+    images, targets = data.batch(batches * scale.label_batch)  # each worker takes them to its own GPU
     if "labels" in STAGES[stage.name].needs:
         source = store.load_manifest("labels", scale.name)["config"]["data"]
         if source != data.source:
@@ -67,6 +67,7 @@ def score(
     facts |= {"classes": data.classes}
     out = stage.scores_file(prefix, facts | {"seed": stage.seed, "device": stage.device.type})
     options = {"workers": processes(stage.device), "progress": stage.progress, "dask": stage.dask}
+    options |= {"device": stage.device}
     return scorer(chosen, images, targets, seed=stage.seed, classes=data.classes, out=out, **options), facts
 
 

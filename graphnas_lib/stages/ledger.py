@@ -289,7 +289,7 @@ def _imagenet(claim: Claim, scale: str) -> Finding:
     accuracy, printed = table["accuracy"][table["budget"] == budget], _printed(TABLE_3, f"{budget}: Ours")["Acc. (%)"]
     numbers = {"budget": budget, "accuracy": accuracy.mean(), "spread": accuracy.std()}
     better, expected = (
-        [row.name for row in TABLE_3 if row.group == budget and row["Acc. (%)"].value > limit]
+        [row.name for row in TABLE_3 if row.group == budget and row.name != "Ours" and row["Acc. (%)"].value > limit]
         for limit in (accuracy.mean(), printed.value)
     )
     reached = accuracy.mean() + accuracy.std() >= printed.value - printed.spread

@@ -102,7 +102,7 @@ def run(
             if manifest["key"] == key and not fresh:
                 return manifest
         if fresh:
-            _forget(checkpoints, stage)
+            _forget(checkpoints, stage, scores=True)
         with _stopwatch(checkpoints / f"{stage}-{identity}.json") as seconds:
             files, facts = MODULES[stage].make(job)
         name = torch.cuda.get_device_name(where) if where.type == "cuda" else "cpu"
@@ -172,10 +172,11 @@ def _stopwatch(path: Path) -> Iterator[Callable[[], float]]:
         store.write(path, {"seconds": seconds()})
 
 
-def _forget(checkpoints: Path, stage: str) -> None:
-    """Remove what unfinished runs of a stage have left."""
-    for file in filter(Path.is_file, checkpoints.glob(f"{stage}-*")):
-        file.unlink()
+def _forget(checkpoints: Path, stage: str, *, scores: bool = False) -> None:
+    """Remove what unfinished runs of a stage have left; its scores (`Stage.scores_file`) outlive a success."""
+    for pattern in (f"{stage}-*", f"{stage}_scores-*")[: 1 + scores]:
+        for file in filter(Path.is_file, checkpoints.glob(pattern)):
+            file.unlink()
 
 
 def _check(stage: str, scale: str) -> None:

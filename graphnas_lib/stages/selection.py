@@ -31,8 +31,10 @@ SEEDS = 2  # of each reference
 SCORED_ON = 16  # images, and random inputs of AZ-NAS and VKDNW
 # The verdict, as written before any network was trained: a rule is offered as default where its five networks are on
 # average above the pool's random ones with a 95% interval that excludes 0, and no other rule's mean is higher.
-REFERENCE_POINTS = 3.0  # the default must come within so much of the best reference, in at most twice its seconds
+REFERENCE_POINTS = 3.0  # the default must come within so much of the best reference
+MOST_SECONDS = 2  # in at most so many times its seconds
 RANDOM_POINTS = 5.0  # and so much above random networks of the space
+CHANCE = 10.0  # accuracy (%) that counts for a training that diverged
 MIN_RHO = 0.8  # rank correlation of accuracy after half the epochs and all: below it the protocol cannot rank
 MIN_REFERENCE = 70.0  # accuracy (%) of the best ResNet-8 on CIFAR-10: below it networks have only begun to learn
 
@@ -52,7 +54,7 @@ def make(stage: Stage) -> tuple[dict, dict]:
     asked = [(name, epochs) for name in pilot] + [(name, epochs // 2) for name in pilot]
     asked = dict.fromkeys([*asked, *((name, epochs) for name in texts)])
     jobs = {f"{name}, {n} epochs": partial(measure, stage, name, texts[name], data, n) for name, n in asked}
-    rows = pd.DataFrame(stage.trainings(jobs, "trainings", RECIPES[RECIPE], sizes, data.source))
+    rows = pd.DataFrame(stage.trainings(jobs, "trainings", RECIPES[RECIPE], sizes, data.source, texts))
     facts = {"data": data.source, "recipe": RECIPE, **sizes, "resolution": stage.scale.tcet_resolution}
     return {"selection_rows.csv": rows, "selection_groups.csv": groups, "selection_pool.csv": pool}, facts
 
@@ -65,14 +67,14 @@ def _groups(stage: Stage, data: Dataset) -> tuple[pd.DataFrame, pd.DataFrame]:
     images, labels = data.batch(SCORED_ON)  # a CUDA tensor cannot go to another process
     options = {**shape, "images": images, "labels": labels, "trained": trained}
     options |= {"seed": stage.seed, "device": stage.device}
-    best = design.design(**design.below("flops", flops), n=sizes["chosen"], **options)
+    best = design.design(**design.below("flops", flops), n=sizes["chosen"], candidates=sizes["pool"], **options)
     groups += [(GENERATOR, one.architecture.to_json()) for one in best]
     drawn = design.design(
         **design.below("flops", flops), n=sizes["pool"], candidates=sizes["pool"], select="shallow", **options
     )
     texts = [one.architecture.to_json() for one in drawn]
     jobs = {text: partial(_scores, text, images, labels, data.classes, stage) for text in texts}
-    pool = pd.DataFrame(stage.collect(jobs, "pool", sizes))
+    pool = pd.DataFrame(stage.collect(jobs, "pool", sizes, SCORED_ON, PROXIES, SPECTRA))
     by_rule = benchmarks.Pool(pool.set_index("id"))
     ranks, rng = by_rule.ranks(np.arange(len(by_rule))[None]), np.random.default_rng(stage.seed)
     for rule in RULES:
@@ -127,9 +129,9 @@ def measure(stage: Stage, name: str, text: str, data: Dataset, epochs: int, *, c
     return told | {"params": costs.params, "flops": costs.flops, "seconds": round(result.seconds, 1), "seed": seed}
 
 
-def by_group(rows: pd.DataFrame, groups: pd.DataFrame, chance: float = 10.0) -> pd.DataFrame:
+def by_group(rows: pd.DataFrame, groups: pd.DataFrame) -> pd.DataFrame:
     """Each rule's and reference's mean accuracy with its 95% interval; a training that diverged counts at chance."""
-    whole = rows[rows["epochs"] == rows["epochs"].max()].assign(accuracy=lambda table: table["accuracy"].fillna(chance))
+    whole = rows[rows["epochs"] == rows["epochs"].max()].assign(accuracy=lambda table: table["accuracy"].fillna(CHANCE))
     joined = groups.merge(whole, on="name")
     lines = []
     for name, part in joined.groupby("group", sort=False):
@@ -147,14 +149,24 @@ def ranking(rows: pd.DataFrame) -> dict[str, float]:
     lengths = rows.pivot_table(index="name", columns="epochs", values="accuracy", sort=False)
     whole = lengths[lengths.columns.max()]
     both = lengths.dropna()
-    rho = float(both.corr("spearman").iloc[0, -1]) if len(both) > 2 else float("nan")
+    rho = float(both.corr("spearman").iloc[0, -1]) if len(both) > 2 and both.shape[1] > 1 else float("nan")
     return {"rho": rho, "n": len(both), "best": float(whole[whole.index.str.startswith("ResNet-8")].max())}
 
 
 def default(table: pd.DataFrame, rows: pd.DataFrame, groups: pd.DataFrame) -> str | None:
-    """The rule that earns to be the default by the rule above: `table` is `by_group`'s; None where no rule does."""
-    whole = rows[rows["epochs"] == rows["epochs"].max()].set_index("name")["accuracy"].fillna(0.0)
+    """The rule that earns to be the default by what is written above: `table` is `by_group`'s; None where none does.
+
+    None too where the protocol does not rank: `ranking` below `MIN_RHO`, or its best below `MIN_REFERENCE`.
+    """
+    told, known = ranking(rows), table.set_index("group")
+    best = known.loc[[*RULES, GENERATOR], "mean"].idxmax()
+    hand = known.loc[list(design.REFERENCES)].sort_values("mean").iloc[-1]
+    whole = rows[rows["epochs"] == rows["epochs"].max()].set_index("name")["accuracy"].fillna(CHANCE)
     accuracy = {name: whole[part["name"]].to_numpy() for name, part in groups.groupby("group")}
-    means = table.set_index("group")["mean"]
-    above = [r for r in (*RULES, GENERATOR) if mean_difference(accuracy[r], accuracy[POOL])["low"] > 0]
-    return max(above, key=means.get) if above else None
+    earned = (
+        told["rho"] >= MIN_RHO and told["best"] >= MIN_REFERENCE,
+        mean_difference(accuracy[best], accuracy[POOL])["low"] > 0,
+        known["mean"][best] >= max(hand["mean"] - REFERENCE_POINTS, known["mean"][SPACE] + RANDOM_POINTS),
+        known["seconds"][best] <= MOST_SECONDS * hand["seconds"],
+    )
+    return best if all(earned) else None

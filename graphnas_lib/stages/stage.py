@@ -80,7 +80,7 @@ class Stage:
         return self.collect(jobs, loop, *settings, workers=workers, kept=clear)
 
     def scores_file(self, prefix: str, settings: dict) -> Path:
-        """Where scores of cells are kept under all that decides them.
+        """Where scores are kept under all that decides them; a `prefix` that is the stage's name outlives success.
 
         Beyond smoke that is `settings` alone, so that hours of work go on when another size of the stage changes.
         """

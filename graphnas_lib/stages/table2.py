@@ -100,7 +100,8 @@ def measure(stage: Stage, key: dict, text: str, data: Dataset, *, checkpoint: st
     result = train(model, held, recipe, batch_size=cut_batch(RECIPES[recipe].batch_size, data.size("train")), **options)
     accuracy = None
     if not result.diverged:
-        norm = {"mean": data.mean, "std": data.std}
+        given = RECIPES[recipe]  # as it was trained
+        norm = {"mean": given.mean or data.mean, "std": given.std or data.std}
         accuracy = evaluate(model, data.test_images, data.test_labels, device=stage.device, **norm)
     return {
         **key,

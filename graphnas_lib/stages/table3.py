@@ -29,8 +29,7 @@ def make(stage: Stage) -> tuple[dict, dict]:
     options = {"input_shape": shape, "classes": scale.table3_classes}
     options |= {"device": stage.device, "trained": Trained.load(scale.name, device=stage.device)}
     data, jobs = imagenet(scale.name), {}
-    if data is not None:
-        teacher()  # asked for before hours of search and days of training
+    taught = teacher()[1] if data is not None else "none"  # asked for before hours of search and days of training
     found = together.shared(stage.name, lambda: searched(stage, options))
     for (name, search), best in found.items() if data is not None else ():
         jobs[f"{name} {search}"] = partial(measure, stage, best, data, stage.seed + search)
@@ -46,7 +45,8 @@ def make(stage: Stage) -> tuple[dict, dict]:
     facts["why"] = "needs ImageNet-1k (480 epochs)" if paper else f"ImageNet-1k is not trained on at {scale.name} scale"
     if jobs:
         workers = None if together.accelerator(stage.name) is None else 1
-        rows = stage.trainings(jobs, "trainings", RECIPES[RECIPE], table["design"].tolist(), workers=workers)
+        decides = (RECIPES[RECIPE], table["design"].tolist(), taught)
+        rows = stage.trainings(jobs, "trainings", *decides, workers=workers)
         table["accuracy"] = [row["accuracy"] for row in rows]
         facts["teacher"] = rows[0]["teacher"]
     return {"table3_rows.csv": table}, facts

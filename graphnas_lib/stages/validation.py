@@ -18,7 +18,7 @@ def make(stage: Stage) -> tuple[dict, dict]:
     """
     accuracies = benchmarks.accuracies("cifar10")  # first of all: without it nothing is worth scoring
     networks = benchmarks.sample(stage.scale.validation_networks, seed=stage.seed)
-    scores, facts = labels.score(stage, networks, "validation-scores", benchmarks.score_all, batches=2)
+    scores, facts = labels.score(stage, networks, "validation", benchmarks.score_all, batches=2)
     facts |= {"networks": len(networks), "resamples": benchmarks.RESAMPLES}
     facts["failed"] = int((~scores["error"].isin(["", benchmarks.DISCONNECTED])).sum())
     files = {

@@ -91,7 +91,8 @@ DATA_FOLDERS = {
     "cifar100": ("cifar-100-python", "cifar-100-binary"),
     "nb360": ("nb360",),
     "imagenet": ("imagenet",),
-    "nats": ("nb201_accuracy.csv.xz",),
+    "nats": ("nb201_accuracy.csv.xz", "tables/nb201_accuracy.csv.xz"),
+    "nb360 accuracies": ("nb201_nb360_accuracy.csv.xz", "tables/nb201_nb360_accuracy.csv.xz"),
 }
 
 

@@ -6,7 +6,7 @@ Data sets that fit live on the device as uint8. Training that diverges is report
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from graphnas_lib.datasets import Dataset, DivergedError, ImageFolderDataset, Task, normalise
 from graphnas_lib.network import accelerated
-from graphnas_lib.store import Checkpoint, pick_device
+from graphnas_lib.store import Checkpoint, collect, pick_device, processes
 from graphnas_lib.training.augment import auto_augment, crop_and_flip, lighting, random_erasing
 from graphnas_lib.training.distillation import TEACHER_SIDE, Distilled
 from graphnas_lib.training.recipes import Recipe, for_task, get
@@ -116,6 +116,17 @@ def train(
     accuracy = _finite(run, read) if test else None
     facts = _facts(run, recipe, seed, device, dataset.source, data.size("train"), data.size("test"))
     return TrainResult(accuracy=accuracy, train_loss=run.rows[-1]["loss"] if run.rows else None, **facts)
+
+
+def train_each(models: Mapping[str, nn.Module], dataset: Dataset, **options) -> dict[str, TrainResult]:
+    """`train` for each of several networks, side by side where there are cores or GPUs for it.
+
+    The networks themselves stay untrained: each is trained in a process of its own. `options` are those of `train`.
+    """
+    jobs = {name: partial(train, model, dataset, **options) for name, model in models.items()}
+    workers = min(len(jobs), processes(pick_device(options.get("device", "auto"))))
+    found = collect(jobs, workers=workers, progress=True, desc="trainings", unit="network")
+    return dict(zip(models, found, strict=True))
 
 
 def train_task(
