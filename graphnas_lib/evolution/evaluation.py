@@ -70,7 +70,6 @@ class Evaluator:
                         "command again to go on."
                     ) from error
 
-
     def _forget(self) -> None:
         """Another attempt gets processes of its own."""
         _processes.cache_clear()
