@@ -147,12 +147,14 @@ class _Descent:
     def scaled(self, architecture: Architecture) -> Architecture:
         """All widths times one factor, by bisection: costs grow with it."""
         low, high = math.log(1 / 128), math.log(128)
-        best = architecture
+        best, nearest = architecture, self.distance(architecture)
         for _ in range(BISECTIONS):
             middle = (low + high) / 2
             moved = scale_widths(architecture, math.exp(middle))
-            best = min(best, moved, key=self.distance)
-            if sum(math.log(ratio) for ratio in self.target.ratios(self.costs(moved))) < 0:
+            costs = self.costs(moved)
+            if (distance := self.target.distance(costs)) < nearest:
+                best, nearest = moved, distance
+            if sum(math.log(ratio) for ratio in self.target.ratios(costs)) < 0:
                 low = middle
             else:
                 high = middle
