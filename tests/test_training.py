@@ -336,7 +336,7 @@ def test_killed_and_resumed_equals_uninterrupted(tmp_path, digits, after):
 RUN = """
 import time, torch
 from torch import nn
-from graphnas_lib.store import Checkpoint, single_threaded
+from graphnas_lib.store import Checkpoint
 from graphnas_lib.datasets import Dataset
 from graphnas_lib.training import Recipe
 from graphnas_lib.training import train

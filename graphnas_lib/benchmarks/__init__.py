@@ -21,6 +21,7 @@ from graphnas_lib.benchmarks.scores import (
     mean_width,
     networks,
     score_networks,
+    weighted_layers,
 )
 from graphnas_lib.benchmarks.search import MacroSpace, cell_searches, generated, searches
 from graphnas_lib.benchmarks.selection import Pool, budget_selection, latency, reduced_training

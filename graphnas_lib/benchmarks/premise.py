@@ -62,8 +62,12 @@ def eta_squared(values: np.ndarray, families: np.ndarray, weights: np.ndarray) -
     count, total = weights @ member, (weights * values) @ member
     n, mean = weights.sum(1), (weights @ values) / weights.sum(1)
     between = (total**2 / np.maximum(count, 1e-9)).sum(1) / n - mean**2
-    share = between / (weights @ values**2 / n - mean**2)
-    return 1 - (1 - share) * (n - 1) / np.maximum(n - (count > 0).sum(1), 1)
+    return _adjusted(between / (weights @ values**2 / n - mean**2), n, (count > 0).sum(1))
+
+
+def _adjusted(share, n, families):
+    """A share of variance between families, less what n cells in so many of them show by chance; numbers or arrays."""
+    return 1 - (1 - share) * (n - 1) / np.maximum(n - families, 1)
 
 
 def family_premise(
@@ -129,7 +133,7 @@ def _permuted(
     for _ in range(draws):
         sums = np.diff(np.concatenate([[0.0], np.cumsum(rng.permutation(standard))])[np.concatenate([[0], ends])])
         found.append((sums**2 / np.maximum(sizes, 1)).sum() / len(values))
-    found = 1 - (1 - np.array(found)) * (len(values) - 1) / max(len(values) - (sizes > 0).sum(), 1)
+    found = _adjusted(np.array(found), len(values), (sizes > 0).sum())
     return float(found.mean()), found
 
 

@@ -71,7 +71,7 @@ def scored(part: str, kind: str, arch: str, images: Tensor, labels: Tensor, *, s
                 shape = (BATCH, *images.shape[1:])
                 terms = proxies.az_terms(model, shape, seed=seed)
                 return terms | {"vkdnw_entropy": proxies.vkdnw_entropy(model, shape, seed=seed), "error": ""}
-            layers = float(sum(isinstance(module, (nn.Conv2d, nn.Linear)) for module in model.modules()))
+            layers = float(len(weighted_layers(model)))
             taken, batch = (ZC_NAMES, len(images)) if kind == "alpha_x" else (PROXIES[:-1], BATCH)
             found = proxies.score(model, images[:batch], labels[:batch], taken, seed=seed)
             return dict.fromkeys(names, float("nan")) | found | {"layers": layers, "error": ""}
@@ -85,9 +85,14 @@ def width(kind: str, arch: str) -> float:
         return mean_width(network(kind, arch, side=32, classes=10, seed=0))
 
 
+def weighted_layers(model: nn.Module) -> list[nn.Conv2d | nn.Linear]:
+    """Convolutions and linear layers: what a training has to pass through."""
+    return [module for module in model.modules() if isinstance(module, (nn.Conv2d, nn.Linear))]
+
+
 def mean_width(model: nn.Module) -> float:
     """Geometric mean over layers of what one output reads, c_in k^2: layers over it is DeepMAD's ratio (CVPR 2023)."""
-    read = [module.weight[0].numel() for module in model.modules() if isinstance(module, (nn.Conv2d, nn.Linear))]
+    read = [module.weight[0].numel() for module in weighted_layers(model)]
     return math.exp(sum(map(math.log, read)) / len(read))
 
 

@@ -66,8 +66,8 @@ def score(
     facts = {"data": data.source, "batch": scale.label_batch, "resolution": scale.label_resolution}
     facts |= {"classes": data.classes}
     out = stage.scores_file(prefix, facts | {"seed": stage.seed, "device": stage.device.type})
-    options = {"workers": processes(stage.device), "progress": stage.progress, "dask": stage.dask}
-    options |= {"device": stage.device}
+    options = {"workers": processes(stage.device), "device": stage.device}
+    options |= {"progress": stage.progress, "dask": stage.dask}
     return scorer(chosen, images, targets, seed=stage.seed, classes=data.classes, out=out, **options), facts
 
 

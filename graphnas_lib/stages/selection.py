@@ -12,7 +12,7 @@ from functools import partial
 import numpy as np
 import pandas as pd
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from graphnas_lib import benchmarks, datasets, design, evolution, network, proxies, store
 from graphnas_lib.benchmarks import SPECTRA
@@ -104,12 +104,7 @@ def _scores(text: str, images: Tensor, labels: Tensor, classes: int, stage: Stag
             found |= proxies.score(model, images, labels, PROXIES, seed=seed)
             found |= proxies.az_terms(model, tuple(images.shape), seed=seed)
             found["vkdnw_entropy"] = proxies.vkdnw_entropy(model, tuple(images.shape), seed=seed)
-    return found | {"layers": float(_layers(model)), "width": benchmarks.mean_width(model)}
-
-
-def _layers(model: nn.Module) -> int:
-    """Convolutions and linear layers: what a training has to pass through."""
-    return sum(isinstance(module, nn.Conv2d | nn.Linear) for module in model.modules())
+    return found | {"layers": float(len(benchmarks.weighted_layers(model))), "width": benchmarks.mean_width(model)}
 
 
 def measure(stage: Stage, name: str, text: str, data: Dataset, epochs: int, *, checkpoint: store.Checkpoint) -> dict:
@@ -125,14 +120,23 @@ def measure(stage: Stage, name: str, text: str, data: Dataset, epochs: int, *, c
     size = cut_batch(RECIPES[RECIPE].batch_size, data.size("train"))
     options = {"seed": seed, "device": stage.device, "epochs": epochs, "batch_size": size, "checkpoint": checkpoint}
     result = train(model, data, RECIPE, **options)
-    told = {"name": name, "epochs": epochs, "accuracy": result.accuracy, "layers": _layers(model)}
+    told = {
+        "name": name,
+        "epochs": epochs,
+        "accuracy": result.accuracy,
+        "layers": len(benchmarks.weighted_layers(model)),
+    }
     return told | {"params": costs.params, "flops": costs.flops, "seconds": round(result.seconds, 1), "seed": seed}
+
+
+def _whole(rows: pd.DataFrame) -> pd.DataFrame:
+    """The trainings of full length; one that diverged counts at `CHANCE`."""
+    return rows[rows["epochs"] == rows["epochs"].max()].assign(accuracy=lambda table: table["accuracy"].fillna(CHANCE))
 
 
 def by_group(rows: pd.DataFrame, groups: pd.DataFrame) -> pd.DataFrame:
     """Each rule's and reference's mean accuracy with its 95% interval; a training that diverged counts at chance."""
-    whole = rows[rows["epochs"] == rows["epochs"].max()].assign(accuracy=lambda table: table["accuracy"].fillna(CHANCE))
-    joined = groups.merge(whole, on="name")
+    joined = groups.merge(_whole(rows), on="name")
     lines = []
     for name, part in joined.groupby("group", sort=False):
         interval = mean_interval(part["accuracy"])
@@ -161,7 +165,7 @@ def default(table: pd.DataFrame, rows: pd.DataFrame, groups: pd.DataFrame) -> st
     told, known = ranking(rows), table.set_index("group")
     best = known.loc[[*RULES, GENERATOR], "mean"].idxmax()
     hand = known.loc[list(design.REFERENCES)].sort_values("mean").iloc[-1]
-    whole = rows[rows["epochs"] == rows["epochs"].max()].set_index("name")["accuracy"].fillna(CHANCE)
+    whole = _whole(rows).set_index("name")["accuracy"]
     accuracy = {name: whole[part["name"]].to_numpy() for name, part in groups.groupby("group")}
     earned = (
         told["rho"] >= MIN_RHO and told["best"] >= MIN_REFERENCE,

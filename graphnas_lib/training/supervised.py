@@ -121,7 +121,8 @@ def train(
 def train_each(models: Mapping[str, nn.Module], dataset: Dataset, **options) -> dict[str, TrainResult]:
     """`train` for each of several networks, side by side where there are cores or GPUs for it.
 
-    The networks themselves stay untrained: each is trained in a process of its own. `options` are those of `train`.
+    Each is trained in a process of its own, so that it stays as it is here; with room for one worker it is trained
+    here. `options` are those of `train`.
     """
     jobs = {name: partial(train, model, dataset, **options) for name, model in models.items()}
     workers = min(len(jobs), processes(pick_device(options.get("device", "auto"))))
