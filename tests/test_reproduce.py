@@ -7,8 +7,10 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
+import psutil
 import pytest
 
 from graphnas_lib.runner import Project, manifest
@@ -71,18 +73,14 @@ def save(path: Path, content: dict) -> Path:
     return path
 
 
-def toy_library(root: Path):
+def toy_library(root: Path, names: set[str]) -> list[Path]:
     """Stands in for `store.library_files`: toylib.x.make is defined in root/toylib/x.py, which imports nothing."""
-
-    def files(names: set[str]) -> list[Path]:
-        named = {root / "toylib" / f"{name.split('.')[1]}.py" for name in names}
-        return sorted(path for path in named if path.is_file())
-
-    return files
+    named = {root / "toylib" / f"{name.split('.')[1]}.py" for name in names}
+    return sorted(path for path in named if path.is_file())
 
 
 def toy_project(root: Path) -> Project:
-    return Project(root, package="toylib", library_files=toy_library(root), package_parent=root, road=ROAD)
+    return Project(root, package="toylib", library_files=partial(toy_library, root), package_parent=root, road=ROAD)
 
 
 @pytest.fixture
@@ -224,10 +222,11 @@ def test_life_of_a_project(chain):
     assert reproduce.status(chain, "smoke", seed=1)["03_apart"] == ["parameter seed changed"]
 
 
-def test_failing_branch_leaves_the_independent_one(chain):
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_failing_branch_leaves_the_independent_one(chain, jobs):
     save(chain.source("02_second"), notebook("1 / 0"))
-    code, text = run(chain)
-    assert code == 1 and ran(text) == ["01_first", "03_apart"]
+    code, text = run(chain, jobs=jobs)
+    assert code == 1 and set(ran(text)) == {"01_first", "03_apart"}
     assert "FAILED  02_second failed at cell 2/2: ZeroDivisionError" in text
     assert "00_last  NOT RUN: it reads what 02_second makes" in text
     assert "2 done, 1 failed, 1 not run" in text
@@ -266,40 +265,90 @@ def test_where_notebooks_only_open_stages_the_remedy_makes_them(chain, scale):
     assert f"Make them first: python -m graphnas_lib run --all --scale {scale}" in text
 
 
+# ---- two at a time
+
+
+def waits_for(path: Path, makes: str | None = None) -> str:
+    """A cell that leaves a file and goes on when another is there."""
+    cell = f"import time; from pathlib import Path\nPath({makes!r}).touch()\n" if makes else ""
+    cell = cell or "import time; from pathlib import Path\n"
+    return cell + f"while not Path({str(path)!r}).exists():\n    time.sleep(0.1)"
+
+
+def test_two_at_a_time_run_side_by_side_and_wait_for_what_they_read(chain):
+    """01 and 03 wait for each other, so that one by one they would not end; 00 reads what both lead to."""
+    for name, other in (("01_first", "03_apart"), ("03_apart", "01_first")):
+        module, stage = MAKES[name]
+        cells = waits_for(chain.root / other, str(chain.root / name)), f"from toylib.{module} import make"
+        save(chain.source(name), notebook(*cells, f'make("{stage}", scale, seed)'))
+    code, text = run(chain, jobs=2)
+    told = ran(text)
+    assert code == 0 and set(told) == set(MAKES) and told[-1] == "00_last", text
+    assert told.index("01_first") < told.index("02_second") and "4 done" in text
+    assert set(json.loads(chain.state("smoke").read_text())) == set(MAKES)
+    receipts = [json.loads(path.read_text()) for path in chain.executed("x", "smoke").parent.glob("*.receipt.json")]
+    assert len(receipts) == 4 and all(10 < receipt["peak_memory_mb"] < 400 for receipt in receipts)
+    assert ran(run(chain, jobs=2)[1]) == [] and len(ran(run(chain, jobs=2, force=True, notebooks=["03"])[1])) == 1
+
+
+def test_a_killed_process_fails_its_notebook_alone(chain):
+    dies = "import os, signal; os.kill(os.getppid(), signal.SIGKILL)"
+    save(chain.source("02_second"), notebook(dies))
+    code, text = run(chain, jobs=2)
+    assert code == 1 and set(ran(text)) == {"01_first", "03_apart"}, text
+    assert "FAILED  02_second: its process was killed" in text and "00_last  NOT RUN" in text
+
+
+def test_less_than_one_at_a_time_is_refused(chain):
+    with pytest.raises(ValueError, match="At least one notebook must run at a time; got 0"):
+        run(chain, jobs=0)
+
+
 KILLED = """
 import sys
 sys.path.insert(0, {tests!r})
 from pathlib import Path
 from test_reproduce import toy_project
 from graphnas_lib.runner import reproduce
-sys.exit(reproduce(toy_project(Path({root!r})), "smoke"))
+if __name__ == "__main__":
+    sys.exit(reproduce(toy_project(Path({root!r})), "smoke", jobs={jobs}))
 """
 
 
-def stopped(chain: Project, number: int) -> tuple[int, str]:
-    """Run in a process of its own, and send it a signal while 02_second runs."""
+def stopped(chain: Project, number: int, jobs: int) -> tuple[int, str]:
+    """Run in a process of its own, and send it a signal while 02_second runs; what it has started ends with it."""
     reached = chain.root / "reached"
     waits = f"import time\nif not open({str(reached)!r}, 'a').tell(): time.sleep(60)"
     save(chain.source("02_second"), notebook("from toylib.beta import make", waits, 'make("two", scale)'))
-    script = KILLED.format(tests=str(Path(__file__).parent), root=str(chain.root))
+    script = chain.root / "script.py"
+    script.write_text(KILLED.format(tests=str(Path(__file__).parent), root=str(chain.root), jobs=jobs))
     environment = os.environ | {"PYTHONPATH": str(Path(reproduce.__file__).parents[2])}
-    process = subprocess.Popen([sys.executable, "-c", script], env=environment, stdout=subprocess.PIPE, text=True)
+    given = {"env": environment, "stdout": subprocess.PIPE, "text": True, "start_new_session": True}
+    process = subprocess.Popen([sys.executable, script], **given)
     until = time.monotonic() + 60
     while not reached.exists() and time.monotonic() < until:
         time.sleep(0.1)
-    process.send_signal(number)
+    started = psutil.Process(process.pid).children(recursive=True)
+    if number == signal.SIGINT:
+        os.killpg(process.pid, number)  # as a terminal does
+    else:
+        process.send_signal(number)
     output = process.communicate(timeout=30)[0]
+    assert started and not psutil.wait_procs(started, timeout=30)[1]
     reached.write_text("go on")
     return process.returncode, output
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM], ids=lambda number: number.name)
-def test_killed_run_goes_on_where_it_was(chain, number):
-    code, output = stopped(chain, number)
-    assert ran(output) == ["01_first"]
+@pytest.mark.parametrize("jobs", [1, 2])
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT], ids=lambda number: number.name)
+def test_killed_run_goes_on_where_it_was(chain, number, jobs):
+    save(chain.source("03_apart"), notebook(waits_for(chain.root / "reached"), *_make("three")))
+    code, output = stopped(chain, number, jobs)
+    before = {"01_first"} if jobs == 1 else {"01_first", "03_apart"}
+    assert {"01_first"} <= set(ran(output)) <= before
     if number != signal.SIGKILL:
         assert code == reproduce.INTERRUPTED and "Interrupted" in output and "FAILED" not in output
-    assert list(json.loads(chain.state("smoke").read_text())) == ["01_first"]
+    assert {"01_first"} <= set(json.loads(chain.state("smoke").read_text())) <= before
     if number == signal.SIGKILL:
         assert ran(run(chain, notebooks=["01", "02"])[1]) == ["02_second"]
 

@@ -116,11 +116,6 @@ def test_vkdnw_entropy_is_that_of_the_deciles():
     assert entropy == pytest.approx(-(p * np.log(p)).sum(), rel=1e-4) and 0 < entropy < np.log(9)
 
 
-def test_rank_sum():
-    total = spectra.rank_sum({"a": [1.0, 5.0, 3.0], "b": [0.1, 0.2, 0.3]})
-    assert total == pytest.approx(np.log([1 / 3 * 1 / 3, 1 * 2 / 3, 2 / 3 * 1]))
-
-
 def test_networks_without_parts_are_refused():
     with pytest.raises(ProxyError, match="sequential_parts"):
         spectra.az_terms(nn.Sequential(nn.Conv2d(3, 4, 1)), (2, 3, 8, 8))

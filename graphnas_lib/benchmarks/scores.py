@@ -12,6 +12,7 @@ import time
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import torch
@@ -104,10 +105,8 @@ def score_networks(
     seed: int,
     out: Path | str,
     classes: int = 10,
-    workers: int = 2,
-    progress: bool = True,
-    dask: str | None = None,
     device: torch.device | None = None,
+    **how: Any,
 ) -> pd.DataFrame:
     """Scores of (kind, arch) pairs, in parallel, each part kept at once; a killed run goes on.
 
@@ -128,7 +127,7 @@ def score_networks(
     journal = store.Journal(out, options | settings | {"device": device.type})
     job = partial(_scored, batch=batch, device=device, **options)
     jobs = {f"{part} {kind} {arch}": partial(job, part, kind, arch) for part, kind, arch in _parts(networks)}
-    store.collect(jobs, journal, workers=workers, progress=progress, dask=dask, desc="scores", unit="part")
+    store.collect(jobs, journal, **(proxies.WORKERS | how), desc="scores", unit="part")
     rows = []
     for kind, arch in networks:
         parts = [journal.results.get(f"{part} {kind} {arch}", {}) for part in ("spectra", "proxies")]

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from functools import partial
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -77,10 +78,8 @@ def score_all(
     seed: int,
     out: Path | str,
     classes: int = 10,
-    workers: int = 2,
-    progress: bool = True,
-    dask: str | None = None,
     device: torch.device | None = None,
+    **how: Any,
 ) -> pd.DataFrame:
     """Rows of every architecture on both skeletons, in parallel, each kept at once; a killed run goes on.
 
@@ -89,9 +88,8 @@ def score_all(
         images: (2 B, C, H, W), normalised; see `row`.
         seed: of every network's initial weights.
         out: file of finished rows, one JSON line each.
-        workers: processes of one thread each; 1 runs in this one.
-        dask: address of a dask scheduler, whose workers replace `workers`.
         device: where workers compute, default where the images are.
+        how: `workers`, `progress` and `dask` of `store.collect`.
 
     Returns:
         Columns arch, skeleton, `SCORES`, error; in the order of `architectures`, skeletons in turn.
@@ -107,7 +105,7 @@ def score_all(
     settings = {"scores": SCORES, "batch": proxies.batch_name(*batch), "device": (device or images.device).type}
     job = partial(row, images=batch[0], labels=batch[1], device=device or images.device, **options)
     jobs = {f"{name} {text}": partial(job, text, name) for text in architectures for name in nats.SKELETONS}
-    how = {"workers": workers, "progress": progress, "dask": dask, "desc": "scores", "unit": "net"}
+    how = proxies.WORKERS | how | {"desc": "scores", "unit": "net"}
     rows = store.collect(jobs, store.Journal(out, options | settings), **how)
     return pd.DataFrame(rows, columns=["arch", "skeleton", *SCORES, "error"])
 

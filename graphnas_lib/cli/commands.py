@@ -99,7 +99,8 @@ def reproduce(options: argparse.Namespace) -> int:
             took = f"  last run {runner.duration(known[notebook.name])}" if notebook.name in known else ""
             print(f"{notebook.name}  {'would run: ' + '; '.join(why) if why else 'fresh'}{took}")
         return 0
-    given = {"seed": options.seed, "device": options.device}
+    two = scale == "lite" and (os.cpu_count() or 1) > 1  # its notebooks only open what ships: none waits for another
+    given = {"seed": options.seed, "device": options.device, "jobs": 1 + two if options.jobs is None else options.jobs}
     return runner.reproduce(project, scale, notebooks=options.notebooks, force=options.force, **given)
 
 
@@ -264,6 +265,7 @@ REPRODUCE = (
     _option("--scale", choices=store.SCALE_NAMES, help="default lite if all that the notebooks need ships, else smoke"),
     _option("--notebooks", nargs="+", metavar="NN", help="numbers or names; default all"),
     _option("--force", action="store_true", help="run fresh notebooks too"),
+    _option("--jobs", type=int, metavar="N", help="notebooks at a time; default two at lite on two cores, else one"),
     _option("--list", action="store_true", help="say which notebooks are fresh, run nothing"),
     _option("--why", metavar="NN", help="say why a notebook would run"),
     _option("--save-outputs", action="store_true", help="put the executed copies' outputs into notebooks/*.ipynb"),

@@ -13,6 +13,7 @@ import warnings
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -29,9 +30,7 @@ from graphnas_lib.store import single_threaded
 EDGE_ROWS, EDGE_COLUMNS = np.triu_indices(N_NODES, 1)  # bit i of `edges` is the i-th of these 28 pairs
 OP_COLUMNS = tuple(f"op_{node}" for node in range(1, OP_NODES + 1))
 CELL_COLUMNS = ("key", "edges", *OP_COLUMNS)
-
-
-# ---- cells as a table
+WORKERS = {"workers": store.ON_CPU, "progress": True}  # how scores are taken unless told otherwise
 
 
 def cells_table(cells: Sequence[Cell]) -> pd.DataFrame:
@@ -43,47 +42,6 @@ def cells_table(cells: Sequence[Cell]) -> pd.DataFrame:
     return pd.DataFrame(table | {name: ops[:, i] for i, name in enumerate(OP_COLUMNS)})
 
 
-def cells_from_table(table: pd.DataFrame) -> list[Cell]:
-    """Inverse of `cells_table`; other columns are ignored.
-
-    Raises:
-        InvalidCellError: a column is missing, or a row is no cell.
-    """
-    if not isinstance(table, pd.DataFrame):
-        raise InvalidCellError(f"A table of cells must be a DataFrame; got {type(table).__name__}.")
-    for name in CELL_COLUMNS[1:]:
-        if (table.columns == name).sum() != 1:
-            found = "missing" if name not in table.columns else "there more than once"
-            raise InvalidCellError(f"A table of cells must have the columns {CELL_COLUMNS[1:]}; {name!r} is {found}.")
-    adjacency = np.zeros((len(table), N_NODES, N_NODES), np.uint8)
-    edges = _whole(table["edges"], 0, 2 ** len(EDGE_ROWS) - 1)
-    adjacency[:, EDGE_ROWS, EDGE_COLUMNS] = edges[:, None] >> np.arange(len(EDGE_ROWS)) & 1  # (n, 28)
-    names = (*OPERATIONS, None)  # -1 is the last
-    ops = np.stack([_whole(table[name], -1, len(OPERATIONS) - 1) for name in OP_COLUMNS], axis=1)  # (n, 6)
-    cells = []
-    for row, (matrix, codes) in enumerate(zip(adjacency, ops.tolist())):
-        try:
-            cells.append(Cell(matrix, [names[code] for code in codes]))
-        except InvalidCellError as error:
-            raise InvalidCellError(f"Row {row} of the table: {error}") from error
-    return cells
-
-
-def _whole(column: pd.Series, low: int, high: int) -> np.ndarray:
-    """A column's integers, int64; InvalidCellError names the first that is none or lies outside low..high."""
-    must = f"Column {column.name!r} of a table of cells must hold integers from {low} to {high}"
-    if not pd.api.types.is_integer_dtype(column.dtype):
-        raise InvalidCellError(f"{must}; got dtype {column.dtype}.")
-    outside = ~column.between(low, high).fillna(False).to_numpy(bool)
-    if outside.any():
-        row = int(outside.argmax())
-        raise InvalidCellError(f"{must}; got {column.iloc[row]} in row {row}.")
-    return column.to_numpy(np.int64)
-
-
-# ---- labelling
-
-
 def label(
     cells: Sequence[Cell],
     images: Tensor,
@@ -91,13 +49,11 @@ def label(
     *,
     seed: int,
     out: Path | str,
-    workers: int = 2,
     width: int = 16,
     repeats: int = 5,
     classes: int = 10,
-    progress: bool = True,
-    dask: str | None = None,
     device: torch.device | None = None,
+    **how: Any,
 ) -> pd.DataFrame:
     """ZC vectors of cells (App. A), in parallel, each kept at once; a later call with the same arguments goes on.
 
@@ -107,14 +63,12 @@ def label(
         labels: (B,) class indices.
         seed: of every cell's initial weights; a label depends on the cell and these arguments alone.
         out: file of finished labels, one JSON line each.
-        workers: processes; 1 runs in this one.
         width: channels of the first stage.
         repeats: cells a stage.
         classes: outputs of the classifier.
-        progress: draw a bar with the time left.
-        dask: address of a dask scheduler ("tcp://host:port"); its workers replace `workers`.
         device: where workers label, default where the images are; "cuda" is a GPU for each worker in turn. A small
             network is bound by launches, so several processes share one.
+        how: `workers` (two), `progress` (a bar) and `dask` of `store.collect`.
 
     Returns:
         `cells_table` columns, then naswot, snip_ssnr, params, flops (float64, raw; NaN where failed) and error ("" or
@@ -131,10 +85,13 @@ def label(
     names = [" ".join(map(str, row)) for row in table[list(CELL_COLUMNS[1:])].itertuples(index=False)]
     device = device or images.device
     jobs = {name: partial(_label, cell, *batch, options, device) for name, cell in zip(names, cells)}
-    found = store.collect(jobs, journal, workers=workers, progress=progress, dask=dask, desc="ZC vectors", unit="cell")
+    found = store.collect(jobs, journal, **(WORKERS | how), desc="ZC vectors", unit="cell")
     rows = dict(zip(jobs, found))
     values = pd.DataFrame([rows[name] for name in names], columns=[*ZC_NAMES, "error"])
-    return _reported(pd.concat([table, values], axis=1))
+    if (failed := values["error"] != "").any():
+        message = f"{failed.sum()} of {len(table)} cells could not be scored and have no label; first: "
+        warnings.warn(message + values.loc[failed, "error"].iloc[0], stacklevel=2)
+    return pd.concat([table, values], axis=1)
 
 
 def batch_name(images: Tensor, labels: Tensor) -> str:
@@ -161,12 +118,3 @@ def _label(cell: Cell, images: Tensor, labels: Tensor, options: dict, device: to
     except (ProxyError, InvalidCellError, torch.OutOfMemoryError) as error:
         return dict.fromkeys(ZC_NAMES, float("nan")) | {"error": f"{type(error).__name__}: {error}"}
     return dict(zip(ZC_NAMES, values)) | {"error": ""}
-
-
-def _reported(table: pd.DataFrame) -> pd.DataFrame:
-    failed = int((table["error"] != "").sum())
-    if failed:
-        first = table.loc[table["error"] != "", "error"].iloc[0]
-        message = f"{failed} of {len(table)} cells could not be scored and have no label; first: {first}"
-        warnings.warn(message, stacklevel=3)
-    return table

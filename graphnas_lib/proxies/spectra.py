@@ -3,18 +3,16 @@
 Both score a network with Kaiming weights on standard normal inputs, so they need its shape alone and no data. AZ-NAS
 (Lee & Ham, CVPR 2024) looks at the features f_1, f_2, ... after the stem and each cell; its fourth term,
 complexity, is FLOPs. VKDNW (Tybl & Neumann, CVPR 2025) looks at the empirical Fisher information of one weight a
-parameter tensor. Both were made to be added as logarithms of ranks among candidates (`rank_sum`), not as values.
+parameter tensor. Both were made to be added as logarithms of ranks among candidates, not as values.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from itertools import count
 from operator import index
 
-import numpy as np
-import scipy
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -199,16 +197,3 @@ def _first_tap(module: nn.Conv1d | nn.Conv2d, channel: Tensor) -> Tensor:
         padded = padded.narrow(axis, 0, (count - 1) * stride + 1)
         padded = padded[(slice(None),) * axis + (slice(None, None, stride),)]
     return padded
-
-
-def rank_sum(terms: Mapping[str, Sequence[float]]) -> np.ndarray:
-    """AZ-NAS's aggregation: the sum over terms of log(rank / m) among m candidates, the best candidate ranking m.
-
-    Args:
-        terms: term -> its value for each candidate, larger being better; ties share their mean rank.
-
-    Returns:
-        (m,), at most 0; larger is better. It compares these candidates alone.
-    """
-    ranks = [scipy.stats.rankdata(np.asarray(values, float)) for values in terms.values()]
-    return np.log(np.stack(ranks) / len(ranks[0])).sum(0)

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
 from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import AbstractContextManager, ExitStack, suppress
+from dataclasses import dataclass, field, replace
 from functools import partial
+from multiprocessing import connection, get_context
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -21,6 +23,7 @@ from graphnas_lib.runner.manifest import Notebook, Project, changes, freshness, 
 
 INTERRUPTED = 130  # exit status of a shell command ended by Ctrl-C
 DONE, FRESH, FAILED, NOT_RUN = "done", "fresh", "failed", "not run"
+END_SECONDS = runner.KILL_SECONDS + 5  # that a process has for ending its notebook's kernel
 
 
 def reproduce(
@@ -31,70 +34,125 @@ def reproduce(
     force: bool = False,
     seed: int = 0,
     device: str = "auto",
+    jobs: int = 1,
     stream: TextIO | None = None,
 ) -> int:
     """Run the notebooks that are not fresh, in order; independent branches go on after a failure.
 
     Args:
-        project: where everything lies.
+        project: where everything lies; picklable where `jobs` is more than one.
         scale, seed, device: parameters of every notebook.
         notebooks: numbers or names; None for all. Notebooks before a chosen one are not run: a missing input is told.
         force: run fresh notebooks too.
+        jobs: notebooks at a time; each then runs in a process of its own, as soon as what it reads is made.
         stream: where to report; standard output by default.
 
     Returns:
         Exit status: 0 all is done, 1 a notebook failed or could not run, 130 interrupted.
+
+    Raises:
+        ValueError: `jobs` is less than one; a scale or notebook is unknown.
     """
-    chosen = select(project.notebooks(), notebooks)
-    for notebook in chosen:
-        project.cells(notebook.name)  # a missing notebook is told before anything runs
-    tell = partial(print, file=stream or sys.stdout, flush=True)
-    run = _Run(project, {"scale": store.check_scale(scale), "seed": seed, "device": device}, tell)
-    results: dict[str, str] = {}
-    tell(f"{len(chosen)} notebooks at scale {scale}")
+    if jobs < 1:
+        raise ValueError(f"At least one notebook must run at a time; got {jobs}.")
+    chosen = {notebook.name: notebook for notebook in select(project.notebooks(), notebooks)}
+    for name in chosen:
+        project.cells(name)  # a missing notebook is told before anything runs
+    parameters = {"scale": store.check_scale(scale), "seed": seed, "device": device}
+    run = _Run(project, parameters, chosen, force, jobs, partial(print, file=stream, flush=True))
+    run.tell(f"{len(chosen)} notebooks at scale {scale}")
     try:
         with ExitStack() as stack:
             # SIGTERM (a cancelled job) ends the run as Ctrl-C does
             stack.callback(signal.signal, signal.SIGTERM, signal.signal(signal.SIGTERM, signal.default_int_handler))
-            for number, notebook in enumerate(chosen):
-                read = notebook.required(scale) - set(notebook.makes)
-                makers = {other.name for other in chosen if set(other.makes) & read}
-                lost = sorted(name for name in makers if results.get(name) in (FAILED, NOT_RUN))
-                if lost:
-                    tell(f"{notebook.name}  NOT RUN: it reads what {', '.join(lost)} makes")
-                    results[notebook.name] = NOT_RUN
-                else:
-                    with run.alone(notebook) as waited:
-                        if not run.reasons(notebook) and (waited or not force):
-                            tell(f"{notebook.name}  fresh, skipped")
-                            results[notebook.name] = FRESH
-                        else:
-                            tell(run.announced(chosen, number))
-                            results[notebook.name] = run.execute(notebook)
+            if jobs > 1:
+                side_by_side(run)
+            else:
+                for name in chosen:
+                    run.results[name] = run.refused(name) or run.one(name)
     except KeyboardInterrupt:
-        tell("Interrupted. What was finished is kept; the same command goes on from there.")
+        run.tell("Interrupted. What was finished is kept; the same command goes on from there.")
         return INTERRUPTED
-    found = list(results.values())
-    tell(", ".join(f"{found.count(kind)} {kind}" for kind in (DONE, FRESH, FAILED, NOT_RUN) if kind in found))
+    found = list(run.results.values())
+    run.tell(", ".join(f"{found.count(kind)} {kind}" for kind in (DONE, FRESH, FAILED, NOT_RUN) if kind in found))
     return int(FAILED in found or NOT_RUN in found)
 
 
 def status(project: Project, scale: str, *, seed: int = 0, device: str = "auto") -> dict[str, list[str]]:
     """For each notebook the reasons why it would run now; an empty list means fresh."""
-    run = _Run(project, {"scale": scale, "seed": seed, "device": device}, print)
-    return {notebook.name: run.reasons(notebook) for notebook in project.notebooks()}
+    notebooks = {notebook.name: notebook for notebook in project.notebooks()}
+    run = _Run(project, {"scale": scale, "seed": seed, "device": device}, notebooks)
+    return {name: run.reasons(name) for name in notebooks}
 
 
+def side_by_side(run: _Run) -> None:
+    """Run the chosen notebooks, each as soon as all that it reads is made, in a process that ends with this one."""
+    context, left = get_context("spawn"), list(run.chosen)
+    running: dict[connection.Connection, tuple[str, BaseProcess]] = {}
+    try:
+        while left or running:
+            for name in left.copy():
+                if len(running) == run.jobs or not run.makers(name) <= run.results.keys():
+                    continue
+                left.remove(name)
+                if refused := run.refused(name):
+                    run.results[name] = refused
+                    continue
+                ours, theirs = context.Pipe(duplex=False)
+                process = context.Process(target=_in_a_process, args=(replace(run, tell=print), name, theirs))
+                process.start()
+                theirs.close()
+                running[ours] = name, process
+            for pipe in connection.wait(list(running)) if running else ():
+                name, process = running[pipe]
+                try:
+                    line, result = pipe.recv()
+                    if line is not None:
+                        run.tell(line)
+                    else:
+                        run.results[name] = result
+                except EOFError:
+                    del running[pipe]
+                    if name not in run.results:
+                        run.tell(f"FAILED  {name}: its process was killed, from outside or for want of memory.")
+                        run.results[name] = FAILED
+    finally:
+        for _, process in running.values():
+            process.terminate()
+        for _, process in running.values():
+            process.join(END_SECONDS)
+            process.kill()
+
+
+def _in_a_process(run: _Run, name: str, pipe: connection.Connection) -> None:
+    """One notebook beside others: (line, None) for each line that it has to tell, at last (None, result)."""
+    store.end_with(os.getppid())
+    # a terminal sends Ctrl-C to every process; the first one passes it on
+    signal.signal(signal.SIGINT, lambda *_: None)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    run.tell = lambda line: pipe.send((line, None))
+    with suppress(KeyboardInterrupt):
+        pipe.send((None, run.one(name)))
+
+
+@dataclass
 class _Run:
-    """The state of one scale, and what is done with one notebook.
+    """The state of one scale, and what is done with one of the chosen notebooks.
 
     The state maps a notebook to the freshness key of its last success. It is read before every question and written
     after every change, so that two runs share it.
     """
 
-    def __init__(self, project: Project, parameters: dict[str, Any], tell: Callable[[str], None]):
-        self.project, self.parameters, self.scale, self.tell = project, parameters, parameters["scale"], tell
-        self.path = project.state(self.scale)
+    project: Project
+    parameters: dict[str, Any]
+    chosen: dict[str, Notebook]
+    force: bool = False
+    jobs: int = 1
+    tell: Callable[[str], None] = print
+    results: dict[str, str] = field(default_factory=dict)  # notebook -> what became of it
+
+    scale = property(lambda self: self.parameters["scale"])
+    path = property(lambda self: self.project.state(self.scale))
 
     def state(self) -> dict[str, dict]:
         """Notebook -> the freshness key of its last success."""
@@ -114,27 +172,48 @@ class _Run:
             elif state.pop(name, None):
                 store.write(self.path, state)
 
-    def alone(self, notebook: Notebook) -> AbstractContextManager[bool]:
+    def alone(self, name: str) -> AbstractContextManager[bool]:
         """A second run beside this one waits for it to end with a notebook."""
-        executed = self.project.executed(notebook.name, self.scale)
-        waiting = partial(self.tell, f"{notebook.name}  another run is at it; this one waits for it to end")
-        return store.alone(executed.with_name(f".{notebook.name}.lock"), waiting)
+        executed = self.project.executed(name, self.scale)
+        waiting = partial(self.tell, f"{name}  another run is at it; this one waits for it to end")
+        return store.alone(executed.with_name(f".{name}.lock"), waiting)
 
-    def reasons(self, notebook: Notebook) -> list[str]:
+    def reasons(self, name: str) -> list[str]:
         """Why a notebook would run now."""
-        key = freshness(self.project, notebook, self.parameters)
-        targets = [*self.project.outputs(notebook, self.scale), self.project.executed(notebook.name, self.scale)]
+        key = freshness(self.project, self.chosen[name], self.parameters)
+        targets = [*self.project.outputs(self.chosen[name], self.scale), self.project.executed(name, self.scale)]
         missing = [f"output {path.name} is missing" for path in targets if not path.exists()]
-        return changes(self.state().get(notebook.name, {}), key) + missing
+        return changes(self.state().get(name, {}), key) + missing
 
-    def announced(self, chosen: list[Notebook], number: int) -> str:
+    def makers(self, name: str) -> set[str]:
+        """Those of the chosen notebooks that make what this one reads."""
+        read = self.chosen[name].required(self.scale) - set(self.chosen[name].makes)
+        return {other.name for other in self.chosen.values() if set(other.makes) & read}
+
+    def refused(self, name: str) -> str | None:
+        """What becomes of a notebook whose makers did not get to their end; None where they did."""
+        lost = sorted(maker for maker in self.makers(name) if self.results[maker] in (FAILED, NOT_RUN))
+        if lost:
+            self.tell(f"{name}  NOT RUN: it reads what {', '.join(lost)} makes")
+        return NOT_RUN if lost else None
+
+    def one(self, name: str) -> str:
+        """Run a notebook unless it is fresh; returns what became of it."""
+        with self.alone(name) as waited:
+            if not self.reasons(name) and (waited or not self.force):
+                self.tell(f"{name}  fresh, skipped")
+                return FRESH
+            self.tell(self.announced(name))
+            return self.execute(self.chosen[name])
+
+    def announced(self, name: str) -> str:
         """The line before a notebook: which, how long it took last time, and how much is left at most."""
-        known = past_seconds(self.project, self.scale)
-        took = [known.get(notebook.name) for notebook in chosen[number:]]
-        text = f"[{number + 1}/{len(chosen)}] {chosen[number].name}"
-        if took[0] is not None:
-            text += f"  about {duration(took[0])}"
-        return text + (f", at most {duration(sum(took))} left in all" if None not in took else "")
+        names, known = list(self.chosen), past_seconds(self.project, self.scale)
+        left = names[names.index(name) :]
+        text = f"[{len(names) - len(left) + 1}/{len(names)}] {name}"
+        text += f"  about {duration(known[name])}" if name in known else ""
+        whole = known.keys() >= set(left)
+        return text + (f", at most {duration(sum(map(known.get, left)))} left in all" if whole else "")
 
     def execute(self, notebook: Notebook) -> str:
         """Run one notebook; it is stale until it has run to its end."""
@@ -145,7 +224,7 @@ class _Run:
         paths = [str(Path(item).resolve()) for item in os.environ.get("PYTHONPATH", "").split(os.pathsep) if item]
         path = os.pathsep.join([str(project.package_parent), *paths])
         environment = {"GRAPHNAS_HOME": str(project.root), "PYTHONPATH": path}
-        if scale == "smoke":  # its networks gain nothing from a second thread, and lose much where a core is shared
+        if scale == "smoke" or self.jobs > 1:  # a second thread gains smoke nothing, and costs much where others run
             environment["OMP_NUM_THREADS"] = os.environ.get("OMP_NUM_THREADS", "1")
         try:
             _check_inputs(project, notebook, scale)

@@ -14,6 +14,7 @@ import logging
 import os
 import platform
 import re
+import sys
 import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator
@@ -107,8 +108,8 @@ def run_notebook(
     begun = time.monotonic()
     try:
         check_parameters(notebook, parameters)
-        with own_kernel() as path, patch.dict(os.environ, KERNEL_ENVIRONMENT | path | (environment or {})):
-            _in_thread(lambda: _papermill(source, part, parameters, timeout, progress), progress)
+        with own_kernel() as (path, manager), patch.dict(os.environ, KERNEL_ENVIRONMENT | path | (environment or {})):
+            _in_thread(lambda: _papermill(source, part, parameters, timeout, progress, manager), progress)
         if missing := [path.name for path in outputs if not path.is_file() or not path.stat().st_size]:
             raise NotebookError(
                 f"it did not write {', '.join(missing)}, which notebooks/manifest.toml declares. Mend one of them"
@@ -131,16 +132,19 @@ def run_notebook(
 
 
 @contextmanager
-def own_kernel() -> Iterator[dict[str, str]]:
-    """Variables under which the kernel "python3" is this process's Python, whatever else bears that name.
+def own_kernel() -> Iterator[tuple[dict[str, str], dict[str, str]]]:
+    """Variables under which the kernel "python3" is this process's Python, and options of what starts the kernel.
 
-    The kernel that papermill starts inherits them, with all else in the environment.
+    It is spoken to through files: of two kernels that start at once both could be given the same ports.
     """
     from ipykernel.kernelspec import write_kernel_spec
 
     with TemporaryDirectory(prefix="graphnas-kernel-") as folder:
         write_kernel_spec(Path(folder, "kernels", KERNEL["name"]))
-        yield {"JUPYTER_PATH": os.pathsep.join(filter(None, [folder, os.environ.get("JUPYTER_PATH")]))}
+        paths = os.pathsep.join(filter(None, [folder, os.environ.get("JUPYTER_PATH")]))
+        # elsewhere such paths may be too long; ipykernel >= 7.3 then warns of unencrypted TCP at every start
+        linux = {"transport": "ipc", "ip": f"{folder}/kernel"}
+        yield {"JUPYTER_PATH": paths}, linux if sys.platform == "linux" else {"transport_encryption": "auto"}
 
 
 def check_parameters(notebook: dict, parameters: dict[str, Any]) -> None:
@@ -186,7 +190,9 @@ def _counts(cell: Any) -> bool:
     return filled and "injected-parameters" not in tags_of(cell)
 
 
-def _papermill(source: Path, part: Path, parameters: dict, timeout: int | None, progress: Progress) -> None:
+def _papermill(
+    source: Path, part: Path, parameters: dict, timeout: int | None, progress: Progress, manager: dict
+) -> None:
     """Execute; papermill itself reports success after sys.exit(0), with cells left pending."""
     from papermill.execute import execute_notebook
     from traitlets.config import Config
@@ -201,8 +207,7 @@ def _papermill(source: Path, part: Path, parameters: dict, timeout: int | None, 
             cwd=str(source.parent),
             progress_bar=False,
             execution_timeout=timeout,
-            # ipykernel >= 7.3 else prints a warning about unencrypted TCP at every start
-            config=Config({"KernelManager": {"transport_encryption": "auto"}}),
+            config=Config({"KernelManager": manager}),
             on_cell_start=progress.start,
             on_cell_executed=progress.done,
         )

@@ -170,7 +170,7 @@ def single_threaded(master: int | None = None) -> Iterator[None]:
     import torch
 
     if master is not None:
-        _end_with(master)
+        end_with(master)
         take_gpu(current_process().name)
     before = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -212,7 +212,7 @@ def _alone(name: str, job: Callable[[], Any], master: int | None = None) -> tupl
 
 
 @cache
-def _end_with(master: int) -> None:
+def end_with(master: int) -> None:
     """End this worker soon after its master: joblib's go on with the tasks that they have, and wait for more."""
 
     def watch() -> None:
