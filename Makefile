@@ -58,21 +58,20 @@ $(STAMP): pyproject.toml constraints.txt
 reproduce: $(STAMP) ## all notebooks, headlessly: every table and figure (SCALE=, NOTEBOOKS=)
 	@"$(PY)" -m graphnas_lib $(if $(filter paper,$(SCALE)),$(if $(NOTEBOOKS),reproduce,run --all),reproduce) $(if $(SCALE),--scale $(SCALE)) $(if $(NOTEBOOKS),--notebooks $(NOTEBOOKS))
 
-# Unit tests and the smoke run share the two cores; nbval reads what smoke has made.
+# Unit tests share the two cores with the smoke run, and then with nbval, which reads what smoke has made.
 test: lint ## everything CI checks: lint, unit tests, all notebooks at smoke, nbval
 	@log=$$(mktemp); trap 'kill $$(jobs -p) 2>/dev/null || true; rm -f "$$log"' EXIT; \
-	$(MAKE) --no-print-directory smoke >"$$log" 2>&1 & smoke=$$!; \
+	{ $(MAKE) --no-print-directory smoke && $(MAKE) --no-print-directory nbval; } >"$$log" 2>&1 & notebooks=$$!; \
 	$(MAKE) --no-print-directory unit; \
-	tail -n +1 -f "$$log" & status=0; wait $$smoke || status=$$?; sleep 1; exit $$status
-	@$(MAKE) --no-print-directory nbval
+	tail -n +1 -f "$$log" & status=0; wait $$notebooks || status=$$?; sleep 1; exit $$status
 
 lint: $(STAMP) ## ruff: format and rules, code and notebooks
 	@"$(PY)" -m ruff format --check --quiet . || { echo "Run make format." >&2; exit 1; }
 	@"$(PY)" -m ruff check --quiet .
 
-# Two one-thread workers: small networks gain nothing from a second thread.
+# Two one-thread workers: small networks gain nothing from a second thread. Files go in the order of tests/conftest.py.
 unit: $(STAMP)
-	@OMP_NUM_THREADS=1 "$(PY)" -m pytest -q -n 2 --dist loadfile $(PYTEST)
+	@OMP_NUM_THREADS=1 "$(PY)" -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder $(PYTEST)
 
 smoke: $(STAMP)
 	@"$(PY)" -m graphnas_lib reproduce --scale smoke

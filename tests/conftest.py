@@ -16,6 +16,8 @@ import torch
 from simulated_cuda import simulated_cuda
 
 REPOSITORY = Path(__file__).resolve().parents[1]
+# Of the minutes that each takes: the longest begin, so that no worker is left alone with one at the end.
+LONGEST_FIRST = ("machines", "reproduce", "whole", "evolution", "corpus", "evidence", "design", "stages", "export")
 CUDA, SHOWN = torch.cuda.is_available(), os.environ.get("CUDA_VISIBLE_DEVICES")
 
 
@@ -24,7 +26,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Skip, with a reason, what this machine or this call cannot run."""
+    """The longest files first; skip, with a reason, what this machine or this call cannot run."""
+    places = {f"test_{name}": place for place, name in enumerate(LONGEST_FIRST)}
+    items.sort(key=lambda item: places.get(item.path.stem, len(places)))
     if not config.getoption("--slow"):
         for item in items:
             if "slow" in item.keywords:

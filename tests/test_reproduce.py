@@ -305,7 +305,8 @@ def test_less_than_one_at_a_time_is_refused(chain):
 
 
 KILLED = """
-import sys
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's job in the background ignores it
 sys.path.insert(0, {tests!r})
 from pathlib import Path
 from test_reproduce import toy_project
@@ -339,8 +340,11 @@ def stopped(chain: Project, number: int, jobs: int) -> tuple[int, str]:
     return process.returncode, output
 
 
-@pytest.mark.parametrize("jobs", [1, 2])
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT], ids=lambda number: number.name)
+@pytest.mark.parametrize(
+    ("number", "jobs"),
+    [(signal.SIGKILL, 1), (signal.SIGTERM, 1), (signal.SIGKILL, 2), (signal.SIGTERM, 2), (signal.SIGINT, 2)],
+    ids=lambda value: getattr(value, "name", value),
+)
 def test_killed_run_goes_on_where_it_was(chain, number, jobs):
     save(chain.source("03_apart"), notebook(waits_for(chain.root / "reached"), *_make("three")))
     code, output = stopped(chain, number, jobs)
