@@ -58,10 +58,11 @@ $(STAMP): pyproject.toml constraints.txt
 reproduce: $(STAMP) ## all notebooks, headlessly: every table and figure (SCALE=, NOTEBOOKS=)
 	@"$(PY)" -m graphnas_lib $(if $(filter paper,$(SCALE)),$(if $(NOTEBOOKS),reproduce,run --all),reproduce) $(if $(SCALE),--scale $(SCALE)) $(if $(NOTEBOOKS),--notebooks $(NOTEBOOKS))
 
-# Unit tests share the two cores with the smoke run, and then with nbval, which reads what smoke has made.
+# Unit tests share the two cores with the smoke run, and then with nbval, which reads what smoke has made. Both are one
+# group of processes, which ends with this target.
 test: lint ## everything CI checks: lint, unit tests, all notebooks at smoke, nbval
-	@log=$$(mktemp); trap 'kill $$(jobs -p) 2>/dev/null || true; rm -f "$$log"' EXIT; \
-	{ $(MAKE) --no-print-directory smoke && $(MAKE) --no-print-directory nbval; } >"$$log" 2>&1 & notebooks=$$!; \
+	@log=$$(mktemp); notebooks=; trap 'kill -- $${notebooks:+-$$notebooks} $$(jobs -p) 2>/dev/null || true; rm -f "$$log"' EXIT; \
+	set -m; { $(MAKE) --no-print-directory smoke && $(MAKE) --no-print-directory nbval; } >"$$log" 2>&1 & notebooks=$$!; set +m; \
 	$(MAKE) --no-print-directory unit; \
 	tail -n +1 -f "$$log" & status=0; wait $$notebooks || status=$$?; sleep 1; exit $$status
 

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from functools import partial
 from pathlib import Path
@@ -357,11 +358,27 @@ def test_killed_run_goes_on_where_it_was(chain, number, jobs):
         assert ran(run(chain, notebooks=["01", "02"])[1]) == ["02_second"]
 
 
-def test_unreadable_state_is_told(chain):
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_unreadable_state_is_told(chain, jobs):
     chain.state("smoke").parent.mkdir(parents=True)
     chain.state("smoke").write_text("{half")
     with pytest.raises(ValueError, match="Delete data/smoke/.notebooks.json"):
-        run(chain)
+        run(chain, jobs=jobs)
+
+
+def test_what_else_goes_wrong_beside_others_is_one_line(chain):
+    (chain.root / "notebooks" / "executed").write_text("a file where a folder should be")
+    code, text = run(chain, jobs=2)
+    assert code == 1 and "FAILED  01_first: " in text and "Traceback" not in text and "was killed" not in text
+
+
+def test_kernels_are_spoken_to_where_paths_are_too_long_for_files(tmp_path, monkeypatch):
+    long = tmp_path / ("x" * 90)
+    long.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(long))
+    source = save(tmp_path / "notebooks" / "01_x.ipynb", notebook("a = 1"))
+    executed = tmp_path / "executed" / "01_x.ipynb"
+    assert runner.run_notebook(source, executed, parameters={"seed": 0}, tell=lambda line: None)["cells"]
 
 
 # ---- the manifest

@@ -66,8 +66,7 @@ def label(
         width: channels of the first stage.
         repeats: cells a stage.
         classes: outputs of the classifier.
-        device: where workers label, default where the images are; "cuda" is a GPU for each worker in turn. A small
-            network is bound by launches, so several processes share one.
+        device: where workers label, default where the images are; "cuda" is a GPU for each worker in turn.
         how: `workers` (two), `progress` (a bar) and `dask` of `store.collect`.
 
     Returns:

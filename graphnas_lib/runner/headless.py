@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, ExitStack, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
-from multiprocessing import connection, get_context
+from multiprocessing import connection, get_context, parent_process
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, TextIO
@@ -23,7 +23,6 @@ from graphnas_lib.runner.manifest import Notebook, Project, changes, freshness, 
 
 INTERRUPTED = 130  # exit status of a shell command ended by Ctrl-C
 DONE, FRESH, FAILED, NOT_RUN = "done", "fresh", "failed", "not run"
-END_SECONDS = runner.KILL_SECONDS + 5  # that a process has for ending its notebook's kernel
 
 
 def reproduce(
@@ -49,9 +48,6 @@ def reproduce(
 
     Returns:
         Exit status: 0 all is done, 1 a notebook failed or could not run, 130 interrupted.
-
-    Raises:
-        ValueError: `jobs` is less than one; a scale or notebook is unknown.
     """
     if jobs < 1:
         raise ValueError(f"At least one notebook must run at a time; got {jobs}.")
@@ -59,13 +55,13 @@ def reproduce(
     for name in chosen:
         project.cells(name)  # a missing notebook is told before anything runs
     parameters = {"scale": store.check_scale(scale), "seed": seed, "device": device}
-    run = _Run(project, parameters, chosen, force, jobs, partial(print, file=stream, flush=True))
+    run = _Run(project, parameters, chosen, force, min(jobs, len(chosen)), partial(print, file=stream, flush=True))
     run.tell(f"{len(chosen)} notebooks at scale {scale}")
     try:
         with ExitStack() as stack:
             # SIGTERM (a cancelled job) ends the run as Ctrl-C does
             stack.callback(signal.signal, signal.SIGTERM, signal.signal(signal.SIGTERM, signal.default_int_handler))
-            if jobs > 1:
+            if run.jobs > 1:
                 side_by_side(run)
             else:
                 for name in chosen:
@@ -95,11 +91,12 @@ def side_by_side(run: _Run) -> None:
                 if len(running) == run.jobs or not run.makers(name) <= run.results.keys():
                     continue
                 left.remove(name)
-                if refused := run.refused(name):
-                    run.results[name] = refused
+                if known := run.refused(name) or run.fresh(name, run.force):
+                    run.results[name] = known
                     continue
                 ours, theirs = context.Pipe(duplex=False)
                 process = context.Process(target=_in_a_process, args=(replace(run, tell=print), name, theirs))
+                process.daemon = True
                 process.start()
                 theirs.close()
                 running[ours] = name, process
@@ -107,32 +104,36 @@ def side_by_side(run: _Run) -> None:
                 name, process = running[pipe]
                 try:
                     line, result = pipe.recv()
-                    if line is not None:
-                        run.tell(line)
-                    else:
-                        run.results[name] = result
-                except EOFError:
+                except (EOFError, OSError):  # it has ended, perhaps in the middle of a line
+                    process.join()
                     del running[pipe]
-                    if name not in run.results:
-                        run.tell(f"FAILED  {name}: its process was killed, from outside or for want of memory.")
-                        run.results[name] = FAILED
+                    why = f"FAILED  {name}: its process was killed, from outside or for want of memory."
+                    line, result = ("", None) if name in run.results else (why, FAILED)
+                if line:
+                    run.tell(line)
+                if result:
+                    run.results[name] = result
     finally:
         for _, process in running.values():
             process.terminate()
         for _, process in running.values():
-            process.join(END_SECONDS)
+            process.join(runner.KILL_SECONDS + 5)
             process.kill()
 
 
 def _in_a_process(run: _Run, name: str, pipe: connection.Connection) -> None:
-    """One notebook beside others: (line, None) for each line that it has to tell, at last (None, result)."""
-    store.end_with(os.getppid())
-    # a terminal sends Ctrl-C to every process; the first one passes it on
-    signal.signal(signal.SIGINT, lambda *_: None)
+    """One notebook beside others: (line, None) for each line that it has to tell, at last ("", result)."""
+    store.end_with(parent_process().pid)
+    signal.signal(signal.SIGINT, lambda *_: None)  # of a terminal: the first process passes it on
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     run.tell = lambda line: pipe.send((line, None))
     with suppress(KeyboardInterrupt):
-        pipe.send((None, run.one(name)))
+        try:
+            result = run.one(name)
+        except Exception as error:  # one line here too
+            run.tell(f"FAILED  {name}: {' '.join(str(error).split())} {store.remedy(str(error))}".rstrip())
+            result = FAILED
+        pipe.send(("", result))
 
 
 @dataclass
@@ -192,28 +193,30 @@ class _Run:
 
     def refused(self, name: str) -> str | None:
         """What becomes of a notebook whose makers did not get to their end; None where they did."""
-        lost = sorted(maker for maker in self.makers(name) if self.results[maker] in (FAILED, NOT_RUN))
-        if lost:
+        if lost := sorted(maker for maker in self.makers(name) if self.results[maker] in (FAILED, NOT_RUN)):
             self.tell(f"{name}  NOT RUN: it reads what {', '.join(lost)} makes")
         return NOT_RUN if lost else None
+
+    def fresh(self, name: str, forced: bool) -> str | None:
+        """What becomes of a notebook that need not run; None where it must."""
+        if not (stale := forced or self.reasons(name)):
+            self.tell(f"{name}  fresh, skipped")
+        return None if stale else FRESH
 
     def one(self, name: str) -> str:
         """Run a notebook unless it is fresh; returns what became of it."""
         with self.alone(name) as waited:
-            if not self.reasons(name) and (waited or not self.force):
-                self.tell(f"{name}  fresh, skipped")
-                return FRESH
+            if found := self.fresh(name, self.force and not waited):
+                return found
             self.tell(self.announced(name))
             return self.execute(self.chosen[name])
 
     def announced(self, name: str) -> str:
         """The line before a notebook: which, how long it took last time, and how much is left at most."""
-        names, known = list(self.chosen), past_seconds(self.project, self.scale)
-        left = names[names.index(name) :]
-        text = f"[{len(names) - len(left) + 1}/{len(names)}] {name}"
+        known, left = past_seconds(self.project, self.scale), self.chosen.keys() - self.results.keys()
+        text = f"[{list(self.chosen).index(name) + 1}/{len(self.chosen)}] {name}"
         text += f"  about {duration(known[name])}" if name in known else ""
-        whole = known.keys() >= set(left)
-        return text + (f", at most {duration(sum(map(known.get, left)))} left in all" if whole else "")
+        return text + (f", at most {duration(sum(map(known.get, left)))} left in all" if known.keys() >= left else "")
 
     def execute(self, notebook: Notebook) -> str:
         """Run one notebook; it is stale until it has run to its end."""

@@ -14,7 +14,6 @@ import logging
 import os
 import platform
 import re
-import sys
 import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator
@@ -142,9 +141,10 @@ def own_kernel() -> Iterator[tuple[dict[str, str], dict[str, str]]]:
     with TemporaryDirectory(prefix="graphnas-kernel-") as folder:
         write_kernel_spec(Path(folder, "kernels", KERNEL["name"]))
         paths = os.pathsep.join(filter(None, [folder, os.environ.get("JUPYTER_PATH")]))
-        # elsewhere such paths may be too long; ipykernel >= 7.3 then warns of unencrypted TCP at every start
-        linux = {"transport": "ipc", "ip": f"{folder}/kernel"}
-        yield {"JUPYTER_PATH": paths}, linux if sys.platform == "linux" else {"transport_encryption": "auto"}
+        short = os.name == "posix" and len(f"{folder}/kernel-9".encode()) <= 100  # bytes: systems take 103 or 107
+        # ipykernel >= 7.3 else warns of unencrypted TCP at every start
+        files = {"transport": "ipc", "ip": f"{folder}/kernel"}
+        yield {"JUPYTER_PATH": paths}, files if short else {"transport_encryption": "auto"}
 
 
 def check_parameters(notebook: dict, parameters: dict[str, Any]) -> None:
