@@ -142,16 +142,12 @@ def _choices(
 
 
 def tau(pool: Pool, tasks: Sequence[str], *, seed: int) -> dict[str, np.ndarray]:
-    """Kendall's tau of each rule with the accuracy on each task, (tasks,), over every network that a table trained:
-    published ones count isomorphic networks each."""
+    """Kendall's tau of each rule with accuracy, (tasks,), over all networks of a table, isomorphic ones each."""
     rng, ranks = np.random.default_rng(seed), pool.ranks(np.arange(len(pool))[None])
-    values = {rule: pool.values(rule, ranks, rng, ties=True)[0] for rule in RULES}
     rows = np.repeat(np.arange(len(pool)), pool.table["copies"])
+    values = {rule: pool.values(rule, ranks, rng, ties=True)[0][rows] for rule in RULES}
     known = {task: pool.table[task].to_numpy(float)[rows] for task in tasks}
-    return {
-        rule: np.array([scipy.stats.kendalltau(v[rows], known[task]).statistic for task in tasks])
-        for rule, v in values.items()
-    }
+    return {rule: np.array([scipy.stats.kendalltau(v, known[t]).statistic for t in tasks]) for rule, v in values.items()}
 
 
 # ---- P7 and P8: one choice among equals
