@@ -372,13 +372,14 @@ def test_what_else_goes_wrong_beside_others_is_one_line(chain):
     assert code == 1 and "FAILED  01_first: " in text and "Traceback" not in text and "was killed" not in text
 
 
-def test_kernels_are_spoken_to_where_paths_are_too_long_for_files(tmp_path, monkeypatch):
+def test_kernels_are_spoken_to_where_paths_are_too_long_for_files(tmp_path, monkeypatch, capfd):
     long = tmp_path / ("x" * 90)
     long.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(long))
     source = save(tmp_path / "notebooks" / "01_x.ipynb", notebook("a = 1"))
     executed = tmp_path / "executed" / "01_x.ipynb"
     assert runner.run_notebook(source, executed, parameters={"seed": 0}, tell=lambda line: None)["cells"]
+    assert capfd.readouterr().err == ""
 
 
 # ---- the manifest

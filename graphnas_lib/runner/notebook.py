@@ -139,12 +139,11 @@ def own_kernel() -> Iterator[tuple[dict[str, str], dict[str, str]]]:
     from ipykernel.kernelspec import write_kernel_spec
 
     with TemporaryDirectory(prefix="graphnas-kernel-") as folder:
-        write_kernel_spec(Path(folder, "kernels", KERNEL["name"]))
+        quiet = ["--log-level=CRITICAL"]  # else it warns of TCP, and says that it was interrupted when it is ended
+        write_kernel_spec(Path(folder, "kernels", KERNEL["name"]), extra_arguments=quiet)
         paths = os.pathsep.join(filter(None, [folder, os.environ.get("JUPYTER_PATH")]))
         short = os.name == "posix" and len(f"{folder}/kernel-9".encode()) <= 100  # bytes: systems take 103 or 107
-        # ipykernel >= 7.3 else warns of unencrypted TCP at every start
-        files = {"transport": "ipc", "ip": f"{folder}/kernel"}
-        yield {"JUPYTER_PATH": paths}, files if short else {"transport_encryption": "auto"}
+        yield {"JUPYTER_PATH": paths}, {"transport": "ipc", "ip": f"{folder}/kernel"} if short else {}
 
 
 def check_parameters(notebook: dict, parameters: dict[str, Any]) -> None:
