@@ -71,8 +71,9 @@ lint: $(STAMP) ## ruff: format and rules, code and notebooks
 	@"$(PY)" -m ruff check --quiet .
 
 # Two one-thread workers: small networks gain nothing from a second thread. Files go in the order of tests/conftest.py.
+# They give way to the smoke run, which is the longer way: one notebook waits for another.
 unit: $(STAMP)
-	@OMP_NUM_THREADS=1 "$(PY)" -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder $(PYTEST)
+	@OMP_NUM_THREADS=1 nice -n 5 "$(PY)" -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder $(PYTEST)
 
 smoke: $(STAMP)
 	@"$(PY)" -m graphnas_lib reproduce --scale smoke
