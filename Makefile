@@ -87,6 +87,7 @@ nbval: $(STAMP)
 
 bench: $(STAMP) ## benchmarks, each beside a plain reference
 	@"$(PY)" -m pytest -o addopts= -o timeout=0 -o python_files="bench_*.py test_*.py" --benchmark-columns=min,median,rounds tests/benchmarks
+	@"$(PY)" tests/benchmarks/table.py
 
 fuzz: $(STAMP) ## N examples of each generated test: networks, files, strings (make fuzz N=20000)
 	@OMP_NUM_THREADS=1 GRAPHNAS_FUZZ=$(N) "$(PY)" -m pytest -q -o timeout=0 tests/test_fuzz.py tests/test_broken_files.py $(PYTEST)
