@@ -141,6 +141,29 @@ def test_more_candidates_never_lower_the_best_score(parts, batch):
     assert len(many) == 2 and many[0].tcet >= few[0].tcet
 
 
+def test_long_scoring_in_two_processes_gives_the_same_designs(parts, batch, monkeypatch):
+    """And a candidate whose score fails is counted there too."""
+    alone = design(params=2e4, n=3, **batch, **parts)
+    asked, collect = [], store.collect
+
+    def seen(jobs, *, workers, **how):
+        asked.append(workers)
+        return collect(jobs, workers=workers, **how)
+
+    monkeypatch.setattr(store, "collect", seen)
+    monkeypatch.setattr(module, "WORTH_PROCESSES", 0.0)
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        found = design(params=2e4, n=3, **batch, **parts)
+        with pytest.raises(proxies.ProxyError, match="finite"):
+            design(params=2e4, n=2, **batch | {"images": 1e38 * batch["images"]}, **parts)
+    finally:
+        torch.set_num_threads(threads)
+    assert asked == [2, 2] and [made.architecture for made in found] == [made.architecture for made in alone]
+    assert [made.tcet for made in found] == pytest.approx([made.tcet for made in alone], rel=1e-4)
+
+
 def test_noise_stands_in_for_images_and_is_named(parts):
     designs = design(params=1e4, n=1, input_shape=(1, 8, 8), classes=3, **parts)
     assert "noise" in designs[0].batch and "noise" in designs._repr_html_()

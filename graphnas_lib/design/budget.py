@@ -15,7 +15,6 @@ from functools import partial
 
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from graphnas_lib import proxies, store
 from graphnas_lib.design.designs import Design, Designs
@@ -23,7 +22,7 @@ from graphnas_lib.design.fitting import BudgetUnreachable, Fitted, Target, fit_t
 from graphnas_lib.design.kept import KeptNetworks, NearNetworks
 from graphnas_lib.design.selection import RANKS, SHALLOW_CANDIDATES, shallow_networks
 from graphnas_lib.evolution import max_strides
-from graphnas_lib.macro import CHANNELS, HLArchitecture, HLTriple, whole
+from graphnas_lib.macro import CHANNELS, Architecture, HLArchitecture, HLTriple, whole
 from graphnas_lib.network import build, checked_task, count, moved
 from graphnas_lib.sequence import CONDITIONS, SequenceGenerator
 from graphnas_lib.synonyms import CellSampler, realise
@@ -32,6 +31,7 @@ REQUEST_SHARES = (1.0, 0.97, 0.93, 0.88)  # ours; each gets one greedy macro des
 SAMPLES_PER_SHARE = 16  # further designs, sampled, where kept networks say which to take
 MAX_PROMISING_MACROS = 4  # of these so many are taken
 NOISE_BATCH_SIZE = 16  # images for T-CET where none are given; the paper's batch is 64 (deviation D18)
+WORTH_PROCESSES = 2e11  # FLOPs of one forward of all that is scored, from where two processes win over two threads
 MIN_SIDE_OF_STRIDED_STEM = 128  # from this side on the stem has stride 2 (deviation D08)
 BOUND_MARGIN = 0.025  # networks that may not exceed a bound are asked for at so much less, and accepted that far off
 MAX_MISSED_MACROS = 2  # macro designs that miss the budget before plain ones are tried
@@ -300,28 +300,29 @@ class Drawer:
         return list(found.values())
 
 
-# ---- selection
-
-
-def selected(
-    found: list[Fitted], request: Request, batch: tuple, n: int, device, progress: bool, rank=RANKS["tcet"]
-) -> Designs:
+def selected(fits: list[Fitted], request: Request, batch, n: int, device, progress, rank=RANKS["tcet"]) -> Designs:
     """Score every candidate by T-CET and keep the n best; a candidate whose score fails is counted, not ranked."""
     images, labels, words = batch[0].to(device), batch[1].to(device), batch[2]
-    designs, unscored, last = Designs(), 0, None
-    for fitted in tqdm(found, desc="T-CET", disable=not progress):
-        model = moved(build(fitted.architecture, seed=request.seed, **request.task), device)
-        try:
-            tcet = proxies.tcet(model, images, labels)
-        except proxies.ProxyError as error:
-            unscored, last = unscored + 1, error
-            continue
-        designs.append(
-            Design(architecture=fitted.architecture, **vars(fitted.costs), tcet=tcet, batch=words, **request.task)
-        )
-    if not designs and last is not None:
-        raise last
+    long = len(images) * sum(fitted.costs.flops for fitted in fits) > WORTH_PROCESSES and not images.is_cuda
+    jobs = {str(i): partial(_tcet, fitted.architecture, request, images, labels) for i, fitted in enumerate(fits)}
+    workers = min(store.ON_CPU, torch.get_num_threads()) if long else 1
+    scores = store.collect(jobs, workers=workers, progress=progress, desc="T-CET", unit="network")
+    designs = Designs(
+        Design(architecture=fitted.architecture, **vars(fitted.costs), tcet=score, batch=words, **request.task)
+        for fitted, score in zip(fits, scores, strict=True)
+        if isinstance(score, float)
+    )
+    if scores and not designs:
+        raise scores[-1]
+    designs.unscored = len(fits) - len(designs)
     designs.sort(key=rank, reverse=True)
     del designs[n:]
-    designs.unscored = unscored
     return designs
+
+
+def _tcet(architecture: Architecture, request: Request, images: Tensor, labels: Tensor) -> float | proxies.ProxyError:
+    model = moved(build(architecture, seed=request.seed, **request.task), images.device)
+    try:
+        return proxies.tcet(model, images, labels)
+    except proxies.ProxyError as error:
+        return error

@@ -85,8 +85,7 @@ def _largest(request: Request) -> Iterator[Fitted]:
 def _first_costs(request: Request, cell: Cell, strides: int, width: int) -> tuple[Costs, Costs]:
     """Costs with one and with two cells after those that halve the side."""
     made = (_network(cell, strides + more, strides, request.stem_stride, width) for more in (1, 2))
-    shorter, longer = (count(architecture, **request.task) for architecture in made)
-    return shorter, longer
+    return tuple(count(architecture, **request.task) for architecture in made)
 
 
 def _network(cell: Cell, depth: int, strides: int, stem_stride: int, width: int) -> Architecture:
