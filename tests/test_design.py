@@ -141,6 +141,26 @@ def test_more_candidates_never_lower_the_best_score(parts, batch):
     assert len(many) == 2 and many[0].tcet >= few[0].tcet
 
 
+def test_only_the_most_promising_designs_are_scored_unless_more_are_asked_for(parts, batch, tmp_path):
+    designs, every = (design(params=2e4, n=6, candidates=asked, **batch, **parts) for asked in (None, 6))
+    assert [made.tcet is None for made in designs] == 3 * [False] + 3 * [True]
+    assert None not in [made.tcet for made in every]
+    known = {made.architecture.key(): made.tcet for made in every}
+    rated = [
+        made.layers * math.sqrt(sum(t.channels for t in made.hl.triples) / len(made.hl.triples)) for made in designs
+    ]
+    assert min(rated[:3]) >= max(rated[3:]) and rated[3:] == sorted(rated[3:], reverse=True)
+    assert {made.architecture.key() for made in designs} == set(known) and designs.unscored == 0
+    assert [made.tcet for made in designs[:3]] == [known[made.architecture.key()] for made in designs[:3]]
+    assert designs[0].tcet >= designs[1].tcet >= designs[2].tcet
+    last = designs[-1]
+    assert Design.load(last.save(tmp_path / "last.json")) == last and "T-CET not taken" in last.to_code()
+    assert list(designs.table()["tcet"].isna()) == 3 * [False] + 3 * [True]
+    assert "NaN" not in repr(designs) + designs._repr_html_()
+    with pytest.raises(ValueError, match="'tcet' must be a float"):
+        Design.from_dict(last.to_dict() | {"tcet": "high"})
+
+
 def test_long_scoring_in_two_processes_gives_the_same_designs(parts, batch, monkeypatch):
     """And a candidate whose score fails is counted there too."""
     alone = design(params=2e4, n=3, **batch, **parts)
@@ -204,8 +224,9 @@ def test_contradictory_budgets_are_refused(parts, batch):
         ({}, "give params, flops, or both"),
         ({"params": -1}, "params must be a positive number"),
         ({"flops": math.nan}, "flops must be a positive number"),
-        ({"params": 1e4, "n": 0}, "n must be at least 1"),
-        ({"params": 1e4, "n": 5, "candidates": 3}, "candidates at least n"),
+        ({"params": 1e4, "n": 0}, "n and candidates must be whole numbers from 1; got 0"),
+        ({"params": 1e4, "n": 2.5}, "n and candidates must be whole numbers from 1; got 2.5"),
+        ({"params": 1e4, "n": 5, "candidates": -1}, "n and candidates must be whole numbers from 1; got 5 and -1"),
         ({"params": 1e4, "tolerance": 0}, "tolerance"),
         ({"params": 1e4, "classes": 0}, "classes"),
         ({"params": 1e4, "select": "best"}, "select must be one of tcet, shallow"),

@@ -299,6 +299,18 @@ def test_codes_of_whole_networks_change_and_come_back(name):
 
 
 @needs
+@pytest.mark.parametrize("name", ["nb_macro", "tnb_macro"])
+def test_a_space_of_whole_networks_is_searched_by_the_keys_of_its_table(name):
+    frame = benchmarks.networks(name, evidence.load_scores())
+    space, generator = search.MacroSpace(name, frame), torch.Generator().manual_seed(0)
+    known = [space.key(space.random(generator)) in frame.index for _ in range(200)]
+    assert sum(known) > 0.3 * len(known)  # of TransNAS codes, those that neither widen nor halve too often
+    found = search.searches(space, benchmarks.TASKS[name], seeds=1, evaluations=(5, 40))
+    assert len(found["rows"]) == 4 * len(search.BUDGETS) and found["rows"].notna().all(axis=None)
+    assert {space.key(code) for code in found["histories"]} <= set(frame.index)
+
+
+@needs
 def test_searches_over_cells_start_together_and_never_fall(cells):
     pools = [list(range(i, len(cells), 6)) for i in range(6)]
     found = search.cell_searches(cells, pools, seed=0, evaluations=50)

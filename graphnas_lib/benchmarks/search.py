@@ -56,7 +56,7 @@ class MacroSpace:
 
     def key(self, code: str) -> str:
         """The row of `networks` that a code belongs to."""
-        return tables.nb_macro_key(code) if self.name == "nb_macro" else code.ljust(6, "0")
+        return tables.nb_macro_key(code) if self.name == "nb_macro" else code
 
     def random(self, generator: torch.Generator) -> str:
         """A uniform code."""
@@ -98,7 +98,7 @@ def _problem(space: MacroSpace, bound: float) -> Problem:
     params, tcet = space.networks["params"].to_dict(), space.networks["tcet"].to_dict()
 
     return Problem(
-        start=space.networks["params"].idxmin().rstrip("0" if space.name == "tnb_macro" else ""),
+        start=space.networks["params"].idxmin(),
         mutate=space.mutated,
         score=lambda code: float(tcet[space.key(code)]),
         feasible=lambda code: params.get(space.key(code), np.inf) <= bound,

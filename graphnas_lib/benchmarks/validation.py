@@ -83,13 +83,7 @@ def score_all(
 ) -> pd.DataFrame:
     """Rows of every architecture on both skeletons, in parallel, each kept at once; a killed run goes on.
 
-    Args:
-        architectures: strings of NATS-Bench-TSS; those that `out` has are not scored again.
-        images: (2 B, C, H, W), normalised; see `row`.
-        seed: of every network's initial weights.
-        out: file of finished rows, one JSON line each.
-        device: where workers compute, default where the images are.
-        how: `workers`, `progress` and `dask` of `store.collect`.
+    Arguments are those of `proxies.label`, but for the images: (2 B, C, H, W), see `row`.
 
     Returns:
         Columns arch, skeleton, `SCORES`, error; in the order of `architectures`, skeletons in turn.

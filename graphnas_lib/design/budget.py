@@ -12,6 +12,7 @@ import math
 import warnings
 from dataclasses import dataclass, replace
 from functools import partial
+from statistics import fmean
 
 import torch
 from torch import Tensor
@@ -20,17 +21,18 @@ from graphnas_lib import proxies, store
 from graphnas_lib.design.designs import Design, Designs
 from graphnas_lib.design.fitting import BudgetUnreachable, Fitted, Target, fit_to_budget
 from graphnas_lib.design.kept import KeptNetworks, NearNetworks
-from graphnas_lib.design.selection import RANKS, SHALLOW_CANDIDATES, shallow_networks
+from graphnas_lib.design.selection import RANKS, SHALLOW_CANDIDATES, shallow_networks, widening
 from graphnas_lib.evolution import max_strides
-from graphnas_lib.macro import CHANNELS, Architecture, HLArchitecture, HLTriple, whole
-from graphnas_lib.network import build, checked_task, count, moved
+from graphnas_lib.macro import Architecture, HLArchitecture, whole
+from graphnas_lib.network import build, checked_task, count, depth, moved
 from graphnas_lib.sequence import CONDITIONS, SequenceGenerator
 from graphnas_lib.synonyms import CellSampler, realise
 
 REQUEST_SHARES = (1.0, 0.97, 0.93, 0.88)  # ours; each gets one greedy macro design
 SAMPLES_PER_SHARE = 16  # further designs, sampled, where kept networks say which to take
 MAX_PROMISING_MACROS = 4  # of these so many are taken
-NOISE_BATCH_SIZE = 16  # images for T-CET where none are given; the paper's batch is 64 (deviation D18)
+NOISE_BATCH_SIZE = 8  # images for T-CET where none are given: on 16 the same one of ten is best to 1%; the paper has 64
+MAX_SCORED = 3  # of the designs, those of most layers x root of width: the best has 0.997 or more of the best of ten
 WORTH_PROCESSES = 2e11  # FLOPs of one forward of all that is scored, from where two processes win over two threads
 MIN_SIDE_OF_STRIDED_STEM = 128  # from this side on the stem has stride 2 (deviation D08)
 BOUND_MARGIN = 0.025  # networks that may not exceed a bound are asked for at so much less, and accepted that far off
@@ -72,10 +74,10 @@ def design(
         seed: of cells, weights under T-CET, and noise images; equal arguments give equal designs.
         scale: whose trained artifacts to use; default the one that ships.
         images, labels: a batch (B, *input_shape) that T-CET is taken on, and its targets (B,), tensors or arrays; None
-            takes 16 images of standard normal noise.
+            takes 8 images of standard normal noise.
         tolerance: largest relative error of the costs; at or under the request is preferred.
-        candidates: networks to score, at least n (default n, or 4 n where `select` is "shallow"); the paper scores 10
-            to 100.
+        candidates: networks to score, those of most layers times root of width; default 3, or 4 n where `select` is
+            "shallow"; the paper scores 10 to 100. Where they are fewer than n the rest follow, with `tcet` None (D50).
         dense: one prediction a position, all strides 1.
         fresh: decode greedily and draw every cell from the flow, as Eq. 9 and 12 are printed; else the networks that
             the evolution kept say which macro designs to take, and give their cells (deviation D50).
@@ -92,25 +94,26 @@ def design(
     target = Target(params, flops, tolerance)
     if select not in RANKS:
         raise ValueError(f"select must be one of {', '.join(RANKS)}; got {select!r}.")
-    shallow = select == "shallow"
-    n, wanted = whole(n), whole(n * (SHALLOW_CANDIDATES if shallow else 1) if candidates is None else candidates)
-    if None in (n, wanted) or n < 1 or wanted < n:
-        raise ValueError(f"n must be at least 1 and candidates at least n; got {n} and {wanted}.")
+    shallow, number = select == "shallow", whole(n) or 0
+    if candidates is None:
+        candidates = SHALLOW_CANDIDATES * number if shallow else min(number, MAX_SCORED)
+    if min(number, scored := whole(candidates) or 0) < 1:
+        raise ValueError(f"n and candidates must be whole numbers from 1; got {n} and {candidates}.")
+    drawn = max(number, scored)
     place = store.pick_device(device)
     request = Request(target, input_shape, classes, dense, seed)
     batch = request.batch(images, labels)
     trained = trained or Trained.load(scale, device=place)
     if shallow:
-        sizes = {"max_strides": request.max_strides, "stem_stride": request.stem_stride, "seed": seed}
-        found = shallow_networks(wanted, trained.sampler, target, request.task, **sizes)
+        found = shallow_networks(drawn, trained.sampler, request)
     else:
         near = None if fresh else trained.near(**request.conditions(trained.generator.config.input_shape))
         macros = macro_designs(trained.generator, request, near)
-        found = Drawer(request, trained.sampler, near).candidates(macros, wanted)
-    if len(found) < n:
-        message = f"{n} distinct designs were asked for; {len(found)} could be drawn for this budget."
+        found = Drawer(request, trained.sampler, near).candidates(macros, drawn)
+    if len(found) < number:
+        message = f"{number} distinct designs were asked for; {len(found)} could be drawn for this budget."
         warnings.warn(message, stacklevel=2)
-    return selected(found, request, batch, n, place, progress, rank=RANKS[select])
+    return selected(found, request, batch, number, scored, place, progress, rank=RANKS[select])
 
 
 @dataclass(frozen=True)
@@ -216,15 +219,10 @@ def macro_designs(
 
 
 def plain_macros(n_families: int, max_strides: int, stem_stride: int) -> list[HLArchitecture]:
-    """One family throughout, doubled in width at each stride: where the generator's designs cannot be fitted."""
-    macros, last = [], n_families - 1
-    for depth, family, draws in ((1, 0, 3), (3, n_families // 2, 1), (10, last, 1), (1, last, 1)):
-        strided = {round((i + 1) * depth / (max_strides + 1)) for i in range(max_strides)} & set(range(1, depth))
-        strides = [2 if i in strided else 1 for i in range(depth)]
-        widths = [min(32 * 2 ** strides[: i + 1].count(2), CHANNELS[-1]) for i in range(depth)]
-        triples = tuple(HLTriple(family, *size) for size in zip(widths, strides, strict=True))
-        macros += draws * [HLArchitecture(triples, None, stem_stride)]  # each draw has other cells
-    return macros
+    """One family throughout: where the generator's designs cannot be fitted. Each time the same has other cells."""
+    last = n_families - 1
+    asked = (*3 * ([0],), 3 * [n_families // 2], 10 * [last], [last])
+    return [widening(families, max_strides, stem_stride) for families in asked]
 
 
 # ---- candidates
@@ -300,23 +298,27 @@ class Drawer:
         return list(found.values())
 
 
-def selected(fits: list[Fitted], request: Request, batch, n: int, device, progress, rank=RANKS["tcet"]) -> Designs:
-    """Score every candidate by T-CET and keep the n best; a candidate whose score fails is counted, not ranked."""
+def selected(
+    fits: list[Fitted], request: Request, batch, n: int, scored: int, device, progress=False, rank=RANKS["tcet"]
+) -> Designs:
+    """The n best by T-CET, which the `scored` of most layers times root of width get (failures count); then others."""
+    fits = sorted(fits, key=lambda one: -(depth(a := one.architecture) ** 2) * fmean(t.channels for t in a.triples))
     images, labels, words = batch[0].to(device), batch[1].to(device), batch[2]
-    long = len(images) * sum(fitted.costs.flops for fitted in fits) > WORTH_PROCESSES and not images.is_cuda
-    jobs = {str(i): partial(_tcet, fitted.architecture, request, images, labels) for i, fitted in enumerate(fits)}
+    chosen, rest = fits[:scored], fits[scored:]
+    long = len(images) * sum(fitted.costs.flops for fitted in chosen) > WORTH_PROCESSES and not images.is_cuda
+    jobs = {str(i): partial(_tcet, fitted.architecture, request, images, labels) for i, fitted in enumerate(chosen)}
     workers = min(store.ON_CPU, torch.get_num_threads()) if long else 1
     scores = store.collect(jobs, workers=workers, progress=progress, desc="T-CET", unit="network")
-    designs = Designs(
+    made = [
         Design(architecture=fitted.architecture, **vars(fitted.costs), tcet=score, batch=words, **request.task)
-        for fitted, score in zip(fits, scores, strict=True)
-        if isinstance(score, float)
-    )
-    if scores and not designs:
+        for fitted, score in zip(fits, [*scores, *len(rest) * [None]], strict=True)
+        if not isinstance(score, proxies.ProxyError)
+    ]
+    known = sorted((one for one in made if one.tcet is not None), key=rank, reverse=True)
+    if scores and not known:
         raise scores[-1]
-    designs.unscored = len(fits) - len(designs)
-    designs.sort(key=rank, reverse=True)
-    del designs[n:]
+    designs = Designs((known + [one for one in made if one.tcet is None])[:n])
+    designs.unscored = len(fits) - len(made)
     return designs
 
 

@@ -29,7 +29,7 @@ class Design(JSONText):
     params: int  # trainable
     flops: int  # the paper's unit (2 x MACs) at `input_shape`
     macs: int  # multiply-accumulates of convolutions and linear layers at `input_shape`
-    tcet: float  # on `batch`; compare it within one call only
+    tcet: float | None  # on `batch`; compare it within one call only. None: not taken
     batch: str  # what T-CET was taken on, in words
     input_shape: tuple[int, ...] = (3, 32, 32)
     classes: int = 10
@@ -84,9 +84,11 @@ class Design(JSONText):
             came = sorted(data) if isinstance(data, dict) else data
             raise ValueError(f"A design must have exactly the fields {sorted(wanted)}; got {str(came)[:200]}.")
         architecture = Architecture.from_dict(data["architecture"])
-        for name, kind in (("tcet", float), ("batch", str), ("dense", bool), ("input_shape", list)):
+        for name, kind in (("tcet", float | None), ("batch", str), ("dense", bool), ("input_shape", list)):
             if not isinstance(data[name], kind):
-                raise ValueError(f"A design's '{name}' must be a {kind.__name__}; got {data[name]!r}.")
+                raise ValueError(
+                    f"A design's '{name}' must be a {getattr(kind, '__name__', kind)}; got {data[name]!r}."
+                )
         made = cls(**{**data, "architecture": architecture, "input_shape": tuple(data["input_shape"])})
         for name, value in vars(count(architecture, **made.task)).items():
             if data[name] != value:
@@ -95,7 +97,8 @@ class Design(JSONText):
 
     def to_code(self) -> str:
         """The network as a Python file that imports PyTorch alone (`export.to_code`)."""
-        made = f"A network drawn by graphnas_lib {__version__}; T-CET {self.tcet:.6g} on {self.batch}."
+        score = "not taken" if self.tcet is None else f"{self.tcet:.6g} on {self.batch}"
+        made = f"A network drawn by graphnas_lib {__version__}; T-CET {score}."
         return network.to_code(self.architecture, **self.task, title=made)
 
     def save(self, path: Path | str, *, model: nn.Module | None = None) -> Path:
@@ -147,7 +150,7 @@ class Design(JSONText):
 
 
 class Designs(list):
-    """Designs, best first by the rule that was asked for; `unscored` counts candidates whose T-CET failed."""
+    """Designs, best first by the rule that was asked for, those without T-CET last; `unscored` counts failed ones."""
 
     unscored: int = 0
 
@@ -166,9 +169,9 @@ class Designs(list):
         return pd.DataFrame(rows)
 
     def __repr__(self) -> str:
-        return self.table().to_string(index=False) if self else "no designs"
+        return self.table().to_string(index=False, na_rep="-") if self else "no designs"
 
     def _repr_html_(self) -> str:
         if not self:
             return "<p>no designs</p>"
-        return self.table()._repr_html_() + f"<p>T-CET on {escape(self[0].batch)}.</p>"
+        return self.table().to_html(na_rep="-") + f"<p>T-CET on {escape(self[0].batch)}.</p>"

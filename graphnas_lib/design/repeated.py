@@ -58,7 +58,7 @@ def repeated(
     if not met:
         raise BudgetUnreachable(target, min(tried, key=lambda one: one.error).costs)
     best = sorted(met, key=lambda one: -promise(one.architecture))[: max(n, SCORED)]
-    return selected(best, request, request.batch(images, labels), n, store.pick_device(device), progress=False)
+    return selected(best, request, request.batch(images, labels), n, len(best), store.pick_device(device))
 
 
 def _largest(request: Request) -> Iterator[Fitted]:

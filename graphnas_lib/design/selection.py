@@ -6,16 +6,20 @@ long trainings. Rule "shallow" bounds depth before anything is scored, and then 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from typing import TYPE_CHECKING
 
 import torch
 
 from graphnas_lib.design.designs import Design
-from graphnas_lib.design.fitting import BudgetUnreachable, Fitted, Target, fit_to_budget
+from graphnas_lib.design.fitting import BudgetUnreachable, Fitted, fit_to_budget
 from graphnas_lib.macro import CHANNELS, Architecture, HLArchitecture, HLTriple
 from graphnas_lib.network import count
 from graphnas_lib.synonyms import CellSampler
+
+if TYPE_CHECKING:
+    from graphnas_lib.design.budget import Request
 
 SHALLOW_CELLS = (3, 6)  # fewest and most
 SHALLOW_STRIDES = 2  # at each of them widths double, as in alpha_x
@@ -29,25 +33,20 @@ RANKS: dict[str, Callable[[Design], float]] = {
 }
 
 
-def shallow_networks(
-    n: int, sampler: CellSampler, target: Target, task: dict, *, max_strides: int, stem_stride: int, seed: int
-) -> list[Fitted]:
-    """Up to n networks of a few cells of random families that meet a budget.
-
-    Args:
-        task: input shape, classes and density, as `network.count` takes them.
-        max_strides, stem_stride: how often the side may be halved by cells, and the stem's stride.
+def shallow_networks(n: int, sampler: CellSampler, request: Request) -> list[Fitted]:
+    """Up to n networks of a few cells of random families that meet a request.
 
     Raises:
         BudgetUnreachable: none meets it; names the nearest.
     """
-    options = {"costs": partial(count, **task), "max_strides": max_strides}
+    options = {"costs": partial(count, **request.task), "max_strides": request.max_strides}
+    shape, target = (sampler.families.n_clusters, request.max_strides, request.stem_stride), request.target
     drawn: list[Fitted] = []
     for number in range(SHALLOW_ROUNDS):
-        seed_of_round = SHALLOW_ROUNDS * seed + number
-        source = torch.Generator().manual_seed(seed_of_round)
-        macros = [shallow_macro(source, sampler.families.n_clusters, max_strides, stem_stride) for _ in range(n)]
-        drawn += [fit_to_budget(one, target, **options) for one in _realised(macros, sampler, seed_of_round)]
+        seed = SHALLOW_ROUNDS * request.seed + number
+        source = torch.Generator().manual_seed(seed)
+        macros = [shallow_macro(source, *shape) for _ in range(n)]
+        drawn += [fit_to_budget(one, target, **options) for one in _realised(macros, sampler, seed)]
         met = {one.architecture.key(): one for one in drawn if target.met(one.costs)}
         if len(met) >= n:
             break
@@ -57,17 +56,22 @@ def shallow_networks(
 
 
 def shallow_macro(source: torch.Generator, n_families: int, max_strides: int, stem_stride: int) -> HLArchitecture:
-    """A few cells of random families, evenly strided, twice as wide after each stride."""
+    """A few cells of random families."""
 
     def uniform(low: int, high: int) -> int:
         return torch.randint(low, high + 1, (), generator=source).item()
 
-    depth, strides = uniform(*SHALLOW_CELLS), min(SHALLOW_STRIDES, max_strides)
-    strided = {round((i + 1) * depth / (strides + 1)) for i in range(strides)}
+    families = [uniform(0, n_families - 1) for _ in range(uniform(*SHALLOW_CELLS))]
+    return widening(families, min(SHALLOW_STRIDES, max_strides), stem_stride)
+
+
+def widening(families: Sequence[int], strides: int, stem_stride: int) -> HLArchitecture:
+    """Cells of these families, evenly strided where there are enough of them, twice as wide after each stride."""
+    strided = {round((i + 1) * len(families) / (strides + 1)) for i in range(strides)} - {0}
     triples, width = [], START_WIDTH
-    for place in range(depth):
+    for place, family in enumerate(families):
         width = min(2 * width, CHANNELS[-1]) if place in strided else width
-        triples.append(HLTriple(uniform(0, n_families - 1), width, 2 if place in strided else 1))
+        triples.append(HLTriple(family, width, 2 if place in strided else 1))
     return HLArchitecture(tuple(triples), None, stem_stride)
 
 

@@ -33,7 +33,8 @@ def hours(scale: str, device: str = "auto") -> dict[str, float]:
     sizes, place = SCALES[scale], store.pick_device(device)
     data = datasets.load("digits")
     vectors, searchers = store.processes(place), len(store.gpus(place)) or store.ON_CPU
-    vector = _vector(sizes, data, place) / vectors
+    batch = data.resized(sizes.label_resolution).batch(sizes.label_batch, device=place)
+    vector = _seconds(lambda: proxies.zc_vector(REFERENCE_CELL, *batch, seed=0), place) / vectors
     tcet = _tcet(sizes, data, place) / searchers
     trained = sizes.train_images * sizes.train_epochs * (STRATEGIES * sizes.table1_cells + sizes.reference_seeds)
     image1, image2 = (_image(sizes, data, recipe, place) / searchers for recipe in ("nats12", sizes.table2_recipe))
@@ -65,11 +66,6 @@ def _seconds(item: Callable[[], object], place: torch.device) -> float:
     if place.type == "cuda":
         torch.cuda.synchronize(place)
     return (time.perf_counter() - began) / ITEMS
-
-
-def _vector(sizes: Scale, data: datasets.Dataset, place: torch.device) -> float:
-    batch = data.resized(sizes.label_resolution).batch(sizes.label_batch, device=place)
-    return _seconds(lambda: proxies.zc_vector(REFERENCE_CELL, *batch, seed=0), place)
 
 
 def _tcet(sizes: Scale, data: datasets.Dataset, place: torch.device) -> float:
