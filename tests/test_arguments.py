@@ -78,7 +78,7 @@ def test_a_budget_that_is_none_is_refused_in_words():
             design("1M", tolerance=wrong)
     with pytest.raises(TypeError, match="seed must be a whole number; got 0.5"):
         repeated("1M", seed=0.5)
-    with pytest.raises(ValueError, match="n must be at least 1"):
+    with pytest.raises(ValueError, match="n must be a whole number from 1"):
         design("1M", n="3")
 
 

@@ -23,6 +23,7 @@ from graphnas_lib.design import (
     repeated,
 )
 from graphnas_lib.design import budget as module
+from graphnas_lib.design.designs import Designs
 from graphnas_lib.design.fitting import Target, fit_to_budget
 from graphnas_lib.gvae import GVAE, GVAEConfig
 from graphnas_lib.macro import Architecture, HLArchitecture, HLTriple, Triple, stack_cell
@@ -68,7 +69,7 @@ def batch() -> dict:
 
 @pytest.mark.parametrize("budget", [{"params": 5e4}, {"flops": 2e6}, {"params": 3e4, "flops": 6e6}])
 def test_designs_meet_the_budget_and_come_best_first(parts, batch, budget):
-    designs = design(**budget, n=3, seed=0, **batch, **parts)
+    designs = design(**budget, n=3, candidates=3, seed=0, **batch, **parts)
     assert len(designs) == 3 and len({d.architecture.key() for d in designs}) == 3
     for d in designs:
         costs = count(d.architecture, input_shape=SHAPE)
@@ -142,28 +143,51 @@ def test_more_candidates_never_lower_the_best_score(parts, batch):
 
 
 def test_only_the_most_promising_designs_are_scored_unless_more_are_asked_for(parts, batch, tmp_path):
+    k = module.MAX_SCORED
     designs, every = (design(params=2e4, n=6, candidates=asked, **batch, **parts) for asked in (None, 6))
-    assert [made.tcet is None for made in designs] == 3 * [False] + 3 * [True]
+    assert [made.tcet is None for made in designs] == k * [False] + (6 - k) * [True]
     assert None not in [made.tcet for made in every]
     known = {made.architecture.key(): made.tcet for made in every}
-    rated = [
-        made.layers * math.sqrt(sum(t.channels for t in made.hl.triples) / len(made.hl.triples)) for made in designs
-    ]
-    assert min(rated[:3]) >= max(rated[3:]) and rated[3:] == sorted(rated[3:], reverse=True)
+    rated = [made.layers * made.width**0.5 for made in designs]
+    assert min(rated[:k]) >= max(rated[k:]) and rated[k:] == sorted(rated[k:], reverse=True)
     assert {made.architecture.key() for made in designs} == set(known) and designs.unscored == 0
-    assert [made.tcet for made in designs[:3]] == [known[made.architecture.key()] for made in designs[:3]]
-    assert designs[0].tcet >= designs[1].tcet >= designs[2].tcet
+    assert [made.tcet for made in designs[:k]] == [known[made.architecture.key()] for made in designs[:k]]
+    assert designs[0].tcet >= designs[1].tcet
     last = designs[-1]
     assert Design.load(last.save(tmp_path / "last.json")) == last and "T-CET not taken" in last.to_code()
-    assert list(designs.table()["tcet"].isna()) == 3 * [False] + 3 * [True]
+    assert list(designs.table()["tcet"].isna()) == k * [False] + (6 - k) * [True]
     assert "NaN" not in repr(designs) + designs._repr_html_()
     with pytest.raises(ValueError, match="'tcet' must be a float"):
         Design.from_dict(last.to_dict() | {"tcet": "high"})
+    assert f"{k} of 6 designs" in designs.scores() and " of " not in every.scores()
+    others = Designs(designs[k:])
+    assert "None" not in repr(others) + others._repr_html_() and others.table()["tcet"].isna().all()
+
+
+def test_shallow_designs_are_scored_where_they_are_wide(parts, batch):
+    designs = design(params=6e4, select="shallow", n=4, candidates=2, **batch, **parts)
+    assert [made.tcet is None for made in designs] == [False, False, True, True]
+    assert min(made.width for made in designs[:2]) >= max(made.width for made in designs[2:])
+    assert designs[0].tcet / designs[0].layers >= designs[1].tcet / designs[1].layers
+
+
+def test_a_design_whose_score_fails_gives_way_to_the_next(parts, batch, monkeypatch):
+    known = design(params=2e4, n=5, candidates=5, **batch, **parts)
+    first = max(known, key=lambda made: made.layers * made.width**0.5).architecture.key()
+    taken = module._tcet
+
+    def failing(architecture, *rest):
+        return proxies.ProxyError("overflows") if architecture.key() == first else taken(architecture, *rest)
+
+    monkeypatch.setattr(module, "_tcet", failing)
+    designs = design(params=2e4, n=5, **batch, **parts)
+    assert designs.unscored == 1 and sum(made.tcet is not None for made in designs) == module.MAX_SCORED
+    assert first not in [made.architecture.key() for made in designs]
 
 
 def test_long_scoring_in_two_processes_gives_the_same_designs(parts, batch, monkeypatch):
     """And a candidate whose score fails is counted there too."""
-    alone = design(params=2e4, n=3, **batch, **parts)
+    alone = design(params=2e4, n=4, candidates=4, **batch, **parts)
     asked, collect = [], store.collect
 
     def seen(jobs, *, workers, **how):
@@ -175,9 +199,9 @@ def test_long_scoring_in_two_processes_gives_the_same_designs(parts, batch, monk
     threads = torch.get_num_threads()
     try:
         torch.set_num_threads(2)
-        found = design(params=2e4, n=3, **batch, **parts)
+        found = design(params=2e4, n=4, candidates=4, **batch, **parts)
         with pytest.raises(proxies.ProxyError, match="finite"):
-            design(params=2e4, n=2, **batch | {"images": 1e38 * batch["images"]}, **parts)
+            design(params=2e4, n=4, candidates=4, **batch | {"images": 1e38 * batch["images"]}, **parts)
     finally:
         torch.set_num_threads(threads)
     assert asked == [2, 2] and [made.architecture for made in found] == [made.architecture for made in alone]
@@ -224,9 +248,10 @@ def test_contradictory_budgets_are_refused(parts, batch):
         ({}, "give params, flops, or both"),
         ({"params": -1}, "params must be a positive number"),
         ({"flops": math.nan}, "flops must be a positive number"),
-        ({"params": 1e4, "n": 0}, "n and candidates must be whole numbers from 1; got 0"),
-        ({"params": 1e4, "n": 2.5}, "n and candidates must be whole numbers from 1; got 2.5"),
-        ({"params": 1e4, "n": 5, "candidates": -1}, "n and candidates must be whole numbers from 1; got 5 and -1"),
+        ({"params": 1e4, "n": 0}, "^n must be a whole number from 1; got 0"),
+        ({"params": 1e4, "n": 2.5}, "^n must be a whole number from 1; got 2.5"),
+        ({"params": 1e4, "n": 5, "candidates": 0}, "^candidates must be a whole number from 1; got 0"),
+        ({"params": 1e4, "n": 5, "candidates": "3"}, "^candidates must be a whole number from 1; got '3'"),
         ({"params": 1e4, "tolerance": 0}, "tolerance"),
         ({"params": 1e4, "classes": 0}, "classes"),
         ({"params": 1e4, "select": "best"}, "select must be one of tcet, shallow"),

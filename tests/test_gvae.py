@@ -345,7 +345,7 @@ def test_a_gradient_goes_through_to_the_features_alone():
 def test_cycle_moves_the_decoder_alone():
     torch.manual_seed(0)  # in one of forty such models q of all cells is the same: its hidden units are off
     model, latent = GVAE(TINY), torch.randn(64, 4, generator=generator())
-    loss = cycle(model, latent, model.logits(latent))
+    loss = cycle(model, latent, model.decoder(latent))
     valid = [i for i, cell in enumerate(model.decode(latent)) if cell is not None]
     again = model.predict_zc(model.encode([cell for cell in model.decode(latent) if cell is not None]))
     torch.testing.assert_close(loss.detach(), (again - model.predict_zc(latent[valid])).square().mean())
@@ -356,7 +356,7 @@ def test_cycle_moves_the_decoder_alone():
     )
     with torch.no_grad():
         model.decoder.edges[-1].bias[:] = -30.0  # no path
-    assert cycle(model, latent, model.logits(latent)) == 0
+    assert cycle(model, latent, model.decoder(latent)) == 0
 
 
 def test_cycle_compares_latents_in_their_units():
@@ -368,7 +368,7 @@ def test_cycle_compares_latents_in_their_units():
     valid = [(i, cell) for i, cell in enumerate(both.decode(latent)) if cell is not None]
     again = both.encode([cell for _, cell in valid])
     off = (again - latent[[i for i, _ in valid]]) / torch.tensor([16.0, 16.0, 1.0, 1.0])
-    gap = [cycle(model, latent, model.logits(latent)).item() for model in (both, q_alone)]
+    gap = [cycle(model, latent, model.decoder(latent)).item() for model in (both, q_alone)]
     assert gap[0] - gap[1] == pytest.approx(3 * off.square().mean().item(), rel=1e-4)
 
 

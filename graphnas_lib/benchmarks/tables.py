@@ -9,6 +9,7 @@ trained more than once, which tells each table's noise. Every file is checked by
 from __future__ import annotations
 
 import hashlib
+import tomllib
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -40,63 +41,9 @@ class Table:
     source: str
     licence: str
 
-    @property
-    def ships(self) -> bool:
-        """True when the licence lets this repository carry the table."""
-        return self.licence != "none stated"
 
-
-PUBLIC = {
-    "nats": Table(
-        file="nb201_accuracy.csv.xz",
-        rows=15_625,
-        md5="7ab6117337dd063341430711cca7d84c",
-        source="NATS-Bench-TSS, from v-tao/nats-bench-landscape, hzf1174/RoBoT and automl/NASLib",
-        licence="Apache-2.0",
-    ),
-    "nb360": Table(
-        file="nb201_nb360_accuracy.csv.xz",
-        rows=15_625,
-        md5="744942ad82c778471f3468af2e05de71",
-        source="HW-NAS-Bench-360, roldebijvank/HW-NAS-Bench-360 @ a9b243e07fb8",
-        licence="none stated",
-    ),
-    "latency": Table(
-        file="nb201_latency_27_devices.csv.xz",
-        rows=15_625,
-        md5="d2144eba049a2ccc1ac78c14072d29ce",
-        source="HELP and HW-NAS-Bench, HayeonLee/HELP @ 45f70eb92d0d",
-        licence="MIT",
-    ),
-    "edge": Table(
-        file="nb201_edge_latency_energy.csv.xz",
-        rows=6_466,
-        md5="343ea979933e5fd312475de69d287b02",
-        source="HW-NAS-Bench-360, roldebijvank/HW-NAS-Bench-360 @ a9b243e07fb8",
-        licence="none stated",
-    ),
-    "nb_macro": Table(
-        file="nb_macro_cifar10.csv.xz",
-        rows=6_561,
-        md5="c68aecf2d8008ce70574720407fa1524",
-        source="NAS-Bench-Macro, xiusu/NAS-Bench-Macro @ 61a2bfc2ca0d",
-        licence="Apache-2.0",
-    ),
-    "tnb_micro": Table(
-        file="tnb101_micro.csv.xz",
-        rows=4_096,
-        md5="a1cabffc9a41dbd232b771cf4c639d2d",
-        source="TransNAS-Bench-101, from automl/NASLib @ 8c45f19dc259 and @ ba4ffd845db5",
-        licence="Apache-2.0",
-    ),
-    "tnb_macro": Table(
-        file="tnb101_macro.csv.xz",
-        rows=3_256,
-        md5="f2988b723e31a035314fe9d676cd44e5",
-        source="TransNAS-Bench-101, from automl/NASLib @ 8c45f19dc259 and @ ba4ffd845db5",
-        licence="Apache-2.0",
-    ),
-}
+_FACTS = tomllib.loads(Path(__file__).with_name("tables.toml").read_text(encoding="utf-8"))
+PUBLIC = {name: Table(**facts) for name, facts in _FACTS.items()}
 NATS_TASKS = {"cifar10": "cifar10", "cifar100": "cifar100", "ImageNet16-120": "imagenet16"}  # printed -> ours
 NB360_TASKS = {"ninapro_test_acc": "ninapro", "darcy_one_minus_rel_l2": "darcy"}
 TNB_TASKS = (*("class_object", "class_scene", "jigsaw", "room_layout", "segmentsemantic", "normal", "autoencoder"),)

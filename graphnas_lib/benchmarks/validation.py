@@ -83,7 +83,7 @@ def score_all(
 ) -> pd.DataFrame:
     """Rows of every architecture on both skeletons, in parallel, each kept at once; a killed run goes on.
 
-    Arguments are those of `proxies.label`, but for the images: (2 B, C, H, W), see `row`.
+    Architectures are strings of NATS-Bench-TSS, images (2 B, C, H, W) as in `row`; else as in `proxies.label`.
 
     Returns:
         Columns arch, skeleton, `SCORES`, error; in the order of `architectures`, skeletons in turn.

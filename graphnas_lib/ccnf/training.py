@@ -52,7 +52,6 @@ def train(
     batch_size: int = 256,
     learning_rate: float = 1e-3,
     weight_decay: float = 0.01,
-    cosine: bool | None = None,
     ema: float | None = None,
     seed: int = 0,
     device: str | torch.device = "cpu",
@@ -70,7 +69,6 @@ def train(
         steps: optimiser steps in all.
         batch_size: rows a step, when tensors are given. App. A: 256.
         learning_rate, weight_decay: of AdamW. App. A: 1e-3 and 0.01.
-        cosine: decay the rate to 0; by default in "fm" only (App. A: fixed).
         ema: decay of the averaged weights that are returned, 0 for none; by default 0.999 in "fm", 0 in "nll".
         seed: of the weights and of every draw.
         start: flow to go on from (its affine map is kept), for example a flow-matched one before "nll".
@@ -85,7 +83,7 @@ def train(
         failed), FloatingPointError (loss not finite).
     """
     one_of("objective", objective, OBJECTIVES)
-    cosine = objective == "fm" if cosine is None else cosine
+    cosine = objective == "fm"  # the rate decays to 0; App. A: fixed
     ema = (0.999 if objective == "fm" else 0.0) if ema is None else ema
     checkpoint, device = checkpoint or Checkpoint.none(), torch.device(device)
     if isinstance(batches, tuple):

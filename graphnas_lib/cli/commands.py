@@ -160,7 +160,7 @@ def design(options: argparse.Namespace) -> int:
     given = {name: getattr(options, name) for name in as_named}
     designs = make(**given, input_shape=options.input, images=images, labels=labels, progress=True)
     print(designs)
-    print(f"T-CET on {designs[0].batch}.")
+    print(designs.scores())
     if options.output:
         store.write(options.output / "designs.csv", designs.table())
         for suffix in sorted(options.formats, key=store.DESIGN_FORMATS.index):  # what may fail comes last
@@ -302,7 +302,7 @@ DESIGN = (
     _option("--scale", choices=store.SCALE_NAMES, help="whose generator; default: the one that ships"),
     _option("--tolerance", type=float, default=0.05, help="largest relative error of the costs, default 0.05"),
     _option(
-        "--candidates", type=int, help="networks to score by T-CET; default 3, the deepest and widest (shallow: 4 n)"
+        "--candidates", type=int, help="networks to score by T-CET, those that promise most; default 3 (shallow: 4 n)"
     ),
     _option(
         "--fresh", action="store_true", help="decode greedily and draw every cell anew; take nothing from the evolution"

@@ -1,6 +1,6 @@
 """Budget in, networks out: draw sequences, realise and fit them to the budget, select by T-CET, write (Sec. 3.3).
 
-`design(params=1e6)` returns `Designs`; each `Design` has its architecture, costs and score, builds and saves itself.
+`design(params=1e6)` returns `Designs`; each `Design` builds and saves itself.
 """
 
 from graphnas_lib.design.budget import Trained, below, design

@@ -3,7 +3,7 @@
 The generator writes designs for the request and for a little less of it (its conditions are bins, the budget a bound);
 variety comes from the cells, drawn anew for every candidate (Eq. 8-9). With the networks that the evolution kept
 (`kept`, D50) the most promising designs are taken and get cells that did well; without them decoding is greedy and all
-cells are fresh. Candidates off the budget are mended by `fitting`, and the n of highest T-CET are returned, best first.
+cells are fresh. Candidates off the budget are mended by `fitting`, and T-CET picks among those that promise most.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import math
 import warnings
 from dataclasses import dataclass, replace
 from functools import partial
-from statistics import fmean
 
 import torch
 from torch import Tensor
@@ -21,10 +20,10 @@ from graphnas_lib import proxies, store
 from graphnas_lib.design.designs import Design, Designs
 from graphnas_lib.design.fitting import BudgetUnreachable, Fitted, Target, fit_to_budget
 from graphnas_lib.design.kept import KeptNetworks, NearNetworks
-from graphnas_lib.design.selection import RANKS, SHALLOW_CANDIDATES, shallow_networks, widening
+from graphnas_lib.design.selection import RULES, SHALLOW_CANDIDATES, shallow_networks, widening
 from graphnas_lib.evolution import max_strides
 from graphnas_lib.macro import Architecture, HLArchitecture, whole
-from graphnas_lib.network import build, checked_task, count, depth, moved
+from graphnas_lib.network import build, checked_task, count, moved
 from graphnas_lib.sequence import CONDITIONS, SequenceGenerator
 from graphnas_lib.synonyms import CellSampler, realise
 
@@ -32,8 +31,8 @@ REQUEST_SHARES = (1.0, 0.97, 0.93, 0.88)  # ours; each gets one greedy macro des
 SAMPLES_PER_SHARE = 16  # further designs, sampled, where kept networks say which to take
 MAX_PROMISING_MACROS = 4  # of these so many are taken
 NOISE_BATCH_SIZE = 8  # images for T-CET where none are given: on 16 the same one of ten is best to 1%; the paper has 64
-MAX_SCORED = 3  # of the designs, those of most layers x root of width: the best has 0.997 or more of the best of ten
-WORTH_PROCESSES = 2e11  # FLOPs of one forward of all that is scored, from where two processes win over two threads
+MAX_SCORED = 2  # of the designs, those that promise most: the better has 0.985 to 1.0 of the best of ten
+WORTH_PROCESSES = 1e11  # FLOPs of one forward of more networks, from where two processes win over two threads
 MIN_SIDE_OF_STRIDED_STEM = 128  # from this side on the stem has stride 2 (deviation D08)
 BOUND_MARGIN = 0.025  # networks that may not exceed a bound are asked for at so much less, and accepted that far off
 MAX_MISSED_MACROS = 2  # macro designs that miss the budget before plain ones are tried
@@ -76,8 +75,8 @@ def design(
         images, labels: a batch (B, *input_shape) that T-CET is taken on, and its targets (B,), tensors or arrays; None
             takes 8 images of standard normal noise.
         tolerance: largest relative error of the costs; at or under the request is preferred.
-        candidates: networks to score, those of most layers times root of width; default 3, or 4 n where `select` is
-            "shallow"; the paper scores 10 to 100. Where they are fewer than n the rest follow, with `tcet` None (D50).
+        candidates: networks to score, those that promise most (D50); default 2 (1 of one), 4 n where `select` is
+            "shallow"; the paper scores 10 to 100. Where n is more the others follow, with `tcet` None.
         dense: one prediction a position, all strides 1.
         fresh: decode greedily and draw every cell from the flow, as Eq. 9 and 12 are printed; else the networks that
             the evolution kept say which macro designs to take, and give their cells (deviation D50).
@@ -92,13 +91,15 @@ def design(
         ProxyError: T-CET failed on every candidate.
     """
     target = Target(params, flops, tolerance)
-    if select not in RANKS:
-        raise ValueError(f"select must be one of {', '.join(RANKS)}; got {select!r}.")
+    if select not in RULES:
+        raise ValueError(f"select must be one of {', '.join(RULES)}; got {select!r}.")
     shallow, number = select == "shallow", whole(n) or 0
-    if candidates is None:
-        candidates = SHALLOW_CANDIDATES * number if shallow else min(number, MAX_SCORED)
-    if min(number, scored := whole(candidates) or 0) < 1:
-        raise ValueError(f"n and candidates must be whole numbers from 1; got {n} and {candidates}.")
+    given = {"n": number, "candidates": 1 if candidates is None else whole(candidates) or 0}
+    for name, came in zip(given, (n, candidates), strict=True):
+        if given[name] < 1:
+            raise ValueError(f"{name} must be a whole number from 1; got {came!r}.")
+    default = SHALLOW_CANDIDATES * number if shallow else min(number, MAX_SCORED)
+    scored = default if candidates is None else given["candidates"]
     drawn = max(number, scored)
     place = store.pick_device(device)
     request = Request(target, input_shape, classes, dense, seed)
@@ -113,7 +114,7 @@ def design(
     if len(found) < number:
         message = f"{number} distinct designs were asked for; {len(found)} could be drawn for this budget."
         warnings.warn(message, stacklevel=2)
-    return selected(found, request, batch, number, scored, place, progress, rank=RANKS[select])
+    return selected(found, request, batch, number, scored, place, progress, select=select)
 
 
 @dataclass(frozen=True)
@@ -299,26 +300,27 @@ class Drawer:
 
 
 def selected(
-    fits: list[Fitted], request: Request, batch, n: int, scored: int, device, progress=False, rank=RANKS["tcet"]
+    fits: list[Fitted], request: Request, batch, n: int, scored: int, device, progress=False, select: str = "tcet"
 ) -> Designs:
-    """The n best by T-CET, which the `scored` of most layers times root of width get (failures count); then others."""
-    fits = sorted(fits, key=lambda one: -(depth(a := one.architecture) ** 2) * fmean(t.channels for t in a.triples))
-    images, labels, words = batch[0].to(device), batch[1].to(device), batch[2]
-    chosen, rest = fits[:scored], fits[scored:]
-    long = len(images) * sum(fitted.costs.flops for fitted in chosen) > WORTH_PROCESSES and not images.is_cuda
-    jobs = {str(i): partial(_tcet, fitted.architecture, request, images, labels) for i, fitted in enumerate(chosen)}
-    workers = min(store.ON_CPU, torch.get_num_threads()) if long else 1
-    scores = store.collect(jobs, workers=workers, progress=progress, desc="T-CET", unit="network")
-    made = [
-        Design(architecture=fitted.architecture, **vars(fitted.costs), tcet=score, batch=words, **request.task)
-        for fitted, score in zip(fits, [*scores, *len(rest) * [None]], strict=True)
-        if not isinstance(score, proxies.ProxyError)
-    ]
-    known = sorted((one for one in made if one.tcet is not None), key=rank, reverse=True)
-    if scores and not known:
-        raise scores[-1]
-    designs = Designs((known + [one for one in made if one.tcet is None])[:n])
-    designs.unscored = len(fits) - len(made)
+    """The n best by T-CET, which those that promise most get until `scored` have one (failures count); then others."""
+    rule, (images, labels, words) = RULES[select], batch
+    images, labels = images.to(device), labels.to(device)
+    told = {"tcet": None, "batch": words, **request.task}
+    rest = [Design(architecture=one.architecture, **vars(one.costs), **told) for one in fits]
+    rest.sort(key=rule.promise, reverse=True)
+    known, failed = [], []
+    while rest and (wanted := scored - len(known)) > 0:
+        some, rest = rest[:wanted], rest[wanted:]
+        long = len(images) * sum(one.flops for one in some) > WORTH_PROCESSES and not images.is_cuda
+        workers = min(store.ON_CPU, torch.get_num_threads()) if long and wanted > MAX_SCORED else 1
+        jobs = {str(i): partial(_tcet, one.architecture, request, images, labels) for i, one in enumerate(some)}
+        scores = store.collect(jobs, workers=workers, progress=progress, desc="T-CET", unit="network")
+        failed += [score for score in scores if not isinstance(score, float)]
+        known += [replace(one, tcet=score) for one, score in zip(some, scores, strict=True) if isinstance(score, float)]
+    if failed and not known:
+        raise failed[-1]
+    designs = Designs((sorted(known, key=rule.rank, reverse=True) + rest)[:n])
+    designs.unscored = len(failed)
     return designs
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
+from statistics import fmean
 from typing import TYPE_CHECKING
 
 import torch
@@ -29,8 +31,8 @@ class Design(JSONText):
     params: int  # trainable
     flops: int  # the paper's unit (2 x MACs) at `input_shape`
     macs: int  # multiply-accumulates of convolutions and linear layers at `input_shape`
-    tcet: float | None  # on `batch`; compare it within one call only. None: not taken
-    batch: str  # what T-CET was taken on, in words
+    tcet: float | None  # on `batch`; compare it within one call only. None: others promised more
+    batch: str  # what T-CET is taken on in this call, in words
     input_shape: tuple[int, ...] = (3, 32, 32)
     classes: int = 10
     dense: bool = False
@@ -44,6 +46,11 @@ class Design(JSONText):
     def layers(self) -> int:
         """Convolutions and the classifier: what a training has to pass through."""
         return network.depth(self.architecture)
+
+    @property
+    def width(self) -> float:
+        """Mean channels of its cells."""
+        return fmean(triple.channels for triple in self.architecture.triples)
 
     @property
     def hl(self) -> HLArchitecture:
@@ -154,6 +161,12 @@ class Designs(list):
 
     unscored: int = 0
 
+    def scores(self) -> str:
+        """What T-CET was taken on, and of how many, in a sentence."""
+        taken = sum(design.tcet is not None for design in self)
+        some = "" if taken == len(self) else f" of {taken} of {len(self)} designs (`candidates` says of how many)"
+        return f"T-CET{some} on {self[0].batch}."
+
     def table(self, *, timed: bool = False) -> pd.DataFrame:
         """One row a design; `timed` adds what a step of training takes here (`Design.step_milliseconds`)."""
         import pandas as pd
@@ -162,6 +175,7 @@ class Designs(list):
         for design in self:
             triples = design.architecture.triples
             row = {name: getattr(design, name) for name in ("params", "flops", "macs", "tcet", "layers")}
+            row["tcet"] = math.nan if design.tcet is None else design.tcet
             row |= {"step ms": round(design.step_milliseconds(), 1)} if timed else {}
             row |= {"cells": len(triples), "channels": " ".join(str(t.channels) for t in triples)}
             row |= {"strides": " ".join(str(t.stride) for t in triples), "head": design.architecture.head_channels or 0}
@@ -174,4 +188,4 @@ class Designs(list):
     def _repr_html_(self) -> str:
         if not self:
             return "<p>no designs</p>"
-        return self.table().to_html(na_rep="-") + f"<p>T-CET on {escape(self[0].batch)}.</p>"
+        return self.table().to_html(na_rep="-") + f"<p>{escape(self.scores())}</p>"

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Iterator
-from dataclasses import astuple
-from functools import cache, partial
+from functools import partial
+from itertools import product
 
 from torch import Tensor
 
@@ -19,7 +19,7 @@ from graphnas_lib.design.designs import Designs
 from graphnas_lib.design.fitting import BudgetUnreachable, Fitted, Target
 from graphnas_lib.evolution import promise
 from graphnas_lib.macro import CHANNELS, MAX_CELLS, Architecture, Triple
-from graphnas_lib.network import Costs, count
+from graphnas_lib.network import count
 from graphnas_lib.space import INPUT, OP_NODES, OUTPUT, Cell
 
 OPERATIONS = ("mbconv6_5", "mbconv6_3", "mbconv3_5", "mbconv3_3")
@@ -63,31 +63,18 @@ def repeated(
 
 def _largest(request: Request) -> Iterator[Fitted]:
     """For each operation, number of cells and number of strides: the widest network within the budget."""
-    for operation in OPERATIONS:
-        for strides in range(request.max_strides + 1):
-            cell = dense_cell(operation)
-            costs = cache(partial(_first_costs, request, cell, strides))
-            for depth in range(max(1, strides), MAX_CELLS + 1):
-
-                def over(width: int, depth=depth, costs=costs, strides=strides) -> bool:
-                    shorter, longer = costs(width)  # whatever comes after the strides costs the same again
-                    further = depth - strides - 2
-                    every = zip(*(astuple(one) for one in (shorter, longer)), strict=True)
-                    found = Costs(*(b + further * (b - a) for a, b in every))
-                    return max(request.target.ratios(found)) > 1
-
-                width = CHANNELS[max(0, bisect_right(CHANNELS, 0, key=over) - 1)]
-                architecture = _network(cell, depth, strides, request.stem_stride, width)
-                made = count(architecture, **request.task)
-                yield Fitted(architecture, made, request.target.error(made))
+    for operation, strides in product(OPERATIONS, range(request.max_strides + 1)):
+        for depth in range(max(1, strides), MAX_CELLS + 1):
+            made = partial(_made, request, dense_cell(operation), depth, strides)
+            place = bisect_right(
+                CHANNELS, 1, key=lambda width, made=made: max(request.target.ratios(made(width).costs))
+            )
+            yield made(CHANNELS[max(0, place - 1)])
 
 
-def _first_costs(request: Request, cell: Cell, strides: int, width: int) -> tuple[Costs, Costs]:
-    """Costs with one and with two cells after those that halve the side."""
-    made = (_network(cell, strides + more, strides, request.stem_stride, width) for more in (1, 2))
-    return tuple(count(architecture, **request.task) for architecture in made)
-
-
-def _network(cell: Cell, depth: int, strides: int, stem_stride: int, width: int) -> Architecture:
+def _made(request: Request, cell: Cell, depth: int, strides: int, width: int) -> Fitted:
     """`depth` cells of one width, the first `strides` of which halve the side."""
-    return Architecture(tuple(Triple(cell, width, 1 + (i < strides)) for i in range(depth)), stem_stride=stem_stride)
+    triples = tuple(Triple(cell, width, 1 + (i < strides)) for i in range(depth))
+    architecture = Architecture(triples, stem_stride=request.stem_stride)
+    costs = count(architecture, **request.task)
+    return Fitted(architecture, costs, request.target.error(costs))

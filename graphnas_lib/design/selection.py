@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
@@ -27,9 +27,18 @@ SHALLOW_CANDIDATES = 4  # networks that are scored for each that is asked for
 SHALLOW_ROUNDS = 3  # of as many draws as are wanted
 START_WIDTH = 16  # before all widths are fitted to the budget by one factor
 
-RANKS: dict[str, Callable[[Design], float]] = {
-    "tcet": lambda made: made.tcet,  # paper: Sec. 3.3, "Final model selection"
-    "shallow": lambda made: made.tcet / made.layers,
+
+class Rule(NamedTuple):
+    """How designs are ranked once they have a T-CET, and by what it is foreseen which should get one."""
+
+    rank: Callable[[Design], float]
+    promise: Callable[[Design], float]
+
+
+RULES = {
+    # paper: Sec. 3.3, "Final model selection"; T-CET follows layers times root of width
+    "tcet": Rule(lambda made: made.tcet, lambda made: made.layers * made.width**0.5),
+    "shallow": Rule(lambda made: made.tcet / made.layers, lambda made: made.width),
 }
 
 

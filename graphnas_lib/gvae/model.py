@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from graphnas_lib import store
 from graphnas_lib.clusters import ZC_NAMES
 from graphnas_lib.gvae.networks import CellDecoder, GraphEncoder, GVAEConfig, Rescaled
-from graphnas_lib.space import Cell, CellCodes, Decoded, Logits, as_codes, connect_loose_ends, decoded, hard_decode
+from graphnas_lib.space import Cell, CellCodes, Decoded, as_codes, connect_loose_ends, decoded, hard_decode
 
 VARIANTS = {"regularised": "gvae", "naive": "gvae_naive"}  # -> prefix of the files
 CELLS_A_PASS = 1024  # of an encoder or decoder: their states stay in the cache
@@ -61,10 +61,6 @@ class GVAE(nn.Module):
         """Mean latents f(x), (n, m). The first call imports PyTorch Geometric, in whose layers the encoder is."""
         return self.encode_distribution(cells)[0]
 
-    def logits(self, latent: Tensor, edges: Tensor | None = None) -> Logits:
-        """Decoder outputs of latents (B, m); operations for `edges` (B, 28), by default the decoder's own."""
-        return self.decoder(latent, edges)
-
     @torch.no_grad()
     def decode_raw(self, latent: Tensor, *, repair: str | None = None) -> list[Decoded]:
         """f^-1 with its outcome, one `Decoded` a row of `latent` (n, m); equal graphs are made canonical once.
@@ -98,7 +94,7 @@ class GVAE(nn.Module):
         latent = torch.as_tensor(latent, dtype=self.latent_mean.dtype, device=self.device)
         if latent.dim() != 2 or latent.shape[1] != self.config.latent_dim:
             raise ValueError(f"latent must be (n, {self.config.latent_dim}); got {tuple(latent.shape)}.")
-        parts = [hard_decode(self.logits(part)) for part in latent.split(CELLS_A_PASS)]
+        parts = [hard_decode(self.decoder(part)) for part in latent.split(CELLS_A_PASS)]
         return CellCodes(torch.cat([p.edges for p in parts]), torch.cat([p.operations for p in parts]))
 
     def to_files(self, prefix: str = "gvae", *, half: bool = False) -> dict:

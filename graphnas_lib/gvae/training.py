@@ -37,7 +37,7 @@ def gvae_loss(
     noise = torch.randn(mu.shape, generator=generator, device=mu.device)
     latent = mu + (0.5 * logvar).exp() * noise
     parts = {
-        "reconstruction": losses.reconstruction_loss(model.logits(latent, codes.edges), codes),
+        "reconstruction": losses.reconstruction_loss(model.decoder(latent, codes.edges), codes),
         "kl": losses.kl_divergence(mu / unit, logvar - 2 * unit.log()),
     }
     if regularised and len(zc):
@@ -52,7 +52,7 @@ def gvae_loss(
         if config.cycle_weight or config.loose_ends_weight:
             random = torch.randn(len(zc), mu.shape[1], generator=generator, device=mu.device)
             random = random * mu.detach().std(dim=0) + mu.detach().mean(dim=0)
-            said = model.logits(random)
+            said = model.decoder(random)
             parts |= {"loose_ends": losses.loose_ends_loss(said), "cycle": cycle(model, random, said)}
     return losses.GVAELoss.of(parts, config, kl_weight=kl_weight)
 

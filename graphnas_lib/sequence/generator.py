@@ -184,24 +184,18 @@ class SequenceGenerator:
         return {"sequence.safetensors": weights, "sequence.json": settings}
 
     @classmethod
-    def from_files(cls, files: dict) -> SequenceGenerator:
-        """Inverse of `to_files`."""
-        settings = files["sequence.json"]
-        vocabulary = Vocabulary.from_dict(settings["vocabulary"])
-        generator = cls(SequenceConfig(**settings["config"]), vocabulary)
-        missing, unexpected = generator.model.load_state_dict(files["sequence.safetensors"], strict=False)
+    def load(cls, scale: str | None = None) -> SequenceGenerator:
+        """The trained generator of a scale (default: the one that ships)."""
+        scale = scale or store.default_scale()
+        settings = store.load("sequence", "sequence.json", scale)
+        generator = cls(SequenceConfig(**settings["config"]), Vocabulary.from_dict(settings["vocabulary"]))
+        weights = store.load("sequence", "sequence.safetensors", scale)
+        missing, unexpected = generator.model.load_state_dict(weights, strict=False)
         if unexpected or set(missing) - {"lm_head.weight"}:
             came = f"missing {missing[:3]}, unexpected {unexpected[:3]}"
             raise ValueError(f"Weights must fit their configuration; {came}. Load both from one run.")
         generator.model.tie_weights()
         return generator
-
-    @classmethod
-    def load(cls, scale: str | None = None) -> SequenceGenerator:
-        """The trained generator of a scale (default: the one that ships)."""
-        scale = scale or store.default_scale()
-        names = ("sequence.json", "sequence.safetensors")
-        return cls.from_files({name: store.load("sequence", name, scale) for name in names})
 
 
 def _cuda(device: torch.device) -> list[torch.device]:

@@ -62,7 +62,13 @@ def best_designs(trained: Trained, searches: evolution.Searches, history: pd.Dat
     for i, (quantity, bound) in enumerate(stage.scale.budgets):
         name = evolution.budget_name(quantity, bound)
         for method, fresh in (("SG", False), ("SG, fresh", True)):
-            made = design(**below(quantity, bound), n=stage.scale.best_of, seed=stage.seed + i, fresh=fresh, **options)
+            asked = {
+                "n": stage.scale.best_of,
+                "candidates": stage.scale.best_of,
+                "seed": stage.seed + i,
+                "fresh": fresh,
+            }
+            made = design(**below(quantity, bound), **asked, **options)
             found = [score(one.architecture)["score"] for one in made]
             rows.append({"budget": name, "method": method, "evaluations": len(found), "score": max(found)})
         runs = history[history["budget"] == name]

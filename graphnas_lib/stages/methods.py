@@ -153,7 +153,7 @@ class Methods:
 
         The first is the generator's best; the others have cells drawn anew, as those that the evolution kept are few.
         """
-        (base,) = self._designs(n=1)
+        base = self._designs(n=10)[0]
         others = (realise(base.hl, self.trained.sampler, seed=self.stage.seed + i) for i in range(1, MIXED))
         mix = Mixture((base.architecture, *others))
         scored = {"score": self.accuracy, "feasible": self.feasible}

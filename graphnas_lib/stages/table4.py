@@ -44,7 +44,7 @@ def measure(stage: Stage, trained: Trained, name: str, *, checkpoint: store.Chec
     try:
         chosen: Design = design(
             params=task.facts.wrn_params * scale.table4_params_share, input_shape=task.input_shape, dense=task.dense,
-            classes=task.facts.classes, n=3, candidates=3, trained=trained, **options, **given,
+            classes=task.facts.classes, n=10, trained=trained, **options, **given,
         )[0]  # fmt: skip
     except BudgetUnreachable as error:
         return {"task": name, "value": None, "note": str(error)}

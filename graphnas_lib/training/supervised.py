@@ -107,7 +107,7 @@ def train(
         student = Distilled(model.to(device), teacher, input_shape=data.input_shape, side=teacher_side, seed=seed)
         draw = student.beside(draw)
     run = fit(
-        student, recipe, data.size("train"), draw, seed=seed, device=device, checkpoint=checkpoint, progress=progress,
+        student, recipe, data.size("train"), draw, seed=seed, device=device, checkpoint=checkpoint,
         ahead=2 * isinstance(dataset, ImageFolderDataset), accelerator=accelerator,
     )  # fmt: skip
     if teacher is not None:
@@ -136,21 +136,17 @@ def train_task(
     *,
     seed: int,
     device: str | torch.device = "auto",
-    recipe: Recipe | str = "nb360",
     epochs: int | None = None,
     batch_size: int | None = None,
     checkpoint: Checkpoint | None = None,
-    progress: bool = False,
-    reset: bool = True,
 ) -> TaskResult:
     """Train on a task of Table 4; the epoch is chosen on the validation split, the test split is read once.
 
     The model is built for `task.input_shape`, `task.facts.classes` outputs and `dense=task.dense`; see `train` for the
     other arguments, and `recipes.for_task` for what the task changes in the recipe.
     """
-    recipe, device = for_task(get(recipe), task).sized(epochs, batch_size), pick_device(device)
-    if reset:
-        initialise(model, recipe, seed=seed)
+    recipe, device = for_task(get("nb360"), task).sized(epochs, batch_size), pick_device(device)
+    initialise(model, recipe, seed=seed)
     train, valid, held_out = (split.to(device) for split in (task.train, task.valid, task.test))
     size = max(1, recipe.batch_size // 4) if task.dense else recipe.batch_size
 
@@ -167,7 +163,7 @@ def train_task(
             state.extra.update(value=value, epoch=state.rows[-1]["epoch"], weights=weights)
 
     run = fit(
-        model, recipe, len(task.train), draw, seed=seed, device=device, checkpoint=checkpoint, progress=progress,
+        model, recipe, len(task.train), draw, seed=seed, device=device, checkpoint=checkpoint,
         ahead=2 * task.train.lazy, after_epoch=choose,
     )  # fmt: skip
 

@@ -100,7 +100,7 @@ class Plain:
         config, n = self.model.config, len(codes)
         mu, logvar = self.encode(codes)
         latent = mu + (0.5 * logvar).exp() * noise
-        logits = self.model.logits(latent, codes.edges)
+        logits = self.model.decoder(latent, codes.edges)
         total = mu.new_zeros(())
         for i in range(n):
             total = total + F.binary_cross_entropy_with_logits(
