@@ -31,7 +31,7 @@ def test_a_ratio_that_has_fallen_is_told(monkeypatch, tmp_path, capsys):
     committed.write_text(json.dumps({first: {"ratio": 4.0}}))
     monkeypatch.setattr(table, "COMMITTED", committed)
     given = {f"{way} {what}": 1.0 for way in table.WAYS for what in ("seconds", "mb")}
-    monkeypatch.setattr(table, "row", lambda name: given | {"ratio": 3.0, "share of peak": 0.0})
+    monkeypatch.setattr(table, "row", lambda name, turns: given | {"ratio": 3.0, "share of peak": 0.0})
     monkeypatch.setattr(sys, "argv", ["table.py"])
     table.main()
     lines = capsys.readouterr().out.splitlines()

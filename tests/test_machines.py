@@ -14,6 +14,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+import torch
 from test_reproduce import chain, notebook, ran, save  # noqa: F401  (chain is a fixture)
 
 from graphnas_lib import store
@@ -385,3 +386,16 @@ def test_an_installed_package_designs_scores_and_exports(tmp_path):
     assert (work / "data" / "smoke" / "cells.manifest.json").is_file() and not (place / "data").exists()
     told = python("-m", "graphnas_lib", "reproduce", **installed)
     assert told.returncode == 1 and "the notebooks come with the repository" in told.stderr
+
+
+def test_as_many_processes_work_as_are_asked_for(monkeypatch):
+    jobs = {str(i): os.getpid for i in range(4)}
+    for said, n in (("", 2), ("1", 1), ("3", 3)):
+        monkeypatch.setenv("GRAPHNAS_WORKERS", said)
+        assert store.on_cpu() == store.processes(torch.device("cpu")) == n
+        assert (set(store.collect(jobs)) == {os.getpid()}) == (n == 1)
+    assert any("3 worker processes" in line for line in doctor._machine())
+    for said in ("0", "-1", "1.5", "many"):
+        monkeypatch.setenv("GRAPHNAS_WORKERS", said)
+        with pytest.raises(ValueError, match=f"GRAPHNAS_WORKERS must be a whole number from 1.*'{said}'"):
+            store.collect(jobs)

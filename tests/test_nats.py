@@ -20,7 +20,7 @@ from graphnas_lib.proxies import module_costs
 from graphnas_lib.runner import Project
 from graphnas_lib.runner.manifest import Notebook, freshness
 from graphnas_lib.space import NATS_REFERENCE, Cell, InvalidCellError, nats_operations
-from graphnas_lib.store import artifacts, jobs
+from graphnas_lib.store import artifacts
 
 ALL_3X3 = nats.string(("nor_conv_3x3",) * 6)
 SKIP_ONLY = "|none~0|+|none~0|none~1|+|skip_connect~0|none~1|none~2|"
@@ -305,7 +305,7 @@ def home(tmp_path, monkeypatch):
 
 def test_stage_saves_scores_without_accuracies(home, monkeypatch):
     write_accuracies(home / "data", nats.sample(2, seed=0), [10.0, 20.0])
-    monkeypatch.setattr(jobs, "ON_CPU", 1)  # no second process
+    monkeypatch.setenv("GRAPHNAS_WORKERS", "1")  # no second process
     monkeypatch.setattr(validation, "RESAMPLES", 20)
     table = stages.validation_table("smoke", seed=0, device="cpu")
     scores = artifacts.load("validation", "validation_scores.parquet", "smoke")

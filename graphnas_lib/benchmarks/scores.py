@@ -127,7 +127,7 @@ def score_networks(
     journal = store.Journal(out, options | settings | {"device": device.type})
     job = partial(_scored, batch=batch, device=device, **options)
     jobs = {f"{part} {kind} {arch}": partial(job, part, kind, arch) for part, kind, arch in _parts(networks)}
-    store.collect(jobs, journal, **(proxies.WORKERS | how), desc="scores", unit="part")
+    store.collect(jobs, journal, **({"progress": True} | how), desc="scores", unit="part")
     rows = []
     for kind, arch in networks:
         parts = [journal.results.get(f"{part} {kind} {arch}", {}) for part in ("spectra", "proxies")]

@@ -99,7 +99,7 @@ def score_all(
     settings = {"scores": SCORES, "batch": proxies.batch_name(*batch), "device": (device or images.device).type}
     job = partial(row, images=batch[0], labels=batch[1], device=device or images.device, **options)
     jobs = {f"{name} {text}": partial(job, text, name) for text in architectures for name in nats.SKELETONS}
-    how = proxies.WORKERS | how | {"desc": "scores", "unit": "net"}
+    how = {"progress": True} | how | {"desc": "scores", "unit": "net"}
     rows = store.collect(jobs, store.Journal(out, options | settings), **how)
     return pd.DataFrame(rows, columns=["arch", "skeleton", *SCORES, "error"])
 

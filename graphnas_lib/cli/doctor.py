@@ -59,6 +59,7 @@ def _machine() -> list[str]:
     there = next(folder for folder in (place.resolve(), *place.resolve().parents) if folder.exists())
     free = shutil.disk_usage(there).free / 2**30
     told = [f"results go to {place}; {free:.1f} GiB free there"]
+    told.append(f"{store.on_cpu()} worker processes on {os.cpu_count()} cores ($GRAPHNAS_WORKERS says how many)")
     if free < ROOM:
         told.append(f"note: less than {ROOM} GiB are free; notebooks and stages need about that much.")
     if not all(os.access(folder, os.W_OK) for folder in (there, place / "data") if folder.exists()):

@@ -312,7 +312,7 @@ def selected(
     while rest and (wanted := scored - len(known)) > 0:
         some, rest = rest[:wanted], rest[wanted:]
         long = len(images) * sum(one.flops for one in some) > WORTH_PROCESSES and not images.is_cuda
-        workers = min(store.ON_CPU, torch.get_num_threads()) if long and wanted > MAX_SCORED else 1
+        workers = min(store.on_cpu(), torch.get_num_threads()) if long and wanted > MAX_SCORED else 1
         jobs = {str(i): partial(_tcet, one.architecture, request, images, labels) for i, one in enumerate(some)}
         scores = store.collect(jobs, workers=workers, progress=progress, desc="T-CET", unit="network")
         failed += [score for score in scores if not isinstance(score, float)]

@@ -30,7 +30,6 @@ from graphnas_lib.store import single_threaded
 EDGE_ROWS, EDGE_COLUMNS = np.triu_indices(N_NODES, 1)  # bit i of `edges` is the i-th of these 28 pairs
 OP_COLUMNS = tuple(f"op_{node}" for node in range(1, OP_NODES + 1))
 CELL_COLUMNS = ("key", "edges", *OP_COLUMNS)
-WORKERS = {"workers": store.ON_CPU, "progress": True}  # how scores are taken unless told otherwise
 
 
 def cells_table(cells: Sequence[Cell]) -> pd.DataFrame:
@@ -67,7 +66,7 @@ def label(
         repeats: cells a stage.
         classes: outputs of the classifier.
         device: where workers label, default where the images are; "cuda" is a GPU for each worker in turn.
-        how: `workers` (two), `progress` (a bar) and `dask` of `store.collect`.
+        how: `workers`, `progress` (a bar) and `dask` of `store.collect`.
 
     Returns:
         `cells_table` columns, then naswot, snip_ssnr, params, flops (float64, raw; NaN where failed) and error ("" or
@@ -84,7 +83,7 @@ def label(
     names = [" ".join(map(str, row)) for row in table[list(CELL_COLUMNS[1:])].itertuples(index=False)]
     device = device or images.device
     jobs = {name: partial(_label, cell, *batch, options, device) for name, cell in zip(names, cells)}
-    found = store.collect(jobs, journal, **(WORKERS | how), desc="ZC vectors", unit="cell")
+    found = store.collect(jobs, journal, **({"progress": True} | how), desc="ZC vectors", unit="cell")
     rows = dict(zip(jobs, found))
     values = pd.DataFrame([rows[name] for name in names], columns=[*ZC_NAMES, "error"])
     if (failed := values["error"] != "").any():

@@ -64,7 +64,7 @@ class Searches:
             start = (
                 evolution.hl_start(**cells)
                 if deep is None
-                else evolution.deep_starts(**cells, feasible=options["feasible"], strides_first=deep == "strides first")
+                else evolution.deep_starts(**cells, feasible=options["feasible"], strides_first=budget[0] == "flops")
             )
             found = evolution.hl_evo(start, population=population, **options, **cells)
         elif kind == "Evo (flat)":
@@ -86,6 +86,7 @@ class Searches:
         return {
             **{"data": self.data, "input_shape": list(self.input_shape), "classes": self.score.classes},
             **{"batch": scale.tcet_batch, "temperature": sampler.temperature, "population": scale.population},
+            "workers": self.stage.workers,  # a search looks so many children ahead: histories differ with it
             **{"counts": self.counts, "fallbacks": sampler.fallbacks, "requests": sampler.requests},
         }
 
@@ -96,7 +97,6 @@ FORMS: dict[str, dict] = {  # what follows a method's name -> options of the sea
     "repeats": {"repeats": True},
     "as drawn": {"fill": False},
     "far": _REACH,  # deviation D52; each of its parts is also left out
-    "far, strides first": _REACH | {"deep": "strides first"},
     "far, alpha_0 alone": _REACH | {"deep": None},
     "far, uniform widths": _REACH | {"channel_step": "uniform"},
     "far, unscreened": _REACH | {"screened": 1},

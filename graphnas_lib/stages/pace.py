@@ -32,7 +32,7 @@ def hours(scale: str, device: str = "auto") -> dict[str, float]:
     """Stage -> estimated hours; stages that are missing here are not estimated."""
     sizes, place = SCALES[scale], store.pick_device(device)
     data = datasets.load("digits")
-    vectors, searchers = store.processes(place), len(store.gpus(place)) or store.ON_CPU
+    vectors, searchers = store.processes(place), len(store.gpus(place)) or store.on_cpu()
     batch = data.resized(sizes.label_resolution).batch(sizes.label_batch, device=place)
     vector = _seconds(lambda: proxies.zc_vector(REFERENCE_CELL, *batch, seed=0), place) / vectors
     tcet = _tcet(sizes, data, place) / searchers

@@ -39,7 +39,7 @@ class Stage:
     @property
     def workers(self) -> int:
         """Processes that train and search: one a GPU, which a single training fills."""
-        return len(store.gpus(self.device)) or store.ON_CPU
+        return len(store.gpus(self.device)) or store.on_cpu()
 
     def checkpoint(self, loop: str, *settings: Any) -> store.Checkpoint:
         """Where a long loop keeps its state; `loop` says in words what it makes.

@@ -30,5 +30,5 @@ from graphnas_lib.store.artifacts import (
 )
 from graphnas_lib.store.checkpoints import Checkpoint, CorruptArtifactError
 from graphnas_lib.store.files import alone, remedy, replaced
-from graphnas_lib.store.jobs import ON_CPU, TRIES, Journal, collect, died, end_with, gpus, processes, single_threaded
+from graphnas_lib.store.jobs import TRIES, Journal, collect, died, end_with, gpus, on_cpu, processes, single_threaded
 from graphnas_lib.store.library import library_files, library_hash, names_used

@@ -27,7 +27,6 @@ from tqdm.auto import tqdm
 if TYPE_CHECKING:
     import torch
 
-ON_CPU = 2
 ON_CUDA = 8
 BYTES_A_PROCESS = 4 << 30  # of GPU memory: libraries, and the maps of a large network at batch 64
 TRIES = 3  # of a pool whose workers die
@@ -79,7 +78,7 @@ def collect(
     jobs: Mapping[str, Callable[[], Any]],
     journal: Journal | None = None,
     *,
-    workers: int,
+    workers: int | None = None,
     progress: bool = False,
     desc: str = "jobs",
     unit: str = "job",
@@ -93,7 +92,7 @@ def collect(
     Args:
         jobs: name -> picklable function without arguments; what it returns is JSON-ready where there is a journal.
         journal: results of an earlier run, killed perhaps; each new one is added at once.
-        workers: processes of one thread each; 1 runs the jobs in this process, with its threads.
+        workers: processes of one thread each, default `on_cpu`; 1 runs the jobs in this process, with its threads.
         progress, desc, unit: whether a bar with the time left is drawn, its name, and what it counts.
         dask: address of a dask scheduler ("tcp://host:port"); its workers replace `workers`.
         kept: called with the name of a job whose result the journal has just got.
@@ -101,7 +100,7 @@ def collect(
     Raises:
         RuntimeError: workers died `TRIES` times; finished jobs are kept, and the same call goes on from there.
     """
-    journal = journal or Journal(None)
+    journal, workers = journal or Journal(None), workers or on_cpu()
     known = sum(name in journal.results for name in jobs)
     with tqdm(total=len(jobs), initial=known, smoothing=0, disable=not progress, desc=desc, unit=unit) as bar:
         for left in reversed(range(TRIES)):
@@ -137,12 +136,20 @@ def gpus(device: torch.device) -> list[int]:
     return list(range(torch.cuda.device_count())) if device.index is None else [device.index]
 
 
+def on_cpu() -> int:
+    """Worker processes on CPUs: two, or as many as `$GRAPHNAS_WORKERS` says."""
+    said = os.environ.get("GRAPHNAS_WORKERS") or "2"
+    if not said.isdecimal() or int(said) < 1:
+        raise ValueError(f"GRAPHNAS_WORKERS must be a whole number from 1, or not be set; got {said!r}.")
+    return int(said)
+
+
 def processes(device: torch.device) -> int:
     """How many worker processes serve a device: on GPUs as many as free memory and the CPU's cores admit."""
     import torch
 
     if not (indices := gpus(device)):
-        return ON_CPU
+        return on_cpu()
     admitted = (min(ON_CUDA, torch.cuda.mem_get_info(index)[0] // BYTES_A_PROCESS) for index in indices)
     return max(1, min(sum(admitted), os.cpu_count() or 1))
 
