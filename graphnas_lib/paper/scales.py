@@ -68,7 +68,7 @@ class Scale:
     comparison_iterations: int  # ours: of HL-Evo, flat evolution and random search under it, and for how many seeds
     comparison_seeds: int
     requests: int = 100  # ours: asked of the sequence generator
-    best_of: int = 10  # ours: its designs under each budget
+    best_of: int = 100  # of its designs under each budget: the paper's evaluations of its generator
     # sequence generator (Tab. 6)
     sequence_hidden: int
     sequence_layers: int
