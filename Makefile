@@ -75,9 +75,9 @@ lint: $(STAMP) ## ruff: format and rules, code and notebooks
 unit: $(STAMP)
 	@OMP_NUM_THREADS=1 nice -n 5 "$(PY)" -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder $(PYTEST)
 
-# Beside the unit tests, whose processes have the cores: one worker, which has no other to start.
+# Beside the unit tests, whose processes have the cores: one worker, which has no other to start, and one thread.
 smoke: $(STAMP)
-	@GRAPHNAS_WORKERS=1 "$(PY)" -m graphnas_lib reproduce --scale smoke
+	@OMP_NUM_THREADS=1 GRAPHNAS_WORKERS=1 "$(PY)" -m graphnas_lib reproduce --scale smoke
 
 # The committed notebooks, cell by cell. In a copy of the artifacts, so that a test changes no committed figure.
 nbval: $(STAMP)

@@ -399,3 +399,14 @@ def test_as_many_processes_work_as_are_asked_for(monkeypatch):
         monkeypatch.setenv("GRAPHNAS_WORKERS", said)
         with pytest.raises(ValueError, match=f"GRAPHNAS_WORKERS must be a whole number from 1.*'{said}'"):
             store.collect(jobs)
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [({}, "10000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "active"}, "None")],
+)
+def test_threads_wait_briefly_unless_somebody_has_said_how(given, expected, monkeypatch):
+    for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY"):
+        monkeypatch.delenv(name, raising=False)
+    done = python("-c", "import os, graphnas_lib; print(os.environ.get('GOMP_SPINCOUNT'))", environment=given)
+    assert done.stdout.strip() == expected
