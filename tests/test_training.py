@@ -266,6 +266,13 @@ def test_a_small_network_learns_digits(digits):
     assert train(small_net(), shuffled, recipe, seed=0, device="cpu", epochs=1, batch_size=64).accuracy < 30
 
 
+@pytest.mark.parametrize("progress", [True, False])
+def test_a_bar_is_drawn_where_it_is_asked_for(digits, capfd, progress):
+    data = digits.subset(64, 32)
+    train(small_net(), data, TINY, seed=0, device="cpu", epochs=1, batch_size=32, progress=progress)
+    assert ("%|" in capfd.readouterr().err) == progress
+
+
 def test_same_seed_same_result_and_the_global_state_untouched(digits):
     data, state, runs = digits.subset(96, 40), torch.get_rng_state(), []
     for seed in (0, 0, 1):

@@ -302,7 +302,7 @@ DESIGN = (
     _option("--scale", choices=store.SCALE_NAMES, help="whose generator; default: the one that ships"),
     _option("--tolerance", type=float, default=0.05, help="largest relative error of the costs, default 0.05"),
     _option(
-        "--candidates", type=int, help="networks to score by T-CET, those that promise most; default 3 (shallow: 4 n)"
+        "--candidates", type=int, help="networks to score by T-CET, those that promise most; default 2 (shallow: 4 n)"
     ),
     _option(
         "--fresh", action="store_true", help="decode greedily and draw every cell anew; take nothing from the evolution"

@@ -107,7 +107,7 @@ def train(
         student = Distilled(model.to(device), teacher, input_shape=data.input_shape, side=teacher_side, seed=seed)
         draw = student.beside(draw)
     run = fit(
-        student, recipe, data.size("train"), draw, seed=seed, device=device, checkpoint=checkpoint,
+        student, recipe, data.size("train"), draw, seed=seed, device=device, checkpoint=checkpoint, progress=progress,
         ahead=2 * isinstance(dataset, ImageFolderDataset), accelerator=accelerator,
     )  # fmt: skip
     if teacher is not None:
