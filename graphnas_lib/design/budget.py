@@ -94,12 +94,11 @@ def design(
     if select not in RULES:
         raise ValueError(f"select must be one of {', '.join(RULES)}; got {select!r}.")
     shallow, number = select == "shallow", whole(n) or 0
-    given = {"n": number, "candidates": 1 if candidates is None else whole(candidates) or 0}
-    for name, came in zip(given, (n, candidates), strict=True):
-        if given[name] < 1:
-            raise ValueError(f"{name} must be a whole number from 1; got {came!r}.")
     default = SHALLOW_CANDIDATES * number if shallow else min(number, MAX_SCORED)
-    scored = default if candidates is None else given["candidates"]
+    scored = default if candidates is None else whole(candidates) or 0
+    for name, came, meant in (("n", n, number), ("candidates", candidates, scored)):
+        if meant < 1:
+            raise ValueError(f"{name} must be a whole number from 1; got {came!r}.")
     drawn = max(number, scored)
     place = store.pick_device(device)
     request = Request(target, input_shape, classes, dense, seed)
