@@ -6,12 +6,11 @@ import os
 import signal
 import time
 from collections import Counter
-from dataclasses import dataclass
-from pathlib import Path
 
 import pytest
 import torch
 from scipy.stats import spearmanr
+from scoring import Deadly, width_score
 from test_corpus import cluster  # noqa: F401  (a fixture)
 
 from graphnas_lib import evolution
@@ -28,8 +27,8 @@ from graphnas_lib.evolution import (
     mutations,
     network_problem,
 )
-from graphnas_lib.macro import Architecture, HLArchitecture, HLTriple, Triple
-from graphnas_lib.network import count
+from graphnas_lib.macro import MAX_CELLS, Architecture, HLArchitecture, HLTriple, Triple
+from graphnas_lib.network import count, depth
 from graphnas_lib.space import Cell, sample_cells
 from graphnas_lib.store import Checkpoint, CorruptArtifactError
 
@@ -39,11 +38,6 @@ K = 8
 
 def generate_cell(family: int, index: int):
     return POOL[(7 * family + index) % len(POOL)]
-
-
-def width_score(architecture: Architecture) -> float:
-    """Cheap, with a known direction: near 128 channels everywhere, shallow."""
-    return -sum(abs(math.log2(t.channels / 128)) for t in architecture.triples) - 0.01 * len(architecture.triples)
 
 
 def hl_search(**changes):
@@ -281,25 +275,30 @@ def test_screening_without_a_surrogate_is_refused():
         toy_search(screened=4)
 
 
-def test_deep_starts_fill_the_constraints():
-    feasible = evolution.budget(count, flops=30e6)
-    starts = evolution.deep_starts(generate_cell, K, feasible)
-    assert len(starts) == K and [start.triples[0].family for start in starts] == list(range(K))
-    for start in starts:
-        assert feasible(start) and not feasible(mutations.scale_widths(start, 1.6)) and len(start.triples) % 3 == 0
-    assert max(len(start.triples) for start in starts) == 18
-    assert evolution.deep_starts(generate_cell, K, lambda _: False) == []
-
-
 @pytest.mark.parametrize(("bound", "most"), [({"params": 1e5}, 0), ({"flops": 30e6}, 3)])
-def test_strides_come_first_where_they_pay_for_width(bound, most):
+def test_deep_starts_repeat_a_cell_as_often_and_wide_as_the_constraints_let_them(bound, most):
     feasible = evolution.budget(count, **bound)
-    starts = evolution.deep_starts(generate_cell, K, feasible, strides_first=True)
-    assert len(starts) == K and all(map(feasible, starts))
+    starts = evolution.deep_starts(generate_cell, K, feasible, depth)
+    assert [start.triples[0].family for start in starts] == list(range(K))
     for start in starts:
+        assert feasible(start) and not feasible(mutations.scale_widths(start, 1.6))
+        assert len({(t.cell.key(), t.channels, t.family) for t in start.triples}) == 1
         strided = [i for i, triple in enumerate(start.triples) if triple.stride == 2]
-        assert strided == list(range(len(strided))) and len(start.triples) == 18
+        assert strided == list(range(len(strided)))  # early strides pay for width
+    assert max(len(start.triples) for start in starts) == MAX_CELLS
     assert max(sum(t.stride == 2 for t in start.triples) for start in starts) == most
+
+
+def test_a_deep_start_is_of_the_cell_of_most_layers_for_its_cost():
+    dear = Cell.from_edges([(0, 1), (1, 7)], ["conv_5", *[None] * 5])
+    deep = Cell.from_edges([(0, 1), (1, 2), (2, 7)], ["sep_conv_3", "sep_conv_3", *[None] * 4])
+
+    def of_two(family: int, index: int) -> Cell:
+        return (dear, deep)[index % 2]
+
+    (start,) = evolution.deep_starts(of_two, 1, evolution.budget(count, params=1e5), depth)
+    assert start.triples[0].cell == deep
+    assert evolution.deep_starts(of_two, 1, lambda _: False, depth) == []
 
 
 def test_several_starts_all_enter_the_history_and_the_best_live():
@@ -374,23 +373,6 @@ def test_parallel_search_is_deterministic_and_scores_each_child_once():
     assert history_table(first.history).equals(history_table(second.history))
     assert len(first.history) == 41
     assert [row["parent"] for row in first.history] != [row["parent"] for row in hl_search(iterations=40).history]
-
-
-@dataclass
-class Deadly:
-    """`width_score`; the process that scores one individual dies over it, the first `times`."""
-
-    folder: Path
-    key: str
-    times: int
-
-    def __call__(self, architecture: Architecture) -> float:
-        fired = self.folder / "fired"
-        if architecture.key() == self.key and (fired.stat().st_size if fired.exists() else 0) < self.times:
-            with fired.open("a") as file:
-                file.write("x")
-            os.kill(os.getpid(), signal.SIGKILL)
-        return width_score(architecture)
 
 
 @pytest.mark.skipif(os.name != "posix", reason="kill -9 is POSIX")

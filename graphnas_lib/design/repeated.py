@@ -19,7 +19,7 @@ from graphnas_lib.design.designs import Designs
 from graphnas_lib.design.fitting import BudgetUnreachable, Fitted, Target
 from graphnas_lib.evolution import promise
 from graphnas_lib.macro import CHANNELS, MAX_CELLS, Architecture, Triple
-from graphnas_lib.network import count
+from graphnas_lib.network import count, depth
 from graphnas_lib.space import INPUT, OP_NODES, OUTPUT, Cell
 
 OPERATIONS = ("mbconv6_5", "mbconv6_3", "mbconv3_5", "mbconv3_3")
@@ -57,24 +57,24 @@ def repeated(
     met = [one for one in tried if target.met(one.costs, under=True)] or [one for one in tried if target.met(one.costs)]
     if not met:
         raise BudgetUnreachable(target, min(tried, key=lambda one: one.error).costs)
-    best = sorted(met, key=lambda one: -promise(one.architecture))[: max(n, SCORED)]
+    best = sorted(met, key=lambda one: -promise(one.architecture, depth))[: max(n, SCORED)]
     return selected(best, request, request.batch(images, labels), n, len(best), store.pick_device(device))
 
 
 def _largest(request: Request) -> Iterator[Fitted]:
     """For each operation, number of cells and number of strides: the widest network within the budget."""
     for operation, strides in product(OPERATIONS, range(request.max_strides + 1)):
-        for depth in range(max(1, strides), MAX_CELLS + 1):
-            made = partial(_made, request, dense_cell(operation), depth, strides)
+        for cells in range(max(1, strides), MAX_CELLS + 1):
+            made = partial(_made, request, dense_cell(operation), cells, strides)
             place = bisect_right(
                 CHANNELS, 1, key=lambda width, made=made: max(request.target.ratios(made(width).costs))
             )
             yield made(CHANNELS[max(0, place - 1)])
 
 
-def _made(request: Request, cell: Cell, depth: int, strides: int, width: int) -> Fitted:
-    """`depth` cells of one width, the first `strides` of which halve the side."""
-    triples = tuple(Triple(cell, width, 1 + (i < strides)) for i in range(depth))
+def _made(request: Request, cell: Cell, cells: int, strides: int, width: int) -> Fitted:
+    """`cells` cells of one width, the first `strides` of which halve the side."""
+    triples = tuple(Triple(cell, width, 1 + (i < strides)) for i in range(cells))
     architecture = Architecture(triples, stem_stride=request.stem_stride)
     costs = count(architecture, **request.task)
     return Fitted(architecture, costs, request.target.error(costs))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from bisect import bisect_right
 from collections.abc import Callable
 from functools import partial
 from itertools import count
@@ -165,42 +166,44 @@ def deep_starts(
     generate_cell: Callable[..., Cell],
     n_families: int,
     feasible: Callable[[Architecture], bool],
-    *,
-    strides_first: bool = False,
+    layers: Callable[[Architecture], int],
 ) -> list[Architecture]:
-    """alpha_0 of App. C once for each family, as deep and then as wide as the constraints let it.
+    """For each family, the network of most `promise` that repeats one of its first `CELLS_PER_FAMILY` cells.
 
-    The paper's alpha_0 is of its fifth family, and which of ours that is nobody knows. Each of its three cells is
-    repeated up to six times; where that is too dear, more of the three groups begin with a stride, then fewer repeat.
+    The paper's alpha_0 is of its fifth family, and which of ours that is nobody knows; stages of its released networks
+    repeat a cell. None, one, two or three of the first cells are strided: early strides pay for width.
 
     Args:
-        strides_first: none, one, two or three of the first cells are strided, as many as `promise` likes best: under a
-            bound on FLOPs early strides pay for width, and one mutation at a time seldom gets there.
+        layers: convolutions of a network (`network.depth`).
     """
-    found = (_deep_start(generate_cell, family, feasible, strides_first) for family in range(n_families))
-    return [start for start in found if start]
+    strided = range(len(ALPHA_0) + 1)
+    starts = []
+    for family in range(n_families):
+        cells = {generate_cell(family, index=i) for i in range(CELLS_PER_FAMILY)}
+        tried = (_repeated(cell, family, n, feasible) for cell in sorted(cells, key=Cell.key) for n in strided)
+        if found := [start for start in tried if start]:
+            starts.append(max(found, key=partial(promise, layers=layers)))
+    return starts
 
 
-def _deep_start(generate_cell, family: int, feasible: Callable, strides_first: bool) -> Architecture | None:
-    groups = len(ALPHA_0)
-    for repeats in range(MAX_CELLS // groups, 0, -1):
-        places = [0, repeats, 2 * repeats]
-        strided = [range(n) for n in range(groups + 1)] if strides_first else [places[1:2], places[:2], places]
-        cells = [generate_cell(family, index=i) for i in range(groups * repeats)]
-        tried = (
-            Architecture(tuple(Triple(cell, CHANNELS[0], 1 + (i in strides), family) for i, cell in enumerate(cells)))
-            for strides in strided
-        )
-        if starts := [filled(start, feasible) for start in tried if feasible(start)]:
-            return max(starts, key=promise) if strides_first else starts[0]
-    return None
+def _repeated(cell: Cell, family: int, strides: int, feasible: Callable) -> Architecture | None:
+    """One cell, as often and then as wide as the constraints let it; None where not even one fits."""
+
+    def made(width: int, cells: int) -> Architecture:
+        return Architecture(tuple(Triple(cell, width, 1 + (i < strides), family) for i in range(cells)))
+
+    depth = next((n for n in range(MAX_CELLS, 0, -1) if feasible(made(CHANNELS[0], n))), None)
+    if depth is None:
+        return None
+    place = bisect_right(CHANNELS, False, key=lambda width: not feasible(made(width, depth)))
+    return made(CHANNELS[place - 1], depth)
 
 
-def promise(architecture: Architecture) -> float:
-    """What T-CET follows, up to a factor: log of cells times the root of the first's width, less what strides cost."""
+def promise(architecture: Architecture, layers: Callable[[Architecture], int]) -> float:
+    """What T-CET follows, up to a factor: log of layers times the root of the first's width, less what strides cost."""
     strides = sum(triple.stride == 2 for triple in architecture.triples)
-    cells = len(architecture.triples)
-    return math.log2(cells) + 0.5 * math.log2(architecture.triples[0].channels) - STRIDE_LOSS * strides
+    width = architecture.triples[0].channels
+    return math.log2(layers(architecture)) + 0.5 * math.log2(width) - STRIDE_LOSS * strides
 
 
 def budget(

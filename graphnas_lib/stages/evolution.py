@@ -8,7 +8,7 @@ import pandas as pd
 
 from graphnas_lib import datasets, evolution, store
 from graphnas_lib.evolution import history_table
-from graphnas_lib.network import count
+from graphnas_lib.network import count, depth
 from graphnas_lib.stages.scores import ProxyScore
 from graphnas_lib.stages.stage import Stage
 from graphnas_lib.synonyms import CellSampler
@@ -64,7 +64,7 @@ class Searches:
             start = (
                 evolution.hl_start(**cells)
                 if deep is None
-                else evolution.deep_starts(**cells, feasible=options["feasible"], strides_first=budget[0] == "flops")
+                else evolution.deep_starts(**cells, feasible=options["feasible"], layers=depth)
             )
             found = evolution.hl_evo(start, population=population, **options, **cells)
         elif kind == "Evo (flat)":
