@@ -71,18 +71,21 @@ def test_win_table_counts_seeds(compared):
     assert table["HL-Evo, repeats above it"].tolist() == [0, 2, 1, 2]
 
 
-def test_length_table_has_the_best_after_a_third_and_after_all():
+def test_length_table_has_the_best_start_and_the_best_after_a_third_and_after_all():
     def run(scores, **columns):
-        return pd.DataFrame({"evaluations": range(1, 10), "score": scores}).assign(budget=BUDGET, **columns)
+        phases = ["initial"] * 2 + ["exploration"] * 7
+        return pd.DataFrame({"evaluations": range(1, 10), "score": scores, "phase": phases}).assign(
+            budget=BUDGET, **columns
+        )
 
     history = run([1.0, 2.0, 6.0, 4.0, 5.0, 6.0, 7.0, 8.0, 3.0], method="HL-Evo")
     flat = run([1.0, 3.0, 2.0, 9.0, 4.0, 4.0, 4.0, 4.0, 4.0], method="Evo (flat)")
-    beyond = pd.DataFrame({"evaluations": [10], "score": [99.0], "budget": BUDGET, "method": "Evo (flat)"})
+    beyond = flat.tail(1).assign(evaluations=10, score=99.0)
     elsewhere = flat.assign(budget="params <= 7M")
     (row,) = comparison.lengths(history, pd.concat([flat, beyond, elsewhere])).to_dict("records")
     assert (row["budget"], row["evaluations"]) == (BUDGET, 9)
-    assert (row["HL-Evo, a third"], row["HL-Evo, all"]) == (6.0, 8.0)
-    assert (row["Evo (flat), a third"], row["Evo (flat), all"]) == (3.0, 9.0)
+    assert (row["HL-Evo, start"], row["HL-Evo, a third"], row["HL-Evo, all"]) == (2.0, 6.0, 8.0)
+    assert (row["Evo (flat), start"], row["Evo (flat), a third"], row["Evo (flat), all"]) == (3.0, 3.0, 9.0)
     assert row["HL-Evo / Evo (flat)"] == pytest.approx(8 / 9)
 
 

@@ -81,7 +81,7 @@ def _best_by_seed(compared: pd.DataFrame) -> pd.DataFrame:
 
 
 def lengths(history: pd.DataFrame, flat: pd.DataFrame) -> pd.DataFrame:
-    """Best score of the history's form and of flat evolution, after a third of the evaluations and after all.
+    """Best score of the history's form and of flat evolution: its starts, after a third of the evaluations, after all.
 
     All are those of the history: what flat evolution did beyond them, or under other budgets, is left out.
     """
@@ -90,6 +90,7 @@ def lengths(history: pd.DataFrame, flat: pd.DataFrame) -> pd.DataFrame:
     both = both[both["evaluations"] <= both["budget"].map(longest)]
     columns = {}
     for name, run in both.groupby("method", sort=False):
+        columns[f"{name}, start"] = run[run["phase"] == "initial"].groupby("budget")["score"].max()
         third = run[run["evaluations"] <= run["budget"].map(longest) / 3]
         columns[f"{name}, a third"] = third.groupby("budget")["score"].max()
         columns[f"{name}, all"] = run.groupby("budget")["score"].max()
