@@ -179,13 +179,9 @@ def nats_string(index: int, *, root: Path | str | None = None) -> str:
     return found[0]
 
 
-def _table(root: Path | str | None, *columns: str) -> pd.DataFrame:
+def _table(root: Path | str | None, column: str) -> pd.DataFrame:
     path = located(ACCURACY_FILE, root)
     if path is None:
         place = "the given root" if root is not None else "$GRAPHNAS_DATA or data/"
         raise MissingDataError(f"NATS-Bench accuracies need the file {ACCURACY_FILE} in {place}; put it there.")
-    table = pd.read_csv(path)
-    if not {"arch_str", *columns} <= set(table.columns):
-        must = f"{ACCURACY_FILE} must have the columns arch_str and {', '.join(columns)}"
-        raise ValueError(f"{must}; got {list(table.columns)}.")
-    return table.set_index("arch_str")
+    return pd.read_csv(path, usecols=["arch_str", column]).set_index("arch_str")

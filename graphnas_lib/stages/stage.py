@@ -54,10 +54,10 @@ class Stage:
     ) -> list[dict]:
         """Rows of independent jobs, each with its "id"; `loop` and `settings` as of `checkpoint`.
 
-        With `workers=1` the jobs run in this process, one after another, on no cluster either. `options` are further
-        ones of `store.collect`.
+        With `workers=1` the jobs run in this process, one after another, on no cluster either. `options` are `file`,
+        another place for the rows (`scores_file`), and further ones of `store.collect`.
         """
-        path = self._kept(f"{self.name}-{self.identity}", loop, settings, "jsonl")
+        path = options.pop("file", None) or self._kept(f"{self.name}-{self.identity}", loop, settings, "jsonl")
         journal = store.Journal(path if together.is_first(self.name) else None)
         journal.results = together.shared(self.name, lambda: journal.results)
         shown = self.progress and together.is_first(self.name)
@@ -65,7 +65,7 @@ class Stage:
         rows = store.collect(jobs, journal, workers=workers or self.workers, **options)
         return [{"id": name, **row} for name, row in zip(jobs, rows, strict=True)]
 
-    def trainings(self, jobs: dict, loop: str, *settings: Any, workers: int | None = None) -> list[dict]:
+    def trainings(self, jobs: dict, loop: str, *settings: Any, **options: Any) -> list[dict]:
         """`collect` for jobs that train: each is called with a checkpoint, so that a killed training goes on.
 
         A checkpoint is cleared once its row is kept.
@@ -77,7 +77,7 @@ class Stage:
             if together.is_first(self.name):
                 points[name].clear()
 
-        return self.collect(jobs, loop, *settings, workers=workers, kept=clear)
+        return self.collect(jobs, loop, *settings, kept=clear, **options)
 
     def scores_file(self, prefix: str, settings: dict) -> Path:
         """Where scores are kept under all that decides them; a `prefix` that is the stage's name outlives success.
