@@ -104,14 +104,13 @@ class ZenNet:
 
 @dataclass(frozen=True)
 class Conv:
-    """A convolution with its batch norm; `squeeze`: where ZenNAS's ImageNet training puts squeeze-excite behind it."""
+    """A convolution with its batch norm."""
 
     inputs: int
     outputs: int
     kernel: int
     stride: int = 1
     groups: int = 1
-    squeeze: bool = False
 
     @property
     def weights(self) -> int:
@@ -154,4 +153,4 @@ def _stacks(block: Block, inputs: int, stride: int) -> list[tuple[Conv, ...]]:
         return [(Conv(c, middle, 1), Conv(middle, middle, k, s), Conv(middle, outputs, 1)) for c, s in ends]
     expansion = int(block.kind.removeprefix("SuperResIDWE")[0])
     ends = ((inputs, middle * expansion, middle, stride), (middle, outputs * expansion, outputs, 1))
-    return [(Conv(c, e, 1), Conv(e, e, k, s, groups=e, squeeze=True), Conv(e, o, 1)) for c, e, o, s in ends]
+    return [(Conv(c, e, 1), Conv(e, e, k, s, groups=e), Conv(e, o, 1)) for c, e, o, s in ends]

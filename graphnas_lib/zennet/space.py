@@ -16,7 +16,6 @@ WIDTH_FACTORS = (2.5, 2.0, 1.5, 1.25, 1.0, 1 / 1.25, 1 / 1.5, 1 / 2.0, 1 / 2.5)
 MAX_CIFAR_CHANNELS = 2048
 MAX_SUB_LAYERS = 5  # a longer block becomes two: three sub-layers and the rest
 BN_EPS = 1e-3
-SE_RATIO = 0.25
 
 INITIAL = {
     "cifar": "SuperConvK3BNRELU(3,8,1,1)SuperResK3K3(8,16,1,8,1)SuperResK3K3(16,32,2,16,1)SuperResK3K3(32,64,2,32,1)"
@@ -36,45 +35,38 @@ def count(
     classes: int = 100,
     convention: str = "zennas",
     residual: bool = True,
-    se: bool = False,
 ) -> Costs:
     """Costs of a structure for one square image of side `resolution`.
 
     Args:
         convention: "zennas": the counter behind the budgets of ZenNAS, ZiCo and T-CET (one parameter a BN channel and
             one for the classifier's bias; MACs of BN once; shortcuts at output side / stride), which re-counts the
-            published structures exactly. "paper": exact, in this package's units, as `network.count`.
-        se: count squeeze-excite as well, under "zennas" alone: ZenNAS trains its ImageNet networks with it, but checks
-            budgets without, and no network is built with it here.
+            published structures exactly, squeeze-excite left out. "paper": exact, in this package's units, as
+            `network.count`.
 
     Returns:
         Costs; under "zennas" `macs` is the published "FLOPs" and `flops` twice that.
     """
-    if convention != "zennas" and (se or convention != "paper"):
-        allowed = "'zennas' where squeeze-excite is counted" if se else "one of ('zennas', 'paper')"
-        raise ValueError(f"convention must be {allowed}; got {convention!r}.")
+    if convention not in ("zennas", "paper"):
+        raise ValueError(f"convention must be one of ('zennas', 'paper'); got {convention!r}.")
     zennas, side = convention == "zennas", resolution
-    convs, shortcuts, gates = [], [], []  # (convolution, side of its output); (width, hidden width, side)
+    convs, shortcuts = [], []  # (convolution, side of its output)
     for unit in net.units():
         entering = side
         for conv in unit.convs:
             side = -(-side // conv.stride)
             convs.append((conv, side))
-            if se and conv.squeeze:
-                gates.append((conv.outputs, max(1, round(conv.outputs * SE_RATIO)), side))
         if residual and unit.shortcut == "project":
             stride = unit.projection.stride
             shortcuts.append((unit.projection, side / stride if zennas else -(-entering // stride)))
     outputs = sum(conv.outputs * side**2 for conv, side in convs)  # each goes through a ReLU
     convs += shortcuts
-    convs += [(Conv(*widths, 1), 1) for width, hidden, _ in gates for widths in ((width, hidden), (hidden, width))]
     width = net.blocks[-1].outputs
     weights = sum(conv.weights for conv, _ in convs) + width * classes
     macs = sum(conv.weights * side**2 for conv, side in convs) + width * classes
     channels, normed = sum(conv.outputs for conv, _ in convs), sum(conv.outputs * side**2 for conv, side in convs)
     if zennas:
-        channels += sum(width + hidden for width, hidden, _ in gates)  # here alone its counter takes two a channel
-        macs += normed + sum(width * side**2 for width, _, side in gates)
+        macs += normed
         return Costs(weights + channels + 1, round(macs), round(2 * macs))
     flops = 2 * (macs + 2 * normed + outputs + classes + width * side**2)  # the last term: pooling
     return Costs(weights + 2 * channels + classes, round(macs), round(flops))
