@@ -12,6 +12,7 @@ import json
 import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 from graphnas_lib.space import Cell
 
@@ -55,7 +56,14 @@ class Triple:
     @classmethod
     def from_row(cls, row: dict) -> Triple:
         """Inverse of `to_row`."""
-        return cls(Cell.from_dict(row["cell"]), row["channels"], row["stride"], row.get("family"))
+        cell = _cell(json.dumps(row["cell"], default=operator.index))
+        return cls(cell, row["channels"], row["stride"], row.get("family"))
+
+
+@lru_cache(maxsize=2**14)
+def _cell(text: str) -> Cell:
+    """Cell of its JSON: a history names few of them, in thousands of networks."""
+    return Cell.from_dict(json.loads(text))
 
 
 @dataclass(frozen=True)

@@ -136,12 +136,12 @@ def test_premise_holds_for_what_z_decides_and_vanishes_with_permuted_families(ce
 def test_a_rule_that_knows_wins_and_shuffled_accuracies_leave_no_advantage(cells):
     rng = np.random.default_rng(0)
     knows = cells.assign(tcet=cells["cifar10"])
-    found = selection.budget_selection(knows, "nats", ["cifar10"], resamples=20)
+    found = selection.budget_selection(knows, "nats", ["cifar10"], resamples=8)
     row, rules = found["verdicts"].iloc[0], found["rules"].set_index("rule")
     assert row["advantage"] > 0 and rules["regret"]["T-CET"] == pytest.approx(0, abs=1e-9)
     assert rules["tau"]["T-CET"] == pytest.approx(1, abs=0.01) and abs(rules["tau"]["random"]) < 0.15
     lost = cells.assign(cifar10=rng.permutation(cells["cifar10"]))
-    lost = selection.budget_selection(lost, "nats", ["cifar10"], resamples=20)["verdicts"].iloc[0]
+    lost = selection.budget_selection(lost, "nats", ["cifar10"], resamples=8)["verdicts"].iloc[0]
     assert lost["verdict"] != "reproduced" and abs(lost["advantage"]) < 3
 
 

@@ -93,7 +93,7 @@ def trajectories(flow: CCNF, zc: Tensor, latents: Tensor, *, n: int = 16, seed: 
         One row a point: plane, condition (its row; -1 for `latents`, in the second plane alone), sample, time, x, y.
     """
     generator = torch.Generator().manual_seed(seed)
-    fitted, shown = (torch.randn(count, flow.config.latent_dim, generator=generator) for count in (16 * n, n))
+    fitted, shown = (torch.randn(count, flow.config.latent_dim, generator=generator) for count in (4 * n, n))
     ends = torch.stack([flow.paths(row.expand(len(fitted), -1), fitted)[-1].mean(dim=0) for row in zc])
     wanted = zc.repeat_interleave(n, dim=0)
     path = flow.paths(wanted, shown.repeat(len(zc), 1))  # (T, K n, m)
