@@ -1,6 +1,6 @@
-"""A network drawn by graphnas_lib 0.1.0; T-CET 742661 on 64 given images.
+"""A network drawn by graphnas_lib 0.1.0; T-CET 845376 on 64 given images.
 
-198,804 parameters and 425,767,252 FLOPs (2 x multiply-adds) for one input of 3 x 32 x 32, 10 classes.
+195,050 parameters and 421,364,052 FLOPs (2 x multiply-adds) for one input of 3 x 32 x 32, 10 classes.
 Needs PyTorch alone. `Network()` is untrained; weights of graphnas_lib's own network fit: `load_state_dict` takes them.
 """
 
@@ -42,17 +42,6 @@ def bottleneck(inputs, hidden, outputs, kernel, stride=1):
     )
 
 
-def pool(inputs, outputs, kernel, stride=1):
-    """Average pooling and batch normalisation; a convolution 1x1 follows where the width changes."""
-    layers = [
-        nn.AvgPool2d(kernel, stride, kernel // 2, count_include_pad=False),
-        nn.BatchNorm2d(inputs, affine=False),
-    ]
-    if inputs != outputs:
-        layers += [nn.ReLU(), nn.Conv2d(inputs, outputs, 1), nn.BatchNorm2d(outputs)]
-    return nn.Sequential(*layers)
-
-
 class Cell1(nn.Module):
     """8 -> 8 channels."""
 
@@ -60,21 +49,23 @@ class Cell1(nn.Module):
         super().__init__()
         self.nodes = nn.ModuleDict(
             {
-                "1": bottleneck(8, 16, 8, 3),
-                "2": bottleneck(8, 24, 8, 3),
-                "3": separable(8, 8, 3, dilation=2),
-                "4": bottleneck(8, 48, 8, 3),
+                "1": bottleneck(8, 24, 8, 3),
+                "2": bottleneck(8, 2, 8, 3),
+                "3": bottleneck(8, 48, 8, 3),
+                "4": bottleneck(8, 16, 8, 3),
                 "5": bottleneck(8, 48, 8, 3),
+                "6": bottleneck(8, 2, 8, 3),
             }
         )
 
     def forward(self, x):
         x1 = self.nodes["1"](x)
-        x2 = self.nodes["2"](x + x1)
+        x2 = self.nodes["2"](x1)
         x3 = self.nodes["3"](x1 + x2)
-        x4 = self.nodes["4"](x + x2 + x3)
-        x5 = self.nodes["5"](x1 + x2 + x3 + x4)
-        return x1 + x3 + x5
+        x4 = self.nodes["4"](x2 + x3)
+        x5 = self.nodes["5"](x2 + x3 + x4)
+        x6 = self.nodes["6"](x1 + x3 + x4 + x5)
+        return x + x1 + x2 + x4 + x6
 
 
 class Cell2(nn.Module):
@@ -85,337 +76,11 @@ class Cell2(nn.Module):
         self.projection = conv(8, 16, 1)
         self.nodes = nn.ModuleDict(
             {
-                "1": conv(8, 16, 5),
-                "3": separable(16, 16, 1, dilation=2),
-            }
-        )
-
-    def forward(self, x):
-        projected = self.projection(x)
-        x1 = self.nodes["1"](x)
-        x3 = self.nodes["3"](x1 + x1)
-        return projected + x1 + x3
-
-
-class Cell3(nn.Module):
-    """16 -> 16 channels."""
-
-    def __init__(self):
-        super().__init__()
-        self.nodes = nn.ModuleDict(
-            {
-                "1": bottleneck(16, 48, 16, 3),
-                "2": bottleneck(16, 96, 16, 3),
-                "3": bottleneck(16, 8, 16, 3),
-                "4": bottleneck(16, 96, 16, 1),
-                "5": separable(16, 16, 1),
-                "6": bottleneck(16, 48, 16, 1),
-            }
-        )
-
-    def forward(self, x):
-        x1 = self.nodes["1"](x)
-        x2 = self.nodes["2"](x)
-        x3 = self.nodes["3"](x + x1)
-        x4 = self.nodes["4"](x + x1 + x2)
-        x5 = self.nodes["5"](x2 + x3 + x4)
-        x6 = self.nodes["6"](x + x1 + x4 + x5)
-        return x + x1 + x3 + x5 + x6
-
-
-class Cell4(nn.Module):
-    """16 -> 8 channels."""
-
-    def __init__(self):
-        super().__init__()
-        self.projection = conv(16, 8, 1)
-        self.nodes = nn.ModuleDict(
-            {
-                "1": bottleneck(16, 48, 8, 5),
-                "2": separable(8, 8, 1, dilation=2),
-                "3": bottleneck(8, 48, 8, 3),
-                "4": bottleneck(8, 2, 8, 5),
-                "5": bottleneck(8, 24, 8, 3),
-                "6": conv(8, 8, 3),
-            }
-        )
-
-    def forward(self, x):
-        projected = self.projection(x)
-        x1 = self.nodes["1"](x)
-        x2 = self.nodes["2"](projected + x1)
-        x3 = self.nodes["3"](projected + x1)
-        x4 = self.nodes["4"](x1 + x3)
-        x5 = self.nodes["5"](projected + x2 + x3 + x4)
-        x6 = self.nodes["6"](projected + x2 + x3 + x5)
-        return projected + x1 + x2 + x4 + x6
-
-
-class Cell5(nn.Module):
-    """8 -> 16 channels."""
-
-    def __init__(self):
-        super().__init__()
-        self.projection = conv(8, 16, 1)
-        self.nodes = nn.ModuleDict(
-            {
-                "1": bottleneck(8, 48, 16, 5),
-                "2": bottleneck(16, 32, 16, 3),
-                "3": bottleneck(16, 96, 16, 1),
-                "4": bottleneck(16, 48, 16, 1),
-            }
-        )
-
-    def forward(self, x):
-        projected = self.projection(x)
-        x1 = self.nodes["1"](x)
-        x2 = self.nodes["2"](x1)
-        x3 = self.nodes["3"](projected + x1 + x2)
-        x4 = self.nodes["4"](x1 + x3)
-        return projected + x2 + x4
-
-
-class Cell6(nn.Module):
-    """16 -> 16 channels."""
-
-    def __init__(self):
-        super().__init__()
-        self.nodes = nn.ModuleDict(
-            {
-                "1": bottleneck(16, 96, 16, 5),
-                "2": bottleneck(16, 96, 16, 5),
-                "3": separable(16, 16, 3, dilation=2),
-                "4": bottleneck(16, 4, 16, 1),
-                "5": bottleneck(16, 32, 16, 1),
-                "6": separable(16, 16, 5),
-            }
-        )
-
-    def forward(self, x):
-        x1 = self.nodes["1"](x)
-        x2 = self.nodes["2"](x + x1)
-        x3 = self.nodes["3"](x + x2)
-        x4 = self.nodes["4"](x + x1 + x2)
-        x5 = self.nodes["5"](x + x1 + x2 + x3 + x4)
-        x6 = self.nodes["6"](x + x1 + x3 + x5)
-        return x + x1 + x5 + x6
-
-
-class Cell7(nn.Module):
-    """16 -> 16 channels."""
-
-    def __init__(self):
-        super().__init__()
-        self.nodes = nn.ModuleDict(
-            {
-                "1": conv(16, 16, 1),
-                "2": bottleneck(16, 96, 16, 3),
-                "3": bottleneck(16, 8, 16, 3),
-                "4": bottleneck(16, 4, 16, 3),
-                "5": bottleneck(16, 48, 16, 1),
-                "6": bottleneck(16, 96, 16, 5),
-            }
-        )
-
-    def forward(self, x):
-        x1 = self.nodes["1"](x)
-        x2 = self.nodes["2"](x)
-        x3 = self.nodes["3"](x)
-        x4 = self.nodes["4"](x + x1 + x2)
-        x5 = self.nodes["5"](x2 + x3)
-        x6 = self.nodes["6"](x + x1 + x4)
-        return x1 + x3 + x5 + x6
-
-
-class Cell8(nn.Module):
-    """16 -> 8 channels."""
-
-    def __init__(self):
-        super().__init__()
-        self.projection = conv(16, 8, 1)
-        self.nodes = nn.ModuleDict(
-            {
-                "1": separable(16, 8, 3),
-                "2": bottleneck(8, 48, 8, 3),
-                "3": bottleneck(8, 24, 8, 1),
-                "4": bottleneck(8, 16, 8, 1),
-                "5": bottleneck(8, 48, 8, 3),
-            }
-        )
-
-    def forward(self, x):
-        projected = self.projection(x)
-        x1 = self.nodes["1"](x)
-        x2 = self.nodes["2"](x1)
-        x3 = self.nodes["3"](x2)
-        x4 = self.nodes["4"](x1 + x2)
-        x5 = self.nodes["5"](x1 + x2 + x4)
-        return projected + x3 + x4 + x5
-
-
-class Cell9(nn.Module):
-    """8 -> 16 channels."""
-
-    def __init__(self):
-        super().__init__()
-        self.projection = conv(8, 16, 1)
-        self.nodes = nn.ModuleDict(
-            {
-                "1": bottleneck(8, 16, 16, 3),
-                "2": bottleneck(8, 24, 16, 3),
-                "3": bottleneck(16, 32, 16, 5),
-                "4": bottleneck(16, 96, 16, 3),
-                "5": bottleneck(16, 48, 16, 5),
-            }
-        )
-
-    def forward(self, x):
-        projected = self.projection(x)
-        x1 = self.nodes["1"](x)
-        x2 = self.nodes["2"](x)
-        x3 = self.nodes["3"](projected + x2)
-        x4 = self.nodes["4"](projected + x1 + x2)
-        x5 = self.nodes["5"](projected + x1 + x3)
-        return x1 + x2 + x4 + x5
-
-
-class Cell10(nn.Module):
-    """16 -> 16 channels."""
-
-    def __init__(self):
-        super().__init__()
-        self.nodes = nn.ModuleDict(
-            {
-                "1": bottleneck(16, 32, 16, 1),
-                "2": bottleneck(16, 96, 16, 3),
-                "3": bottleneck(16, 8, 16, 5),
-                "4": separable(16, 16, 3),
-                "5": bottleneck(16, 96, 16, 1),
-                "6": bottleneck(16, 32, 16, 5),
-            }
-        )
-
-    def forward(self, x):
-        x1 = self.nodes["1"](x)
-        x2 = self.nodes["2"](x)
-        x3 = self.nodes["3"](x2)
-        x4 = self.nodes["4"](x2 + x3)
-        x5 = self.nodes["5"](x2 + x3)
-        x6 = self.nodes["6"](x1 + x2 + x3 + x4)
-        return x + x5 + x6
-
-
-class Cell11(nn.Module):
-    """16 -> 16 channels."""
-
-    def __init__(self):
-        super().__init__()
-        self.nodes = nn.ModuleDict(
-            {
-                "1": separable(16, 16, 1, dilation=2),
-                "2": bottleneck(16, 32, 16, 3),
-                "3": bottleneck(16, 96, 16, 5),
-                "4": bottleneck(16, 96, 16, 5),
-                "5": conv(16, 16, 1),
-            }
-        )
-
-    def forward(self, x):
-        x1 = self.nodes["1"](x)
-        x2 = self.nodes["2"](x1)
-        x3 = self.nodes["3"](x1)
-        x4 = self.nodes["4"](x1 + x3)
-        x5 = self.nodes["5"](x1 + x3 + x4)
-        return x + x2 + x4 + x5
-
-
-class Cell12(nn.Module):
-    """16 -> 16 channels."""
-
-    def __init__(self):
-        super().__init__()
-        self.nodes = nn.ModuleDict(
-            {
-                "1": separable(16, 16, 1),
-                "2": bottleneck(16, 32, 16, 5),
-                "3": bottleneck(16, 96, 16, 5),
-                "4": separable(16, 16, 3),
-                "5": bottleneck(16, 4, 16, 5),
-                "6": bottleneck(16, 96, 16, 3),
-            }
-        )
-
-    def forward(self, x):
-        x1 = self.nodes["1"](x)
-        x2 = self.nodes["2"](x1)
-        x3 = self.nodes["3"](x + x1)
-        x4 = self.nodes["4"](x + x2 + x3)
-        x5 = self.nodes["5"](x1 + x2 + x3 + x4)
-        x6 = self.nodes["6"](x + x1 + x2 + x3 + x5)
-        return x1 + x2 + x4 + x5 + x6
-
-
-class Cell13(nn.Module):
-    """16 -> 16 channels."""
-
-    def __init__(self):
-        super().__init__()
-        self.nodes = nn.ModuleDict(
-            {
-                "1": bottleneck(16, 48, 16, 5),
-                "2": bottleneck(16, 96, 16, 1),
-                "3": bottleneck(16, 4, 16, 5),
-                "4": bottleneck(16, 96, 16, 5),
-            }
-        )
-
-    def forward(self, x):
-        x1 = self.nodes["1"](x)
-        x2 = self.nodes["2"](x1)
-        x3 = self.nodes["3"](x + x1)
-        x4 = self.nodes["4"](x + x1 + x3)
-        return x + x1 + x2 + x3 + x4
-
-
-class Cell14(nn.Module):
-    """16 -> 8 channels."""
-
-    def __init__(self):
-        super().__init__()
-        self.projection = conv(16, 8, 1)
-        self.nodes = nn.ModuleDict(
-            {
-                "1": bottleneck(16, 32, 8, 5),
-                "2": separable(8, 8, 1, dilation=2),
-                "3": bottleneck(8, 16, 8, 3),
-                "4": bottleneck(8, 48, 8, 5),
-                "5": bottleneck(8, 48, 8, 1),
-            }
-        )
-
-    def forward(self, x):
-        projected = self.projection(x)
-        x1 = self.nodes["1"](x)
-        x2 = self.nodes["2"](projected + x1)
-        x3 = self.nodes["3"](x2)
-        x4 = self.nodes["4"](projected + x1 + x2)
-        x5 = self.nodes["5"](projected + x2 + x4)
-        return projected + x1 + x2 + x3 + x4 + x5
-
-
-class Cell15(nn.Module):
-    """8 -> 16 channels."""
-
-    def __init__(self):
-        super().__init__()
-        self.projection = conv(8, 16, 1)
-        self.nodes = nn.ModuleDict(
-            {
-                "1": bottleneck(8, 48, 16, 5),
-                "2": bottleneck(16, 48, 16, 5),
+                "1": bottleneck(8, 24, 16, 3),
+                "2": bottleneck(16, 4, 16, 3),
                 "3": bottleneck(16, 96, 16, 3),
-                "4": bottleneck(16, 4, 16, 5),
-                "5": separable(16, 16, 1, dilation=2),
+                "4": bottleneck(16, 32, 16, 3),
+                "5": bottleneck(16, 96, 16, 3),
                 "6": bottleneck(16, 4, 16, 3),
             }
         )
@@ -424,99 +89,78 @@ class Cell15(nn.Module):
         projected = self.projection(x)
         x1 = self.nodes["1"](x)
         x2 = self.nodes["2"](x1)
-        x3 = self.nodes["3"](x1)
-        x4 = self.nodes["4"](x1)
-        x5 = self.nodes["5"](x1 + x2 + x3)
-        x6 = self.nodes["6"](projected + x2 + x3 + x4 + x5)
-        return projected + x1 + x3 + x4 + x5 + x6
+        x3 = self.nodes["3"](x1 + x2)
+        x4 = self.nodes["4"](x2 + x3)
+        x5 = self.nodes["5"](x2 + x3 + x4)
+        x6 = self.nodes["6"](x1 + x3 + x4 + x5)
+        return projected + x1 + x2 + x4 + x6
 
 
-class Cell16(nn.Module):
+class Cell3(nn.Module):
+    """16 -> 8 channels."""
+
+    def __init__(self):
+        super().__init__()
+        self.projection = conv(16, 8, 1)
+        self.nodes = nn.ModuleDict(
+            {
+                "1": bottleneck(16, 48, 8, 3),
+                "2": bottleneck(8, 2, 8, 3),
+                "3": bottleneck(8, 48, 8, 3),
+                "4": bottleneck(8, 16, 8, 3),
+                "5": bottleneck(8, 48, 8, 3),
+                "6": bottleneck(8, 2, 8, 3),
+            }
+        )
+
+    def forward(self, x):
+        projected = self.projection(x)
+        x1 = self.nodes["1"](x)
+        x2 = self.nodes["2"](x1)
+        x3 = self.nodes["3"](x1 + x2)
+        x4 = self.nodes["4"](x2 + x3)
+        x5 = self.nodes["5"](x2 + x3 + x4)
+        x6 = self.nodes["6"](x1 + x3 + x4 + x5)
+        return projected + x1 + x2 + x4 + x6
+
+
+class Cell4(nn.Module):
+    """8 -> 8 channels."""
+
+    def __init__(self):
+        super().__init__()
+        self.nodes = nn.ModuleDict(
+            {
+                "1": bottleneck(8, 48, 8, 3),
+                "2": separable(8, 8, 5),
+                "3": bottleneck(8, 16, 8, 5),
+                "4": bottleneck(8, 48, 8, 1),
+                "5": bottleneck(8, 24, 8, 3),
+            }
+        )
+
+    def forward(self, x):
+        x1 = self.nodes["1"](x)
+        x2 = self.nodes["2"](x1)
+        x3 = self.nodes["3"](x + x1)
+        x4 = self.nodes["4"](x1 + x3)
+        x5 = self.nodes["5"](x + x1 + x2 + x3 + x4)
+        return x + x1 + x2 + x4 + x5
+
+
+class Cell5(nn.Module):
     """16 -> 16 channels."""
 
     def __init__(self):
         super().__init__()
         self.nodes = nn.ModuleDict(
             {
-                "1": separable(16, 16, 1, dilation=2),
-                "2": bottleneck(16, 96, 16, 5),
+                "1": bottleneck(16, 48, 16, 3),
+                "2": bottleneck(16, 4, 16, 3),
                 "3": bottleneck(16, 96, 16, 3),
-                "4": bottleneck(16, 48, 16, 3),
-            }
-        )
-
-    def forward(self, x):
-        x1 = self.nodes["1"](x)
-        x2 = self.nodes["2"](x)
-        x3 = self.nodes["3"](x + x1)
-        x4 = self.nodes["4"](x + x3)
-        return x1 + x2 + x3 + x4
-
-
-class Cell17(nn.Module):
-    """16 -> 16 channels."""
-
-    def __init__(self):
-        super().__init__()
-        self.nodes = nn.ModuleDict(
-            {
-                "1": separable(16, 16, 3),
-                "2": bottleneck(16, 32, 16, 5),
-                "3": bottleneck(16, 96, 16, 5),
-                "4": bottleneck(16, 4, 16, 1),
-                "5": bottleneck(16, 48, 16, 5),
-                "6": bottleneck(16, 32, 16, 5),
-            }
-        )
-
-    def forward(self, x):
-        x1 = self.nodes["1"](x)
-        x2 = self.nodes["2"](x1)
-        x3 = self.nodes["3"](x + x1 + x2)
-        x4 = self.nodes["4"](x + x1 + x3)
-        x5 = self.nodes["5"](x2 + x4)
-        x6 = self.nodes["6"](x + x1 + x2 + x3 + x4)
-        return x + x2 + x4 + x5 + x6
-
-
-class Cell18(nn.Module):
-    """16 -> 16 channels."""
-
-    def __init__(self):
-        super().__init__()
-        self.nodes = nn.ModuleDict(
-            {
-                "1": bottleneck(16, 32, 16, 3),
-                "2": bottleneck(16, 32, 16, 5),
-                "3": separable(16, 16, 3, dilation=2),
-                "4": bottleneck(16, 96, 16, 1),
-                "5": bottleneck(16, 8, 16, 5),
-                "6": bottleneck(16, 96, 16, 3),
-            }
-        )
-
-    def forward(self, x):
-        x1 = self.nodes["1"](x)
-        x2 = self.nodes["2"](x1)
-        x3 = self.nodes["3"](x + x1)
-        x4 = self.nodes["4"](x + x1)
-        x5 = self.nodes["5"](x + x2 + x4)
-        x6 = self.nodes["6"](x + x1 + x2 + x3 + x4 + x5)
-        return x + x3 + x4 + x5 + x6
-
-
-class Cell19(nn.Module):
-    """16 -> 16 channels."""
-
-    def __init__(self):
-        super().__init__()
-        self.nodes = nn.ModuleDict(
-            {
-                "1": bottleneck(16, 4, 16, 5),
-                "2": bottleneck(16, 96, 16, 5),
-                "3": bottleneck(16, 48, 16, 5),
-                "4": pool(16, 16, 3),
+                "4": bottleneck(16, 32, 16, 3),
                 "5": bottleneck(16, 96, 16, 3),
+                "6": bottleneck(16, 4, 16, 3),
             }
         )
 
@@ -524,9 +168,10 @@ class Cell19(nn.Module):
         x1 = self.nodes["1"](x)
         x2 = self.nodes["2"](x1)
         x3 = self.nodes["3"](x1 + x2)
-        x4 = self.nodes["4"](x1 + x2 + x3)
-        x5 = self.nodes["5"](x + x2 + x4)
-        return x + x1 + x3 + x5
+        x4 = self.nodes["4"](x2 + x3)
+        x5 = self.nodes["5"](x2 + x3 + x4)
+        x6 = self.nodes["6"](x1 + x3 + x4 + x5)
+        return x + x1 + x2 + x4 + x6
 
 
 class Network(nn.Module):
@@ -537,24 +182,25 @@ class Network(nn.Module):
         self.stem = nn.Sequential(nn.Conv2d(3, 8, 3, 1, 1, bias=False), nn.BatchNorm2d(8))
         self.cells = nn.ModuleList([
             Cell1(),
+            Cell1(),
+            Cell1(),
             Cell2(),
             Cell3(),
             Cell4(),
+            Cell2(),
             Cell5(),
-            Cell6(),
-            Cell7(),
-            Cell8(),
-            Cell9(),
-            Cell10(),
-            Cell11(),
-            Cell12(),
-            Cell13(),
-            Cell14(),
-            Cell15(),
-            Cell16(),
-            Cell17(),
-            Cell18(),
-            Cell19(),
+            Cell5(),
+            Cell3(),
+            Cell2(),
+            Cell5(),
+            Cell5(),
+            Cell5(),
+            Cell3(),
+            Cell2(),
+            Cell5(),
+            Cell5(),
+            Cell5(),
+            Cell5(),
         ])
         self.head = nn.Sequential(nn.BatchNorm2d(16), nn.ReLU())
         self.classifier = nn.Linear(16, 10)
