@@ -104,6 +104,22 @@ def test_conditions_fall_into_their_bins(vocabulary):
     assert vocabulary.condition_tokens(middle, jitter=-0.5)[0, 0] == 4 + 7
 
 
+def test_a_request_gets_the_nearest_condition_that_the_history_has():
+    """Bins between the budgets of a history were never learnt."""
+    known = torch.tensor([[1e5, 1e7, 100.0, math.nan], [1e6, 2e8, 120.0, math.nan]], dtype=torch.float64)
+    fitted = Vocabulary.fit(known, n_families=2, bins=32)
+    fitted = Vocabulary.from_dict(json.loads(json.dumps(fitted.to_dict())))
+    (first, second), nan = fitted.condition_tokens(known), math.nan
+    asked = torch.tensor([[2e5, nan, nan, nan], [5e5, 9e7, 130.0, 2e3], [nan, 1e6, nan, nan]], dtype=torch.float64)
+    assert fitted.prefix(asked)[:, 1:].tolist() == [
+        [first[0], DROP, DROP, DROP],
+        [second[0], second[1], second[2], DROP],
+        [DROP, first[1], DROP, DROP],
+    ]
+    tokens = fitted.condition_tokens(asked)
+    assert fitted.prefix(asked, jitter=torch.zeros(3, 4))[:, 1:].equal(tokens) and tokens[0, 0] != first[0]
+
+
 def test_conditions_are_checked(vocabulary):
     with pytest.raises(ValueError, match=r"\(n, 4\)"):
         vocabulary.condition_tokens(torch.ones(3, 3))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager, ExitStack, suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from multiprocessing import connection, get_context, parent_process
@@ -173,12 +173,6 @@ class _Run:
             elif state.pop(name, None):
                 store.write(self.path, state)
 
-    def alone(self, name: str) -> AbstractContextManager[bool]:
-        """A second run beside this one waits for it to end with a notebook."""
-        executed = self.project.executed(name, self.scale)
-        waiting = partial(self.tell, f"{name}  another run is at it; this one waits for it to end")
-        return store.alone(executed.with_name(f".{name}.lock"), waiting)
-
     def reasons(self, name: str) -> list[str]:
         """Why a notebook would run now."""
         key = freshness(self.project, self.chosen[name], self.parameters)
@@ -204,8 +198,9 @@ class _Run:
         return None if stale else FRESH
 
     def one(self, name: str) -> str:
-        """Run a notebook unless it is fresh; returns what became of it."""
-        with self.alone(name) as waited:
+        """Run a notebook unless it is fresh, after a second run that is at it; returns what became of it."""
+        waiting = partial(self.tell, f"{name}  another run is at it; this one waits for it to end")
+        with store.alone(self.project.executed(name, self.scale).with_name(f".{name}.lock"), waiting) as waited:
             if found := self.fresh(name, self.force and not waited):
                 return found
             self.tell(self.announced(name))

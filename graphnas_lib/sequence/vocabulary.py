@@ -8,7 +8,7 @@ its 64 positions (Tab. 6) are 4 conditions and 20 cells of 3 tokens. `head_chann
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import torch
 from torch import Tensor
@@ -36,6 +36,7 @@ class Vocabulary:
     bins: int  # of one condition
     low: tuple[float, ...]  # lower end of each condition's bins, after log10 where `LOGARITHMIC`
     high: tuple[float, ...]
+    seen: tuple[tuple[int, ...], ...] = ()  # tokens of each condition that the history has; () where nobody knows
 
     @classmethod
     def fit(cls, conditions: Tensor, *, n_families: int, bins: int) -> Vocabulary:
@@ -44,7 +45,9 @@ class Vocabulary:
         ends = values.nanquantile(values.new_tensor([0.005, 0.995]), dim=0)  # (2, 4)
         low, high = torch.where(ends.isnan(), values.new_tensor([[0.0], [1.0]]), ends)
         high = torch.where(high > low, high, low + 1e-3)
-        return cls(n_families, bins, tuple(low.tolist()), tuple(high.tolist()))
+        made = cls(n_families, bins, tuple(low.tolist()), tuple(high.tolist()))
+        columns = made.condition_tokens(conditions).T.tolist()
+        return replace(made, seen=tuple(tuple(sorted({*column} - {DROP})) or (DROP,) for column in columns))
 
     @property
     def families(self) -> int:
@@ -78,9 +81,14 @@ class Vocabulary:
         offset = 4 + self.bins * torch.arange(len(CONDITIONS), device=values.device)
         return torch.where(values.isnan(), torch.full_like(bins, DROP), bins + offset)
 
-    def prefix(self, conditions: Tensor, *, jitter: Tensor | float = 0.0) -> Tensor:
-        """BOS and the tokens of raw conditions (n, 4), (n, 5)."""
-        return functional.pad(self.condition_tokens(conditions, jitter=jitter), (1, 0), value=BOS)
+    def prefix(self, conditions: Tensor, *, jitter: Tensor | None = None) -> Tensor:
+        """BOS and the tokens of raw conditions (n, 4), (n, 5); of a request, without jitter, the nearest seen ones."""
+        tokens = self.condition_tokens(conditions, jitter=0.0 if jitter is None else jitter)
+        for i, seen in enumerate(self.seen if jitter is None else ()):
+            known = tokens.new_tensor(seen)
+            nearest = known[(tokens[:, i, None] - known).abs().argmin(dim=1)]
+            tokens[:, i] = torch.where(tokens[:, i] == DROP, DROP, nearest)
+        return functional.pad(tokens, (1, 0), value=BOS)
 
     def range(self, name: str) -> tuple[float, float]:
         """Raw range of one condition that the bins cover."""
@@ -127,7 +135,8 @@ class Vocabulary:
     @classmethod
     def from_dict(cls, data: dict) -> Vocabulary:
         """Inverse of `to_dict`."""
-        return cls(data["n_families"], data["bins"], tuple(data["low"]), tuple(data["high"]))
+        known = tuple(map(tuple, data.get("seen", ())))
+        return cls(data["n_families"], data["bins"], tuple(data["low"]), tuple(data["high"]), known)
 
 
 def check_conditions(conditions: Tensor) -> Tensor:

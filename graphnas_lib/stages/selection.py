@@ -48,9 +48,6 @@ def make(stage: Stage) -> tuple[dict, dict]:
     """Score the pool, choose, train every distinct network once; the first dozen, before all others, also half as long.
 
     What was trained is kept by network and recipe, whatever else is chosen in a later run.
-
-    Raises:
-        BudgetUnreachable: the generator or a reference cannot meet the budget.
     """
     sizes = stage.scale.selection
     options = {"n_train": sizes["images"], "n_test": sizes["test_images"]}
@@ -155,13 +152,11 @@ def whole(rows: pd.DataFrame) -> pd.DataFrame:
 
 def by_group(rows: pd.DataFrame, groups: pd.DataFrame) -> pd.DataFrame:
     """Each rule's and reference's mean accuracy with its 95% interval; a training that diverged counts at chance."""
-    joined = groups.merge(whole(rows), on="name")
-    lines = []
-    for name, part in joined.groupby("group", sort=False):
-        interval = mean_interval(part["accuracy"])
-        means = part[["params", "flops", "layers", "seconds"]].mean().round(1).to_dict()
-        lines.append({"group": name, "n": len(part), "mean": part["accuracy"].mean(), **interval, **means})
-    return pd.DataFrame(lines)
+    joined = groups.merge(whole(rows), on="name").groupby("group", sort=False)
+    table = pd.DataFrame({"n": joined.size(), "mean": joined["accuracy"].mean()})
+    intervals = pd.DataFrame([mean_interval(part) for _, part in joined["accuracy"]], index=table.index)
+    costs = joined[["params", "flops", "layers", "seconds"]].mean().round(1)
+    return table.join([intervals, costs]).reset_index()
 
 
 def ranking(rows: pd.DataFrame) -> dict[str, float]:
