@@ -184,4 +184,7 @@ def _table(root: Path | str | None, column: str) -> pd.DataFrame:
     if path is None:
         place = "the given root" if root is not None else "$GRAPHNAS_DATA or data/"
         raise MissingDataError(f"NATS-Bench accuracies need the file {ACCURACY_FILE} in {place}; put it there.")
-    return pd.read_csv(path, usecols=["arch_str", column]).set_index("arch_str")
+    table = pd.read_csv(path)
+    if not {"arch_str", column} <= set(table.columns):
+        raise ValueError(f"{ACCURACY_FILE} must have the columns arch_str and {column}; got {list(table.columns)}.")
+    return table.set_index("arch_str")

@@ -18,7 +18,7 @@ from graphnas_lib.design.budget import Request, selected
 from graphnas_lib.design.designs import Designs
 from graphnas_lib.design.fitting import BudgetUnreachable, Fitted, Target
 from graphnas_lib.evolution import promise
-from graphnas_lib.macro import CHANNELS, MAX_CELLS, Architecture, Triple
+from graphnas_lib.macro import CHANNELS, MAX_CELLS, repeat_cell
 from graphnas_lib.network import count, depth
 from graphnas_lib.space import INPUT, OP_NODES, OUTPUT, Cell
 
@@ -74,7 +74,6 @@ def _largest(request: Request) -> Iterator[Fitted]:
 
 def _made(request: Request, cell: Cell, cells: int, strides: int, width: int) -> Fitted:
     """`cells` cells of one width, the first `strides` of which halve the side."""
-    triples = tuple(Triple(cell, width, 1 + (i < strides)) for i in range(cells))
-    architecture = Architecture(triples, stem_stride=request.stem_stride)
+    architecture = repeat_cell(cell, cells, width, strides=strides, stem_stride=request.stem_stride)
     costs = count(architecture, **request.task)
     return Fitted(architecture, costs, request.target.error(costs))

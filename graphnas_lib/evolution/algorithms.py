@@ -27,7 +27,7 @@ from graphnas_lib.evolution.mutations import (
 )
 from graphnas_lib.evolution.search import Problem, SearchResult, evolve, random_search
 from graphnas_lib.evolution.surrogate import Surrogate
-from graphnas_lib.macro import CHANNELS, MAX_CELLS, Architecture, Triple
+from graphnas_lib.macro import CHANNELS, MAX_CELLS, Architecture, Triple, repeat_cell
 from graphnas_lib.space import REFERENCE_CELL, Cell
 
 MIN_SIDE_PIXELS = 4  # feature maps smaller than this in a search are refused; the paper is silent
@@ -171,13 +171,10 @@ def deep_starts(
     """For each family, the network of most `promise` that repeats one of its first `CELLS_PER_FAMILY` cells.
 
     The paper's alpha_0 is of its fifth family, and which of ours that is nobody knows; stages of its released networks
-    repeat a cell. None, one, two or three of the first cells are strided: early strides pay for width.
-
-    Args:
-        layers: convolutions of a network (`network.depth`).
+    repeat a cell. None, one, two or three of the first cells are strided: early strides pay for width. `layers` counts
+    the convolutions of a network (`network.depth`).
     """
-    strided = range(len(ALPHA_0) + 1)
-    starts = []
+    strided, starts = range(len(ALPHA_0) + 1), []
     for family in range(n_families):
         cells = {generate_cell(family, index=i) for i in range(CELLS_PER_FAMILY)}
         tried = (_repeated(cell, family, n, feasible) for cell in sorted(cells, key=Cell.key) for n in strided)
@@ -188,15 +185,12 @@ def deep_starts(
 
 def _repeated(cell: Cell, family: int, strides: int, feasible: Callable) -> Architecture | None:
     """One cell, as often and then as wide as the constraints let it; None where not even one fits."""
-
-    def made(width: int, cells: int) -> Architecture:
-        return Architecture(tuple(Triple(cell, width, 1 + (i < strides), family) for i in range(cells)))
-
-    depth = next((n for n in range(MAX_CELLS, 0, -1) if feasible(made(CHANNELS[0], n))), None)
+    made = partial(repeat_cell, cell, strides=strides, family=family)
+    depth = next((n for n in range(MAX_CELLS, 0, -1) if feasible(made(n, CHANNELS[0]))), None)
     if depth is None:
         return None
-    place = bisect_right(CHANNELS, False, key=lambda width: not feasible(made(width, depth)))
-    return made(CHANNELS[place - 1], depth)
+    place = bisect_right(CHANNELS, False, key=lambda width: not feasible(made(depth, width)))
+    return made(depth, CHANNELS[place - 1])
 
 
 def promise(architecture: Architecture, layers: Callable[[Architecture], int]) -> float:

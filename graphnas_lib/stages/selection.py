@@ -164,11 +164,10 @@ def ranking(rows: pd.DataFrame) -> dict[str, float]:
 
     "best" is the best accuracy of a ResNet-8: networks below `MIN_REFERENCE` have only begun to learn.
     """
-    filled = rows.fillna({"accuracy": CHANCE})
-    lengths = filled.pivot_table(index="name", columns="epochs", values="accuracy", sort=False)
-    whole, both = lengths[lengths.columns.max()], lengths.dropna()
+    lengths = rows.fillna({"accuracy": CHANCE}).pivot_table(index="name", columns="epochs", values="accuracy")
+    longest, both = lengths[lengths.columns.max()], lengths.dropna()
     rho = float(both.corr("spearman").iloc[0, -1]) if len(both) > 2 and both.shape[1] > 1 else float("nan")
-    return {"rho": rho, "n": len(both), "best": float(whole[whole.index.str.startswith("ResNet-8")].max())}
+    return {"rho": rho, "n": len(both), "best": float(longest[longest.index.str.startswith("ResNet-8")].max())}
 
 
 def verdicts(rows: pd.DataFrame, groups: pd.DataFrame) -> pd.DataFrame:
