@@ -291,8 +291,8 @@ def test_a_second_run_of_a_notebook_waits_and_finds_it_fresh(chain):  # noqa: F8
 
 def test_a_second_run_of_a_stage_takes_what_the_first_has_made(tmp_path):
     lock = tmp_path / "data" / "smoke" / ".locks" / "cells"
-    given = {"env": os.environ | {"PYTHONPATH": str(REPOSITORY), "GRAPHNAS_HOME": str(tmp_path)}}
-    given |= {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    environment = {"PYTHONPATH": str(REPOSITORY), "GRAPHNAS_HOME": str(tmp_path), "PYTHONUNBUFFERED": ""}
+    given = {"env": os.environ | environment, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     command = [sys.executable, "-m", "graphnas_lib", "run", "cells", "--scale", "smoke"]
     first = subprocess.Popen(command, **given)
     while not lock.exists():

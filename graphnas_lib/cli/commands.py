@@ -12,7 +12,6 @@ import re
 import sys
 import warnings
 from collections.abc import Sequence
-from functools import partial
 from io import TextIOWrapper
 from pathlib import Path
 
@@ -24,9 +23,9 @@ IMAGES = 64  # deviation D18: the batch that T-CET is taken on
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one verb; returns the exit status."""
-    for stream in (sys.stdout, sys.stderr):  # what a locale's encoding lacks is printed as "?"
+    for stream in (sys.stdout, sys.stderr):  # what a locale's encoding lacks is printed as "?"; a log has lines at once
         if isinstance(stream, TextIOWrapper):
-            stream.reconfigure(errors="replace")
+            stream.reconfigure(errors="replace", line_buffering=True)
     options = parser().parse_args(arguments)
     try:
         return options.verb(options)
@@ -137,9 +136,8 @@ def _run_all(options: argparse.Namespace) -> int:
     if options.plan:
         print(stages.told(stages.plan(options.scale, without=options.without, **given)))
         return 0
-    tell = partial(print, flush=True)
     asked = {"dask": options.dask, "digits": options.digits, "without": options.without}
-    became = stages.run_all(options.scale, tell=tell, **asked, **given)
+    became = stages.run_all(options.scale, tell=print, **asked, **given)
     status = runner.reproduce(runner.Project(store.root()), options.scale, **given)
     return max(status, int("failed" in became.values()))
 
