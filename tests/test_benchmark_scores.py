@@ -66,7 +66,7 @@ def test_parts_of_the_work_keep_pace_so_that_a_killed_run_leaves_fair_samples(mo
     monkeypatch.setattr(scores, "NETWORKS", dict.fromkeys(scores.KINDS, 40))
     networks = [(kind, f"{i:03}") for kind in scores.KINDS for i in range(40)]
     parts = scores._parts(networks)
-    assert len(parts) == len(set(parts)) == 160 + 30  # spectra of a quarter, none on alpha_x
+    assert len(parts) == len(set(parts)) == 160 + 120  # no spectra on alpha_x
     fewer = scores._parts([(kind, arch) for kind, arch in networks if int(arch) < 20])
     assert set(fewer) < set(parts)  # what is wanted of a network does not depend on how many are
     half = parts[: len(parts) // 2]

@@ -1,5 +1,6 @@
 """NATS-Bench's space against its published facts; tau and its interval against scipy; what cannot be scored."""
 
+import hashlib
 import json
 from dataclasses import replace
 
@@ -12,7 +13,7 @@ from torch.nn import functional as F
 
 from graphnas_lib import paper, stages
 from graphnas_lib import plots as report
-from graphnas_lib.benchmarks import nats, validation
+from graphnas_lib.benchmarks import nats, tables, validation
 from graphnas_lib.datasets import MissingDataError
 from graphnas_lib.paper import NATS_TAU
 from graphnas_lib.proxies import measures as proxies
@@ -112,32 +113,39 @@ def test_skeletons_are_reproducible_and_leave_the_global_generator():
 # ---- accuracies
 
 
-def write_accuracies(folder, architectures, values):
+def write_accuracies(monkeypatch, folder, architectures, values):
+    """A table of a few cells in place of the published one."""
     folder.mkdir(parents=True, exist_ok=True)
-    table = pd.DataFrame({"arch_str": architectures, "nats_tss_test_acc_cifar10": values})
-    table.to_csv(folder / nats.ACCURACY_FILE, index=False)
+    file = folder / tables.PUBLIC["nats"].file
+    pd.DataFrame({"arch_str": architectures, "nats_tss_test_acc_cifar10": values}).to_csv(file, index=False)
+    few = {"rows": len(values), "md5": hashlib.md5(file.read_bytes()).hexdigest()}
+    monkeypatch.setitem(tables.PUBLIC, "nats", replace(tables.PUBLIC["nats"], **few))
+    return file
 
 
 def test_accuracies_are_read_from_the_data_roots(tmp_path, monkeypatch):
-    write_accuracies(tmp_path / "elsewhere", [ALL_3X3, SKIP_ONLY, DEAD_END], [93.5, 60.0, np.nan])
+    cells = [ALL_3X3, SKIP_ONLY, DEAD_END], [93.5, 60.0, np.nan]
+    file = write_accuracies(monkeypatch, tmp_path / "elsewhere", *cells)
     monkeypatch.setenv("GRAPHNAS_DATA", str(tmp_path / "elsewhere"))
-    assert nats.accuracies().to_dict() == {ALL_3X3: 93.5, SKIP_ONLY: 60.0}
+    assert tables.accuracies().to_dict() == {ALL_3X3: 93.5, SKIP_ONLY: 60.0}
     assert "nats" in artifacts.data_at_hand()
-    with pytest.raises(ValueError, match="nats_tss_test_acc_cifar100"):
-        nats.accuracies("cifar100")
-    with pytest.raises(ValueError, match="data set must be one of .*got 'mnist'"):
-        nats.accuracies("mnist")
+    file.write_bytes(file.read_bytes()[:-20])
+    with pytest.raises(artifacts.CorruptArtifactError, match="must have the MD5 .*Copy it again"):
+        tables.accuracies()
 
 
-def test_a_missing_file_is_told_in_one_sentence(tmp_path):
+def test_a_missing_file_is_told_in_one_sentence(tmp_path, monkeypatch):
+    for name in ("GRAPHNAS_DATA", "GRAPHNAS_HOME"):
+        monkeypatch.setenv(name, str(tmp_path))
     with pytest.raises(MissingDataError) as error:
-        nats.accuracies(root=tmp_path)
-    expected = "NATS-Bench accuracies need the file nb201_accuracy.csv.xz in the given root; put it there."
-    assert str(error.value) == expected
+        tables.accuracies()
+    expected = "The benchmark table 'nats' must be at hand as tables/nb201_accuracy.csv.xz in $GRAPHNAS_DATA or data/;"
+    assert str(error.value).startswith(expected)
 
 
-def test_the_benchmark_itself(shared):
-    found = nats.accuracies(root=shared / "data")
+def test_the_benchmark_itself(shared, monkeypatch):
+    monkeypatch.setenv("GRAPHNAS_DATA", str(shared / "data"))
+    found = tables.accuracies()
     assert len(found) == 15_625 and round(found.max(), 2) == 94.37 == round(found[NATS_REFERENCE], 2)
     disconnected = [text for text in found.index if not nats.is_connected(text)]
     assert (found[disconnected] == 10).all() and (found.drop(disconnected) > 40).all()
@@ -159,9 +167,9 @@ def test_a_row_holds_what_the_proxies_say(batch):
     assert row["error"] == "" and row["params"] == 1_073_466
     assert row["naswot_relu"] == proxies.naswot(model, images, variant="relu", mode="train")
     assert row["naswot"] == pytest.approx(proxies.naswot(model, images))
-    assert row["tcet_none"] == pytest.approx(proxies.tcet(model, images, labels, variant="none"))
-    train = proxies.tcet(model, images, labels, variant="none", mode="train")
-    assert row["tcet_train"] == pytest.approx(train) != pytest.approx(row["tcet_none"])
+    variants = proxies.score(model, images, labels, ["tcet_none", "tcet_train"])
+    assert {name: row[name] for name in variants} == pytest.approx(variants)
+    assert row["tcet_train"] != pytest.approx(row["tcet_none"])
     assert row["snip_ssnr"] == pytest.approx(proxies.snip_ssnr(model, images, labels))
     assert row["zico"] == pytest.approx(proxies.zico(model, [(images, labels), (batch[0][4:], batch[1][4:])]))
     assert row["zen"] == pytest.approx(proxies.zen(model, images.shape, seed=2))
@@ -232,16 +240,17 @@ def fake_scores(n=40):
     return pd.DataFrame(rows)
 
 
-def test_disconnected_ranks_lowest_and_failures_are_counted_but_not_ranked():
+def test_disconnected_ranks_lowest_and_failures_are_counted_but_not_ranked(monkeypatch):
+    monkeypatch.setattr(validation, "RESAMPLES", 50)
     scores = fake_scores()
     accuracies = pd.Series(np.arange(40.0), index=nats.sample(40, seed=0))
     accuracies.iloc[1] = -5.0  # the failed one would spoil a perfect order
-    table = validation.tau_table(scores, accuracies, resamples=50)
+    table = validation.tau_table(scores, accuracies)
     assert tuple(table.columns) == validation.TAU_COLUMNS and len(table) == 28
     assert (table["tau"] == 1).all() and table["low"].to_numpy() == pytest.approx(1, abs=1e-12)
     assert table[["n", "disconnected", "failed"]].drop_duplicates().values.tolist() == [[39, 1, 1]]
     accuracies.iloc[0] = 100.0  # now the disconnected one is out of order
-    spoiled = validation.tau_table(scores, accuracies, resamples=50)["tau"]
+    spoiled = validation.tau_table(scores, accuracies)["tau"]
     assert np.allclose(spoiled, 1 - 2 * 38 / (39 * 38 / 2))
 
 
@@ -270,9 +279,10 @@ def test_published_values_name_proxies_that_are_scored():
 
 
 @pytest.fixture
-def published_zen(shared) -> pd.Series:
+def published_zen(shared, monkeypatch) -> pd.Series:
     """NASLib's Zen-scores on CIFAR-10 by architecture string; -1e8 marks those that it could not take."""
-    scores = pd.read_csv(shared / "data" / nats.ACCURACY_FILE).set_index("arch_str")["naslib_zen_cifar10"]
+    monkeypatch.setenv("GRAPHNAS_DATA", str(shared / "data"))
+    scores = tables.read("nats").set_index("arch_str")["naslib_zen_cifar10"]
     return scores[scores > -1e7]
 
 
@@ -304,7 +314,7 @@ def home(tmp_path, monkeypatch):
 
 
 def test_stage_saves_scores_without_accuracies(home, monkeypatch):
-    write_accuracies(home / "data", nats.sample(2, seed=0), [10.0, 20.0])
+    write_accuracies(monkeypatch, home / "data", nats.sample(2, seed=0), [10.0, 20.0])
     monkeypatch.setenv("GRAPHNAS_WORKERS", "1")  # no second process
     monkeypatch.setattr(validation, "RESAMPLES", 20)
     table = stages.validation_table("smoke", seed=0, device="cpu")
@@ -318,7 +328,7 @@ def test_stage_saves_scores_without_accuracies(home, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("scale", "why"), [("smoke", "NATS-Bench accuracies need"), ("lite", "run validation --scale")]
+    ("scale", "why"), [("smoke", "The benchmark table 'nats' must be at hand"), ("lite", "run validation --scale")]
 )
 def test_without_data_or_artifact_rows_read_not_run(home, scale, why):
     table = stages.validation_table(scale, seed=0, device="cpu")

@@ -6,7 +6,7 @@ and `smoothness`, `budget_selection`, `searches` and `generated`, `cell_searches
 """
 
 from graphnas_lib.benchmarks.latent import Subspace, Training, compared, family_pools, samples, smoothness
-from graphnas_lib.benchmarks.nats import OPERATIONS, accuracies, is_connected, nats_string, sample, string
+from graphnas_lib.benchmarks.nats import OPERATIONS, is_connected, sample, string
 from graphnas_lib.benchmarks.premise import family_premise
 from graphnas_lib.benchmarks.released import released_networks
 from graphnas_lib.benchmarks.scores import (
@@ -31,10 +31,12 @@ from graphnas_lib.benchmarks.tables import (
     NATS_TASKS,
     NB360_TASKS,
     TNB_TASKS,
+    accuracies,
     available,
     cells,
     distinct,
     latencies,
+    nats_string,
     nb_macro_architecture,
     nb_macro_key,
     nb_macro_networks,

@@ -1,4 +1,4 @@
-"""NATS-Bench's topology space (NAS-Bench-201): its 15,625 cells, its own skeleton, its trained accuracies.
+"""NATS-Bench's topology space (NAS-Bench-201): its 15,625 cells and its own skeleton.
 
 A cell is a graph of four nodes; each of its six edges carries one of five operations, and a node is the sum of what
 arrives. `NatsNetwork` is the network that the benchmark trained (Dong & Yang 2020; Dong et al. 2021), so that proxies
@@ -10,15 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from itertools import product
-from pathlib import Path
 
-import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from graphnas_lib.datasets import MissingDataError, located
 from graphnas_lib.macro import stack_cell
-from graphnas_lib.network import build
+from graphnas_lib.network import build, layers, sequence
 from graphnas_lib.space import Cell, nats_operations
 
 OPERATIONS = ("none", "skip_connect", "nor_conv_1x1", "nor_conv_3x3", "avg_pool_3x3")
@@ -26,8 +23,6 @@ EDGES = ((0, 1), (0, 2), (1, 2), (0, 3), (1, 3), (2, 3))  # source, target; in t
 STAGES = (16, 32, 64)  # channels
 REPEATS = 5  # cells a stage
 SKELETONS = ("nats", "alpha_x")
-ACCURACY_FILE = "nb201_accuracy.csv.xz"
-DATA_SETS = ("cifar10", "cifar100", "ImageNet16-120")
 
 
 # ---- architecture strings
@@ -61,15 +56,10 @@ def sample(n: int, *, seed: int) -> list[str]:
 # ---- the benchmark's skeleton
 
 
-def _relu_conv_norm(inputs: int, outputs: int, kernel: int, stride: int = 1) -> nn.Sequential:
-    conv = nn.Conv2d(inputs, outputs, kernel, stride, padding=kernel // 2, bias=False)
-    return nn.Sequential(nn.ReLU(), conv, nn.BatchNorm2d(outputs))
-
-
 _LAYERS = {  # operation of an edge -> its layer at a width
     "skip_connect": lambda channels: nn.Identity(),
-    "nor_conv_1x1": lambda channels: _relu_conv_norm(channels, channels, 1),
-    "nor_conv_3x3": lambda channels: _relu_conv_norm(channels, channels, 3),
+    "nor_conv_1x1": lambda channels: sequence(layers("conv_1", channels, channels), 2),
+    "nor_conv_3x3": lambda channels: sequence(layers("conv_3", channels, channels), 2),
     "avg_pool_3x3": lambda channels: nn.AvgPool2d(3, stride=1, padding=1, count_include_pad=False),
 }
 
@@ -96,7 +86,8 @@ class Reduction(nn.Module):
 
     def __init__(self, inputs: int, outputs: int):
         super().__init__()
-        self.body = nn.Sequential(_relu_conv_norm(inputs, outputs, 3, 2), _relu_conv_norm(outputs, outputs, 3))
+        halved, same = layers("conv_3", inputs, outputs, 2), layers("conv_3", outputs, outputs)
+        self.body = nn.Sequential(sequence(halved, 2), sequence(same, 2))
         self.shortcut = nn.Sequential(nn.AvgPool2d(2, 2), nn.Conv2d(inputs, outputs, 1, bias=False))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -153,38 +144,3 @@ def skeleton(text: str, name: str, *, classes: int = 10, seed: int = 0) -> nn.Mo
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         return NatsNetwork(text, classes=classes)
-
-
-# ---- trained accuracies
-
-
-def accuracies(data_set: str = "cifar10", *, root: Path | str | None = None) -> pd.Series:
-    """Test accuracy after 200 epochs, in percent, averaged over the benchmark's seeds; index: architecture strings.
-
-    The file of one of `DATA_SETS` is looked for, and in `tables` there, in `root`, or in `$GRAPHNAS_DATA` and `data/`;
-    MissingDataError says that it is not there, ValueError that it lacks its column.
-    """
-    if data_set not in DATA_SETS:
-        raise ValueError(f"data set must be one of {DATA_SETS}; got {data_set!r}.")
-    column = f"nats_tss_test_acc_{data_set}"
-    return _table(root, column)[column].dropna().rename(data_set)
-
-
-def nats_string(index: int, *, root: Path | str | None = None) -> str:
-    """The architecture string of an index of NATS-Bench-TSS, 0 to 15,624, by the same file."""
-    indices = _table(root, "index")["index"]
-    found = indices.index[indices == index]
-    if len(found) != 1:
-        raise ValueError(f"A NATS-Bench index must be one of the {len(indices):,} in {ACCURACY_FILE}; got {index!r}.")
-    return found[0]
-
-
-def _table(root: Path | str | None, column: str) -> pd.DataFrame:
-    path = located(ACCURACY_FILE, root)
-    if path is None:
-        place = "the given root" if root is not None else "$GRAPHNAS_DATA or data/"
-        raise MissingDataError(f"NATS-Bench accuracies need the file {ACCURACY_FILE} in {place}; put it there.")
-    table = pd.read_csv(path)
-    if not {"arch_str", column} <= set(table.columns):
-        raise ValueError(f"{ACCURACY_FILE} must have the columns arch_str and {column}; got {list(table.columns)}.")
-    return table.set_index("arch_str")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 from graphnas_lib import datasets
 from graphnas_lib.macro import Architecture, Triple
@@ -12,16 +11,16 @@ from graphnas_lib.space import Cell
 FILE = "released_graphnet_cifar.json"  # after visionbasicagent/HGENNAS (MIT): cells, widths, costs, recorded T-CET
 
 
-def released_networks(root: Path | str | None = None) -> list[tuple[Architecture, dict]]:
+def released_networks() -> list[tuple[Architecture, dict]]:
     """The ten networks, each with what was recorded for 100 classes at 32x32: params, flops, tcet.
 
     Raises:
         MissingDataError: the file is not at hand.
     """
-    found = datasets.located(FILE, root)
+    found = datasets.located(FILE)
     if found is None:
-        where = "the given root" if root is not None else "$GRAPHNAS_DATA or data/"
-        raise datasets.MissingDataError(f"The released networks must lie in {where} as {FILE}; they do not.")
+        place = "$GRAPHNAS_DATA or data/"
+        raise datasets.MissingDataError(f"The released networks must lie in {place} as {FILE}; they do not.")
     content, networks = json.loads(found.read_text(encoding="utf-8")), []
     for one in content["networks"]:
         triples = []

@@ -31,8 +31,6 @@ NETWORKS = {"alpha_x": 6_740, "nats": 6_740, "nb_macro": 3_969, "tnb_macro": 3_2
 KINDS = tuple(NETWORKS)
 PROXIES = (*ZC_NAMES, "tcet", "tcet_none", "tcet_train", "layers")
 SPECTRA = ("az_expressivity", "az_progressivity", "az_trainability", "vkdnw_entropy")
-SPECTRA_SHARE = 0.25  # of the networks of a kind: a spectrum costs as much as all other scores, and 800 to 1,700
-# networks a table tell a rule's regret and Kendall's tau well
 TASKS = {
     "nats": (*tables.NATS_TASKS.values(), *tables.NB360_TASKS.values()),
     "tnb_micro": tables.TNB_TASKS,
@@ -114,7 +112,7 @@ def score_networks(
 
     Returns:
         `COLUMNS`, a row a network in the order given; spectra are NaN on "alpha_x", whose accuracies nobody knows, and
-        beyond `SPECTRA_SHARE` of a kind; seconds where a part was taken before they were noted.
+        so are seconds where a part was taken before they were noted.
 
     Raises:
         ValueError: `out` holds rows of other settings.
@@ -153,13 +151,11 @@ def _parts(networks: Sequence[tuple[str, str]]) -> list[tuple[str, str, str]]:
         for i, arch in enumerate(archs):
             share = i / NETWORKS[kind]
             places.append((share, "proxies", kind, arch))
-            places += [(share, "spectra", kind, arch)] * (share < SPECTRA_SHARE and kind != "alpha_x")
+            places += [(share, "spectra", kind, arch)] * (kind != "alpha_x")
     return [tuple(place[1:]) for place in sorted(places)]
 
 
-def every_network(
-    root: Path | str | None = None, *, share: float | Mapping[str, float] = 1.0, seed: int = 0
-) -> list[tuple[str, str]]:
+def every_network(*, share: float | Mapping[str, float] = 1.0, seed: int = 0) -> list[tuple[str, str]]:
     """(kind, arch) of each distinct network, by kind and then in a random order: any first part is a fair sample.
 
     Args:
@@ -168,35 +164,35 @@ def every_network(
     Raises:
         MissingDataError: a table is not at hand.
     """
-    archs = {kind: distinct_networks("nats" if kind == "alpha_x" else kind, root)["arch"] for kind in KINDS}
+    archs = {kind: distinct_networks("nats" if kind == "alpha_x" else kind)["arch"] for kind in KINDS}
     chosen = ((kind, every.sample(frac=1, random_state=seed)) for kind, every in archs.items())
     shares = dict.fromkeys(KINDS, share) if isinstance(share, int | float) else share
     return [(kind, arch) for kind, every in chosen for arch in every[: math.ceil(shares[kind] * len(every))]]
 
 
-def distinct_networks(table: str, root: Path | str | None = None) -> pd.DataFrame:
+def distinct_networks(table: str) -> pd.DataFrame:
     """The rows of one of `TASKS`, each network once.
 
     Raises:
         MissingDataError: the table is not at hand.
     """
     if table in ("nats", "tnb_micro"):
-        return tables.distinct(tables.cells(root))
-    rows = tables.nb_macro_networks(root) if table == "nb_macro" else tables.tnb_macro_networks(root)
+        return tables.distinct(tables.cells())
+    rows = tables.nb_macro_networks() if table == "nb_macro" else tables.tnb_macro_networks()
     return tables.distinct(rows.drop(columns=["params", "macs"], errors="ignore"))
 
 
 # ---- beside true accuracies
 
 
-def networks(table: str, scores: dict[str, pd.DataFrame], root: Path | str | None = None) -> pd.DataFrame:
+def networks(table: str, scores: dict[str, pd.DataFrame]) -> pd.DataFrame:
     """Networks of one of `TASKS` that have every score: arch, copies, accuracies in points, scores; index: the key.
 
     Args:
         table: "nats" and "tnb_micro" are cells, whose ZC vector on alpha_x is in `ALPHA`.
         scores: kind -> rows of `score_networks`.
     """
-    known = distinct_networks(table, root)
+    known = distinct_networks(table)
     if table in ("nats", "tnb_micro"):
         alpha = _by_arch(scores["alpha_x"])[list(ZC_NAMES)].set_axis(list(ALPHA), axis=1)
         known = known.join(_by_arch(scores["nats"]), on="arch", how="inner").join(alpha, on="arch", how="inner")

@@ -16,7 +16,7 @@ from graphnas_lib.benchmarks import statistics
 from graphnas_lib.paper import PROTOCOLS
 
 CANDIDATES = 100  # of a choice; the paper's evaluations of the generator
-DRAWS, RESAMPLES, DRAWS_A_RESAMPLE = 3_000, 200, 50  # choices a budget, bootstrap draws, choices a budget in each
+RESAMPLES, DRAWS, DRAWS_A_RESAMPLE = 200, 15, 50  # bootstrap draws; choices a budget for each of them, and in each
 BUDGETS = 10  # quantiles of parameters and of FLOPs
 FREE = ("params", "flops", "layers")  # rules that cost nothing
 SPECTRA = ("az_expressivity", "az_progressivity", "az_trainability")
@@ -106,7 +106,7 @@ def budget_selection(
     pool, rng = Pool(networks), np.random.default_rng(seed)
     accuracy = pool.table[list(tasks)].to_numpy(float)  # (n, tasks)
     inside = budgets(pool.table)
-    point = _choices(pool, accuracy, inside, DRAWS, rng)
+    point = _choices(pool, accuracy, inside, DRAWS * resamples, rng)
     drawn = {name: [] for name in point}
     for _ in range(resamples):
         sample = rng.integers(len(pool), size=len(pool))
@@ -165,8 +165,8 @@ def _interval(
     n: int, statistic: Callable[[np.ndarray, int], float], rng: np.random.Generator, resamples: int
 ) -> tuple[float, np.ndarray]:
     """A statistic of rows 0..n-1 (rows, draws), and its draws over resampled rows."""
-    value = statistic(np.arange(n), DRAWS)
-    return value, np.array([statistic(rng.integers(n, size=n), DRAWS // 5) for _ in range(resamples)])
+    value = statistic(np.arange(n), draws := DRAWS * resamples)
+    return value, np.array([statistic(rng.integers(n, size=n), draws // 5) for _ in range(resamples)])
 
 
 def reduced_training(cells: pd.DataFrame, *, n: int = 40, seed: int = 0, resamples: int = RESAMPLES) -> dict:
@@ -182,7 +182,7 @@ def reduced_training(cells: pd.DataFrame, *, n: int = 40, seed: int = 0, resampl
     scores |= {"random": np.zeros(len(cells)), "best of the candidates": accuracy}
     rows = []
     for size in (8, n, 100):
-        index = rng.integers(len(cells), size=(DRAWS, size))
+        index = rng.integers(len(cells), size=(DRAWS * resamples, size))
         for name, score in scores.items():
             rows.append({"rule": name, "n": size, "accuracy": _mean_choice(score, accuracy, index, rng)})
 
@@ -231,8 +231,8 @@ def latency(
             return means[0] - means[1]
 
         value, draws = _interval(len(cells), gap, rng, resamples)
-        index = np.flatnonzero(by_flops)[rng.integers(by_flops.sum(), size=(DRAWS, CANDIDATES))]
-        picked = index[np.arange(DRAWS), score[index].argmax(1)]
+        index = np.flatnonzero(by_flops)[rng.integers(by_flops.sum(), size=(DRAWS * resamples, CANDIDATES))]
+        picked = index[np.arange(len(index)), score[index].argmax(1)]
         breaks = float((took[picked] > np.quantile(took, quantile)).mean())
         base = float(accuracy[picked].mean())
         ceilings = accuracy[by_latency].max(), accuracy[by_flops].max()

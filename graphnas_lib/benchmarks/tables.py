@@ -59,30 +59,29 @@ TNB_FIRST_WIDTH = 64
 # ---- files
 
 
-def find(name: str, root: Path | str | None = None) -> Path:
+def find(name: str) -> Path:
     """Where a table lies.
 
     Raises:
         MissingDataError: it is nowhere; the message says whose it is.
     """
     table = PUBLIC[name]
-    if path := located(table.file, root):
+    if path := located(table.file):
         return path
-    place = "the given root" if root is not None else "$GRAPHNAS_DATA or data/"
     raise MissingDataError(
-        f"The benchmark table '{name}' must be at hand as tables/{table.file} in {place}; it is not. "
+        f"The benchmark table '{name}' must be at hand as tables/{table.file} in $GRAPHNAS_DATA or data/; it is not. "
         f"It comes from {table.source}."
     )
 
 
-def read(name: str, root: Path | str | None = None) -> pd.DataFrame:
+def read(name: str) -> pd.DataFrame:
     """A table as its file has it, architectures as text.
 
     Raises:
         MissingDataError: it is not at hand.
         CorruptArtifactError: the file is not the published one, by MD5 or rows.
     """
-    path = find(name, root)
+    path = find(name)
     return _read(path, path.stat().st_mtime_ns, name).copy()
 
 
@@ -99,12 +98,12 @@ def _read(path: Path, _changed: int, name: str) -> pd.DataFrame:
     return frame
 
 
-def available(root: Path | str | None = None) -> list[str]:
+def available() -> list[str]:
     """Names of the tables at hand."""
     there = []
     for name in PUBLIC:
         try:
-            find(name, root)
+            find(name)
         except MissingDataError:
             continue
         there.append(name)
@@ -114,7 +113,23 @@ def available(root: Path | str | None = None) -> list[str]:
 # ---- cells
 
 
-def cells(root: Path | str | None = None) -> pd.DataFrame:
+def accuracies() -> pd.Series:
+    """NATS-Bench's test accuracy on CIFAR-10 after 200 epochs, in percent, averaged over its seeds; raises as `read`.
+
+    Index: architecture strings.
+    """
+    return read("nats").set_index("arch_str")["nats_tss_test_acc_cifar10"].dropna().rename("cifar10")
+
+
+def nats_string(index: int) -> str:
+    """The architecture string of an index of NATS-Bench-TSS, 0 to 15,624, by the same file."""
+    found = read("nats").set_index("index")["arch_str"]
+    if index not in found.index:
+        raise ValueError(f"A NATS-Bench index must be one of the {len(found):,} of its table; got {index!r}.")
+    return found[index]
+
+
+def cells() -> pd.DataFrame:
     """Every NATS-Bench cell with what the tables at hand know of it, in the benchmark's own order.
 
     Returns:
@@ -122,18 +137,18 @@ def cells(root: Path | str | None = None) -> pd.DataFrame:
         disconnected, and so no cell of this space); epoch12, validation accuracy after 12 epochs (CIFAR-10); and those
         of `CELL_TASKS` whose tables are there, larger being better, NaN where a cell was not trained.
     """
-    nats = read("nats", root)
+    nats = read("nats")
     found = pd.DataFrame({"arch": nats["arch_str"], "key": [cell_key(text) for text in nats["arch_str"]]})
     found["epoch12"] = nats["nb201_cifar10_hp12_val_acc"]
     for printed, task in NATS_TASKS.items():
         found[task] = nats[f"nats_tss_test_acc_{printed}"]
-    there = available(root)
+    there = available()
     if "nb360" in there:
-        nb360 = read("nb360", root).set_index("index")
+        nb360 = read("nb360").set_index("index")
         for printed, task in NB360_TASKS.items():
             found[task] = nb360[printed]
     if "tnb_micro" in there:
-        micro = read("tnb_micro", root).set_index("nb201_index")
+        micro = read("tnb_micro").set_index("nb201_index")
         for task in TNB_TASKS:
             found[task] = micro[f"val_{task}"]
     return found
@@ -217,18 +232,18 @@ def tnb_macro_architecture(code: str) -> Architecture:
     return Architecture(tuple(triples), stem_stride=2)
 
 
-def nb_macro_networks(root: Path | str | None = None) -> pd.DataFrame:
+def nb_macro_networks() -> pd.DataFrame:
     """NAS-Bench-Macro: arch, key, cifar10 (mean of three seeds, percent), sd over them, params and macs as printed."""
-    table = read("nb_macro", root)
+    table = read("nb_macro")
     runs = table[[f"test_acc_{i}" for i in range(3)]]
     known = {"cifar10": runs.mean(axis=1), "sd": runs.std(axis=1, ddof=1)}
     keys = table["arch"].map(nb_macro_key)
     return pd.DataFrame({"arch": table["arch"], "key": keys, **known, "params": table["params"], "macs": table["macs"]})
 
 
-def tnb_macro_networks(root: Path | str | None = None) -> pd.DataFrame:
+def tnb_macro_networks() -> pd.DataFrame:
     """TransNAS-Bench-101 macro: arch, key, and `TNB_TASKS`, larger being better."""
-    table = read("tnb_macro", root)
+    table = read("tnb_macro")
     tasks = {task: table[f"val_{task}"] for task in TNB_TASKS}
     return pd.DataFrame({"arch": table["arch"], "key": table["arch"], **tasks})
 
@@ -236,7 +251,7 @@ def tnb_macro_networks(root: Path | str | None = None) -> pd.DataFrame:
 # ---- devices
 
 
-def latencies(root: Path | str | None = None) -> pd.DataFrame:
+def latencies() -> pd.DataFrame:
     """Measured milliseconds of each NATS-Bench cell's CIFAR-10 network; index as in `cells`, one column a setting."""
-    table = read("latency", root).set_index("index")
+    table = read("latency").set_index("index")
     return table.rename(columns=lambda name: name.removesuffix("_ms"))

@@ -134,9 +134,7 @@ def kendall_tau(x, y, *, resamples: int = RESAMPLES, seed: int = 0) -> tuple[flo
     return float(tau(x, y)), float(low), float(high)
 
 
-def tau_table(
-    scores: pd.DataFrame, accuracies: pd.Series, *, resamples: int | None = None, seed: int = 0
-) -> pd.DataFrame:
+def tau_table(scores: pd.DataFrame, accuracies: pd.Series, *, seed: int = 0) -> pd.DataFrame:
     """Kendall's tau of each proxy on each skeleton (`score_all`) with accuracy (`accuracies`), beside published values.
 
     Returns:
@@ -145,7 +143,7 @@ def tau_table(
         within `MAX_TAU_GAP` of ours or in our interval, "no" when one does not, "-" when there is none.
     """
     known, lines = scores[scores["arch"].isin(accuracies.index)], []
-    options = {"resamples": RESAMPLES if resamples is None else resamples, "seed": seed}
+    options = {"resamples": RESAMPLES, "seed": seed}
     for (skeleton, group), name in product(known.groupby("skeleton", sort=False), SCORES):
         lowest = group["error"] == DISCONNECTED
         used = group[lowest | (group["error"] == "")]

@@ -20,5 +20,6 @@ def make(stage: Stage) -> tuple[dict, dict]:
         "share": stage.scale.benchmark_share,
         "part": benchmarks.BATCH,
         "failed": int((scores["error"] != "").sum()),
+        "process_seconds": round(float(scores["seconds"].sum()), 1),  # of all runs, where noted
     }
     return {f"benchmark_{kind}.parquet": rows.reset_index(drop=True) for kind, rows in scores.groupby("kind")}, facts
