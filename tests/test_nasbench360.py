@@ -4,12 +4,25 @@ import gzip
 import os
 import pickle
 import sys
+from itertools import product
 
 import numpy as np
 import pytest
 import torch
+from scipy.ndimage import map_coordinates
+from scipy.spatial.transform import Rotation
 
-from graphnas_lib.datasets import TASKS, DivergedError, MissingDataError, Task, available, load_task, metrics
+from graphnas_lib import datasets
+from graphnas_lib.datasets import (
+    TASKS,
+    DivergedError,
+    MissingDataError,
+    Task,
+    available,
+    load_task,
+    metrics,
+    nasbench360,
+)
 from graphnas_lib.datasets.archives import UnsafePickleError
 from graphnas_lib.datasets.tasks import Split
 from graphnas_lib.store import CorruptArtifactError
@@ -28,6 +41,39 @@ def everything(split):
 
 
 # ---- point tasks
+
+
+def test_the_sphere_is_that_of_the_published_projection():
+    """S2CNN's formulas, point by point: rays from (0, 0, 2.001) through the sphere to the plane, the image on 1.5."""
+    column, row = torch.meshgrid(torch.arange(32.0), torch.arange(32.0), indexing="xy")
+    images = torch.stack([column, row, 10 + column + 2 * row])[None] * 2
+    rotation = torch.tensor(Rotation.from_rotvec([0.3, -1.1, 0.7]).as_matrix())
+    found = nasbench360.on_sphere(images.to(torch.uint8), rotation)
+    assert found.shape == (1, 3, 60, 60) and found.dtype == torch.uint8
+    plain = np.zeros((3, 60, 60))
+    for i, j in product(range(60), range(60)):
+        polar, azimuth = np.pi * i / 60, np.pi * j / 30
+        x, y, z = rotation.numpy() @ [np.sin(polar) * np.cos(azimuth), np.sin(polar) * np.sin(azimuth), np.cos(polar)]
+        share = -(z + 1) / (z + 1 - 2.001)
+        place = [(share * value + value + 1.5) / 3 * 32 - 0.5 for value in (x, y)]  # row, column
+        if z <= 0:
+            plain[:, i, j] = [
+                map_coordinates(part, [[v] for v in place], order=1, mode="grid-constant")[0]
+                for part in images[0].numpy()
+            ]
+    low, high = plain.min((1, 2), keepdims=True), plain.max((1, 2), keepdims=True)
+    assert np.abs(found[0].numpy() - (plain - low) / (high - low) * 255).max() < 2
+    assert (found[0, 0] == 0).float().mean() > 0.5  # the upper half
+
+
+def test_spherical_is_projected_where_only_its_images_are(cifar):
+    task, other = (load_task("spherical", seed=seed) for seed in (0, 1))
+    assert "projected here" in task.source and task.input_shape == (3, 60, 60)
+    plain = datasets.load("cifar100")
+    assert len(task.test) == plain.size("test") and torch.equal(task.test.targets, plain.test_labels)
+    black = [(part == 0).all(dim=1) for part in task.test.inputs[:501].split([500, 1])]
+    assert torch.equal(black[0].all(dim=0), black[0][:9].all(dim=0)) and not torch.equal(black[0][0], black[1][0])
+    assert not torch.equal(task.test.inputs, other.test.inputs)
 
 
 def test_spherical(tmp_path):
@@ -423,7 +469,8 @@ def test_half_auroc_error_is_the_auroc_of_the_thresholded_mask():
     expected = roc_auc_score(targets[mask], outputs[mask] > 0)
     assert metrics.half_auroc_error(outputs, targets, mask) == pytest.approx(1 - expected)
     missed = ((targets == 1) & (outputs <= 0) & mask).sum() / ((targets == 1) & mask).sum()
-    assert metrics.false_negative_rate(outputs, targets, mask) == pytest.approx(missed.item())
+    wrong = ((targets == 0) & (outputs > 0) & mask).sum() / ((targets == 0) & mask).sum()
+    assert metrics.half_auroc_error(outputs, targets, mask) == pytest.approx((missed + wrong).item() / 2)
     with pytest.raises(ValueError, match="pixels of both kinds; got 0 positive"):
         metrics.half_auroc_error(outputs, torch.zeros_like(targets), mask)
 

@@ -17,7 +17,17 @@ from graphnas_lib import datasets
 from graphnas_lib.datasets import DivergedError, Task
 from graphnas_lib.datasets.tasks import Normaliser, Split
 from graphnas_lib.store import Checkpoint, single_threaded
-from graphnas_lib.training import RECIPES, augment, evaluate, recipes, sgd, train, train_each, train_task
+from graphnas_lib.training import (
+    RECIPES,
+    augment,
+    evaluate,
+    recipes,
+    ridge_regression,
+    sgd,
+    train,
+    train_each,
+    train_task,
+)
 from graphnas_lib.training import supervised as training
 from graphnas_lib.training.recipes import Recipe, learning_rate, steps_per_epoch
 
@@ -493,14 +503,14 @@ def test_a_task_resumes_with_its_best_epoch(tmp_path):
 
 def test_a_one_dimensional_task_and_the_chance_sentinel():
     generator = torch.Generator().manual_seed(0)
-    labels = torch.randint(4, (120,), generator=generator)
-    x = torch.randn(120, 1, 50, generator=generator)
+    labels = torch.randint(4, (180,), generator=generator)
+    x = torch.randn(180, 1, 50, generator=generator)
     signal = x + labels[:, None, None]
 
     def model():
         return nn.Sequential(nn.Conv1d(1, 8, 9), nn.ReLU(), nn.AdaptiveAvgPool1d(4), nn.Flatten(), nn.Linear(32, 4))
 
-    cuts = (slice(0, 80), slice(80, 100), slice(100, 120))
+    cuts = (slice(0, 80), slice(80, 100), slice(100, 180))
     learnable = Task("ecg", *(Split(signal[c], labels[c]) for c in cuts), source="level")
     hopeless = Task("ecg", *(Split(torch.zeros_like(x[c]), labels[c]) for c in cuts), source="nothing in it")
     result = train_task(model(), learnable, seed=0, device="cpu", epochs=200)
@@ -509,10 +519,37 @@ def test_a_one_dimensional_task_and_the_chance_sentinel():
     assert result.history[0]["lr"] / result.history[-1]["lr"] == pytest.approx(5**5)  # five milestones in one dimension
     result = train_task(model(), hopeless, seed=0, device="cpu", epochs=2, batch_size=32)
     constants = [
-        hopeless.score(nn.functional.one_hot(torch.full((20,), i), 4).float(), labels[cuts[2]], None) for i in range(4)
+        hopeless.score(nn.functional.one_hot(torch.full((80,), i), 4).float(), labels[cuts[2]], None) for i in range(4)
     ]
     assert result.at_chance and result.value in [pytest.approx(value) for value in constants]
     assert result.chance == pytest.approx(min(constants))
+
+
+def test_rare_classes_weigh_more_where_the_metric_counts_classes_alike():
+    labels = torch.tensor([0] * 6 + [1] * 3 + [2])
+    task = Task("ecg", *[Split(torch.randn(10, 1, 8), labels)] * 3, source="three of four classes")
+    outputs = torch.randn(10, 4, generator=torch.Generator().manual_seed(0))
+    weights = [10 / (4 * n) for n in (6, 3, 1, 1)]  # scikit-learn's "balanced"; a class that is not there stays finite
+    each = nn.functional.cross_entropy(outputs, labels, reduction="none")
+    shares = torch.tensor([weights[label] for label in labels])
+    assert task.loss(outputs, labels, None) == pytest.approx(((each * shares).sum() / shares.sum()).item())
+    plain = replace(task, name="satellite")
+    assert plain.weights is None and plain.loss(outputs, labels, None) == pytest.approx(each.mean().item())
+
+
+def test_ridge_regression_finds_what_is_linear_and_a_rhythm_in_any_phase():
+    generator = torch.Generator().manual_seed(0)
+    labels, x = torch.randint(4, (400,), generator=generator), torch.randn(400, 1, 64, generator=generator)
+    phase, time = 6.3 * torch.rand(400, 1, 1, generator=generator), torch.arange(64)
+    waves = torch.sin(0.2 * (1 + labels[:, None, None]) * time + phase) + 0.1 * x
+    cuts = (slice(0, 300), slice(300, 320), slice(320, 400))
+    series = Task("ecg", *(Split(waves[c], labels[c]) for c in cuts), source="waves")
+    few = replace(series, train=series.train.take(torch.arange(4)))
+    assert ridge_regression(series) < 0.1 < 0.5 < ridge_regression(few)
+    fields = torch.randn(400, 3, 6, 6, generator=generator)
+    cuts = (slice(0, 340), slice(340, 350), slice(350, 400))
+    linear = Task("darcy", *(Split(fields[c], 3 * fields[c, 0] + 1) for c in cuts), source="linear")
+    assert ridge_regression(linear) < 0.1 * linear.chance()
 
 
 def test_a_task_that_diverges_has_no_value():

@@ -163,9 +163,9 @@ def roots(given: Path | str | None = None) -> list[Path]:
     return [folder, own]
 
 
-def located(file: str, given: Path | str | None = None) -> Path | None:
+def located(file: str) -> Path | None:
     """Where the first of those folders, or `tables` in it, holds a file; None where none does."""
-    places = (path for place in roots(given) for path in (place / "tables" / file, place / file))
+    places = (path for place in roots() for path in (place / "tables" / file, place / file))
     return next(filter(Path.is_file, places), None)
 
 
@@ -273,7 +273,7 @@ class ImageFolderDataset:
         for split, part in (("train", "train"), ("test", "val")):
             files = ((path, i) for i, name in enumerate(names) for path in sorted((folder / part / name).glob("*")))
             self._files[split] = [file for file in files if file[0].suffix.lower() in IMAGE_SUFFIXES]
-        self._pool = ThreadPoolExecutor(threads or min(32, os.cpu_count() or 1))
+        self._threads = threads or min(32, os.cpu_count() or 1)
         self.source = f"ImageNet folder ({self.size('train'):,} train + {self.size('test'):,} val images)"
 
     def size(self, split: str) -> int:
@@ -288,7 +288,8 @@ class ImageFolderDataset:
         """uint8 (B, 3, R, R) and labels (B,); a training split with a seed is cropped at random by it."""
         paths, labels = zip(*(self._files[split][i] for i in index.tolist()))
         seeds = [None if split != "train" or seed is None else (seed, i) for i in index.tolist()]
-        return torch.stack(list(self._pool.map(self._decode, paths, seeds))), torch.tensor(labels)
+        with ThreadPoolExecutor(self._threads) as pool:  # a kept one could not be sent to another process
+            return torch.stack(list(pool.map(self._decode, paths, seeds))), torch.tensor(labels)
 
     def _decode(self, path: Path, seed: tuple[int, int] | None) -> Tensor:
         from PIL import Image

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
+from torch import Tensor
 
 from graphnas_lib.datasets.archives import (
     FACTS,
@@ -22,7 +24,7 @@ from graphnas_lib.datasets.archives import (
     reading,
     unpickle_restricted,
 )
-from graphnas_lib.datasets.images import looked_in, roots
+from graphnas_lib.datasets.images import load, looked_in, roots
 from graphnas_lib.datasets.proteins import ProteinSplit, read_list
 from graphnas_lib.datasets.tasks import TASKS, Normaliser, Split, Task
 from graphnas_lib.store import CorruptArtifactError
@@ -110,11 +112,48 @@ def _tensors(x: np.ndarray, y: np.ndarray) -> Split:
 
 
 def spherical(path: Path, seed: int) -> Task:
-    """CIFAR-100 projected on the sphere; a fifth of the training images is the validation split."""
-    data = open_gzip(path)
-    train, test = (_tensors(data[split]["images"], data[split]["labels"]) for split in ("train", "test"))
+    """CIFAR-100 projected on the sphere, here where only its images are; a fifth of those to train on validates."""
+    if path.is_dir():
+        plain, note = load("cifar100", root=path.parent), "projected here, "
+        parts = ((plain.train_images, plain.train_labels), (plain.test_images, plain.test_labels))
+        train, test = (Split(turned(images, seed=seed + i), labels) for i, (images, labels) in enumerate(parts))
+    else:
+        data, note = open_gzip(path), ""
+        train, test = (_tensors(data[split]["images"], data[split]["labels"]) for split in ("train", "test"))
     splits = _divide(train, len(train) // 5, seed)
-    return _task("spherical", *splits, test, "CIFAR-100 on the sphere, 0..255 as they are")
+    return _task("spherical", *splits, test, f"CIFAR-100 on the sphere, {note}0..255 as they are")
+
+
+BANDWIDTH, TURNED_ALIKE = 30, 500  # rows and columns are twice the first; images that share a rotation
+POLE, REACH = 2.001, 1.5  # height of the centre of projection over the plane; what the image covers to each side
+
+
+def turned(images: Tensor, *, seed: int) -> Tensor:
+    """`on_sphere` with a random rotation for each `TURNED_ALIKE` images, as NAS-Bench-360 has it."""
+    generator, parts = torch.Generator().manual_seed(seed), []
+    for part in images.split(TURNED_ALIKE):
+        drawn, triangle = torch.linalg.qr(torch.randn(3, 3, generator=generator, dtype=torch.float64))
+        turn = drawn * triangle.diagonal().sign()  # uniform over orthogonal matrices
+        parts.append(on_sphere(part, turn * turn.det()))
+    return torch.cat(parts)
+
+
+def on_sphere(images: Tensor, turn: Tensor) -> Tensor:
+    """Images (N, C, H, W) on a sphere turned by a rotation (3, 3), as S2CNN projects them: uint8 (N, C, 2b, 2b).
+
+    The plane of the image touches the unit sphere at its south pole and is seen from just above its north pole. The
+    grid is Driscoll and Healy's: polar angles pi k / 2b, azimuths pi k / b. The upper half is black, and each channel
+    of an image is stretched to 0..255 (Cohen et al. 2018).
+    """
+    place = torch.arange(2 * BANDWIDTH, dtype=torch.float64) * torch.pi / BANDWIDTH
+    polar, azimuth = torch.meshgrid(place / 2, place, indexing="ij")
+    grid = torch.stack([polar.sin() * azimuth.cos(), polar.sin() * azimuth.sin(), polar.cos()])  # (3, 2b, 2b)
+    x, y, z = torch.einsum("ij,jab->iab", turn, grid)
+    spread = POLE / (POLE - 1 - z) / REACH  # from the sphere to the plane, as a share of the image's half side
+    at = torch.stack([y * spread, x * spread], dim=-1).float().expand(len(images), -1, -1, -1)
+    seen = F.grid_sample(images.float(), at, align_corners=False) * (z <= 0)
+    low, high = seen.amin((2, 3), keepdim=True), seen.amax((2, 3), keepdim=True)
+    return ((seen - low) / (high - low).clamp(min=1) * 255).to(torch.uint8)
 
 
 def darcy(path: Path, seed: int) -> Task:

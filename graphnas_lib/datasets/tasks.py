@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 import torch.nn.functional as F
@@ -127,6 +128,14 @@ class Task:
         """Whether the network must keep the resolution."""
         return self.facts.kind == "dense"
 
+    @cached_property
+    def weights(self) -> Tensor | None:
+        """Of the classes in the training loss, (K,), rare ones higher, where the metric counts each class alike."""
+        if self.facts.metric != "macro_f1_error":
+            return None
+        counts = torch.bincount(self.train.targets.cpu(), minlength=self.facts.classes)
+        return len(self.train) / (self.facts.classes * counts.clamp(min=1))
+
     def predict(self, outputs: Tensor) -> Tensor:
         """Raw outputs of the network to what the metric takes: (N, K), or (N, H, W) de-normalised."""
         outputs = outputs.squeeze(1) if self.dense else outputs
@@ -136,7 +145,8 @@ class Task:
         """Training loss of a batch, a scalar."""
         kind, outputs = self.facts.loss, self.predict(outputs.float())
         if kind == "cross_entropy":
-            return F.cross_entropy(outputs, targets)
+            weight = None if self.weights is None else self.weights.to(outputs)
+            return F.cross_entropy(outputs, targets, weight=weight)
         if kind == "bce_weight_4":
             return F.binary_cross_entropy_with_logits(outputs, targets, pos_weight=torch.full_like(targets[0], 4.0))
         if kind == "masked_bce":
@@ -146,15 +156,14 @@ class Task:
         error = (outputs - targets).flatten(1).norm(dim=1) / targets.flatten(1).norm(dim=1)
         return error.sum()  # relative L2, summed over the batch
 
-    def score(self, outputs: Tensor, targets: Tensor, mask: Tensor | None, metric: str | None = None) -> float:
-        """The task's metric (or another) over a whole split, on the CPU; lower is better.
+    def score(self, outputs: Tensor, targets: Tensor, mask: Tensor | None) -> float:
+        """The task's metric over a whole split, on the CPU; lower is better.
 
         Outputs or a metric that are not finite raise DivergedError, a split that does not define it ValueError.
         """
         if not torch.isfinite(outputs).all():
             raise DivergedError(f"Outputs on {self.name} must be finite to be scored; some are not.")
-        name = metric or self.facts.metric
-        masked = {"contact_mae", "half_auroc_error", "false_negative_rate"}
+        name, masked = self.facts.metric, {"contact_mae", "half_auroc_error"}
         value = getattr(metrics, name)(outputs, targets, *([mask] if name in masked else []))
         if not math.isfinite(value):
             raise DivergedError(f"{name} on {self.name} must be finite; it is {value}.")

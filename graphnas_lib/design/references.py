@@ -18,6 +18,7 @@ from graphnas_lib.space import REFERENCE_CELL
 WIDTHS = tuple(range(2, 257))  # of the first stage; the second is twice, the third four times as wide
 EXPANSION = 6  # of MobileNetV2's inverted residuals
 STRIDES = (1, 2, 2)  # of the three stages
+WIDE_STEM = 16  # channels
 
 
 def _conv(inputs: int, outputs: int, kernel: int = 3, stride: int = 1, groups: int = 1) -> nn.Sequential:
@@ -70,7 +71,25 @@ def _inverted(inputs: int, outputs: int, stride: int) -> nn.Module:
 def _nats(width: int, input_shape: Sequence[int], classes: int) -> nn.Module:
     """Three reference cells of NATS-Bench, one a stage."""
     triples = tuple(Triple(REFERENCE_CELL, width * 2**i, stride) for i, stride in enumerate(STRIDES))
-    return build(Architecture(triples), input_shape=tuple(input_shape), classes=classes, seed=0)
+    return build(Architecture(triples), input_shape=tuple(input_shape), classes=classes)
+
+
+def _wide(width: int, shape: Sequence[int], classes: int, dense: bool) -> nn.Module:
+    """WRN-16 (Zagoruyko & Komodakis 2016) for images or series; dense: no strides, and an answer a place."""
+    dims, inputs = len(shape) - 1, WIDE_STEM
+    conv, norm, pool = (getattr(nn, f"{kind}{dims}d") for kind in ("Conv", "BatchNorm", "AdaptiveAvgPool"))
+    layers = [conv(shape[0], inputs, 3, padding=1, bias=False)]
+    for stage, stride in enumerate(STRIDES):
+        for i in range(2):
+            outputs, step = width * 2**stage, 1 if dense or i else stride
+            first = norm(inputs), nn.ReLU(), conv(inputs, outputs, 3, step, 1, bias=False)
+            body = nn.Sequential(*first, norm(outputs), nn.ReLU(), conv(outputs, outputs, 3, 1, 1, bias=False))
+            same = inputs == outputs and step == 1
+            shortcut = nn.Identity() if same else conv(inputs, outputs, 1, step, bias=False)
+            layers.append(Residual(body, shortcut, nn.Identity()))
+            inputs = outputs
+    head = [conv(inputs, classes, 1)] if dense else [pool(1), nn.Flatten(), nn.Linear(inputs, classes)]
+    return nn.Sequential(*layers, norm(inputs), nn.ReLU(), *head)
 
 
 REFERENCES: dict[str, Callable[..., nn.Module]] = {  # name -> (width, input shape, classes) -> network
@@ -80,6 +99,7 @@ REFERENCES: dict[str, Callable[..., nn.Module]] = {  # name -> (width, input sha
     "MobileNetV2": lambda width, shape, classes: _staged(width, shape[0], classes, 2, _inverted),
     "three NATS cells": _nats,
 }
+ANY_SHAPE: dict[str, Callable[..., nn.Module]] = {"WRN-16": _wide}  # (width, input shape, classes, dense) -> network
 
 
 @dataclass(frozen=True)
@@ -97,29 +117,34 @@ def reference(
     *,
     params: float | None = None,
     flops: float | None = None,
-    input_shape: tuple[int, int, int] = (3, 32, 32),
+    input_shape: tuple[int, ...] = (3, 32, 32),
     classes: int = 10,
+    dense: bool = False,
     seed: int = 0,
 ) -> Reference:
     """The widest network of a kind within a budget.
 
     Args:
-        name: one of `REFERENCES`.
+        name: one of `REFERENCES`, for images; or of `ANY_SHAPE`, for series and dense tasks too.
         params, flops: bounds, None for none; FLOPs in the paper's unit (2 x MACs) at `input_shape`.
 
     Raises:
         ValueError: an unknown name, or no budget.
         BudgetUnreachable: the narrowest network breaks it; names its costs.
     """
-    if name not in REFERENCES:
-        raise ValueError(f"A reference must be one of {', '.join(REFERENCES)}; got {name!r}.")
+    known, plain = REFERENCES | ANY_SHAPE, len(input_shape) == 3 and not dense
+    if name not in known or not (plain or name in ANY_SHAPE):
+        raise ValueError(
+            f"A reference must be one of {', '.join(known if plain else ANY_SHAPE)} for inputs of shape "
+            f"{tuple(input_shape)}{' and dense outputs' * dense}; got {name!r}."
+        )
     target = Target(params, flops)
     widths = [width for width in WIDTHS if name != "three NATS cells" or width % 8 == 0]
 
     def made(width: int) -> tuple[nn.Module, Costs]:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            model = REFERENCES[name](width, input_shape, classes)
+            model = known[name](width, input_shape, classes, *[dense] * (name in ANY_SHAPE))
         return model, module_costs(model, input_shape)
 
     place = bisect_right(widths, 0, key=lambda width: max(target.ratios(made(width)[1])) > 1) - 1

@@ -201,7 +201,7 @@ def fit(
         after_epoch: called at the end of each epoch, for validation; may write into the state's `extra`.
         checkpoint: left in place, complete, for the caller to clear once the result is kept.
     """
-    checkpoint, accelerator = checkpoint or Checkpoint.none(), accelerator or ONE_PROCESS
+    checkpoint, accelerator = checkpoint or Checkpoint(), accelerator or ONE_PROCESS
     rank, world = accelerator.process_index, accelerator.num_processes
     per_epoch = steps_per_epoch(n, recipe.batch_size, world)
     if not per_epoch:

@@ -62,7 +62,6 @@ class TaskResult(Run):
     best_epoch: int | None
     chance: float  # of the best constant answer
     at_chance: bool  # whether `value` is not clearly better than that: a failure of training, not a result
-    extra: dict[str, float]  # further metrics
 
 
 def train(
@@ -134,6 +133,7 @@ def train_task(
     model: nn.Module,
     task: Task,
     *,
+    recipe: Recipe | str = "nb360",
     seed: int,
     device: str | torch.device = "auto",
     epochs: int | None = None,
@@ -145,7 +145,7 @@ def train_task(
     The model is built for `task.input_shape`, `task.facts.classes` outputs and `dense=task.dense`; see `train` for the
     other arguments, and `recipes.for_task` for what the task changes in the recipe.
     """
-    recipe, device = for_task(get("nb360"), task).sized(epochs, batch_size), pick_device(device)
+    recipe, device = for_task(get(recipe), task).sized(epochs, batch_size), pick_device(device)
     initialise(model, recipe, seed=seed)
     train, valid, held_out = (split.to(device) for split in (task.train, task.valid, task.test))
     size = max(1, recipe.batch_size // 4) if task.dense else recipe.batch_size
@@ -167,16 +167,14 @@ def train_task(
         ahead=2 * task.train.lazy, after_epoch=choose,
     )  # fmt: skip
 
-    def test() -> list[float]:
+    def test() -> float:
         model.load_state_dict(run.extra["weights"])
-        predicted = _predictions(model, task, held_out, device, size)
-        return [task.score(*predicted, metric=name) for name in (task.facts.metric, *further)]
+        return task.score(*_predictions(model, task, held_out, device, size))
 
-    further, chance = ["false_negative_rate"] if task.name == "cosmic" else [], task.chance()
-    value, *others = _finite(run, test) or [None]
+    value, chance = _finite(run, test), task.chance()
     return TaskResult(
         task=task.name, metric=task.facts.metric, value=value, validation=run.extra.get("value"),
-        best_epoch=run.extra.get("epoch"), chance=chance, extra=dict(zip(further, others)),
+        best_epoch=run.extra.get("epoch"), chance=chance,
         at_chance=value is not None and value >= MIN_CHANCE_SHARE * chance,
         **_facts(run, recipe, seed, device, task.source, len(task.train), len(task.test)),
     )  # fmt: skip
