@@ -4,7 +4,7 @@ Everything that compares zero-cost vectors (mixture, distance d, predictor q, co
 same stored `ZCTransform`: log10 of parameters and FLOPs, log1p of SNIP-SSNR, then standardisation and clipping. Without
 it raw FLOPs (1e8) would decide every L1 distance. Components are renumbered by their mean log-parameters, so that
 "family 5" means the same thing after a refit: small families first. The paper's "means and variances mu_i, sigma_i"
-is a diagonal covariance; "full" is an option.
+is a diagonal covariance.
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 from torch import Tensor
-from torch.distributions import MultivariateNormal
 
 from graphnas_lib import store
 
@@ -29,7 +28,6 @@ if TYPE_CHECKING:
     from sklearn.mixture import GaussianMixture
 
 ZC_NAMES = ("naswot", "snip_ssnr", "params", "flops")  # paper: Sec. 3.1, P = 4
-COVARIANCES = ("diag", "full")
 HELD_OUT_SHARE = 0.2  # of the rows, in the curve that chooses K
 PARAMS = ZC_NAMES.index("params")
 
@@ -66,15 +64,11 @@ class ZCTransform:
 
     def hash(self) -> str:
         """Sixteen hexadecimal digits; stored beside models that were trained on this transform's output."""
-        return hashlib.sha256(json.dumps(self.to_dict(), sort_keys=True).encode()).hexdigest()[:16]
-
-    def to_dict(self) -> dict:
-        """JSON-ready fields; floats survive a round trip exactly."""
-        return asdict(self)
+        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:16]
 
     @classmethod
     def from_dict(cls, fields: dict) -> ZCTransform:
-        """Inverse of `to_dict`."""
+        """Inverse of `asdict`, by way of JSON too: floats survive it exactly."""
         return cls(tuple(fields["mean"]), tuple(fields["std"]), fields["clip"])
 
 
@@ -90,8 +84,8 @@ class Families:
     zc_transform: ZCTransform
     weights: tuple[float, ...]  # mixture weights pi, (K,)
     centres: tuple  # component means mu in standardised z, (K, 4); `means` is the same as a tensor
-    covariances: tuple  # (K, 4) variances for "diag", (K, 4, 4) for "full"
-    covariance: str
+    covariances: tuple  # variances, (K, 4)
+    covariance: str  # "diag"
     counts: tuple[int, ...]  # labelled cells assigned to each family, (K,)
     medoids: tuple[int, ...]  # index, into the fitted rows, of the cell nearest to each centre by d, (K,)
     medoid_cells: tuple[dict, ...] = ()  # those cells as dicts, empty when `fit` got no cells
@@ -105,7 +99,6 @@ class Families:
         *,
         n_clusters: int = 32,  # paper: K, implied by 10^78 = (K * 127 * 2)^20
         seed: int = 0,
-        covariance: str = "diag",
         cells: Sequence | None = None,
         n_init: int = 5,
     ) -> Families:
@@ -114,17 +107,16 @@ class Families:
         Args:
             zc: raw vectors, (n, 4) in `ZC_NAMES` order; rows with a non-finite value are dropped and counted.
             seed: of the k-means starts.
-            covariance: "diag" (the paper's variances) or "full".
             cells: the n cells (anything with `to_dict`), to keep each family's medoid.
             n_init: restarts; the most likely fit is kept.
 
         Raises:
-            ValueError: unknown covariance, fewer usable rows than clusters, or a constant column.
+            ValueError: fewer usable rows than clusters, or a constant column.
         """
         rows, kept = _usable(zc)
         transform = ZCTransform.fit(rows)
         standard = transform.transform(rows)
-        mixture = _mixture(standard, n_clusters, seed=seed, covariance=covariance, n_init=n_init)
+        mixture = _mixture(standard, n_clusters, seed=seed, n_init=n_init)
         order = np.argsort(mixture.means_[:, PARAMS], kind="stable")
         centres = mixture.means_[order]
         distances = zc_distance(standard[:, None].double(), torch.from_numpy(centres)[None])  # (n, K)
@@ -134,7 +126,7 @@ class Families:
             weights=_frozen(mixture.weights_[order]),
             centres=_frozen(centres),
             covariances=_frozen(mixture.covariances_[order]),
-            covariance=covariance,
+            covariance="diag",
             counts=(),
             medoids=tuple(medoids),
             medoid_cells=tuple(cells[i].to_dict() for i in medoids) if cells is not None else (),
@@ -162,18 +154,11 @@ class Families:
         """Standardised z (..., 4) to raw z, float64."""
         return self.zc_transform.inverse(zc)
 
-    def zc_distance(self, a: Tensor | np.ndarray, b: Tensor | np.ndarray) -> Tensor:
-        """d(a, b) of RAW vectors (..., 4): L1 after the transform; returns (...)."""
-        return zc_distance(self.transform(a), self.transform(b))
-
     def log_responsibilities(self, standard: Tensor) -> Tensor:
         """log p(k | z), (n, K) float64, of standardised vectors (n, 4)."""
         offset = standard.double()[:, None] - standard.new_tensor(self.centres, dtype=torch.float64)  # (n, K, 4)
-        covariance = standard.new_tensor(self.covariances, dtype=torch.float64)
-        if self.covariance == "diag":
-            log_density = -0.5 * (offset**2 / covariance + covariance.log()).sum(dim=-1)
-        else:
-            log_density = MultivariateNormal(torch.zeros_like(offset[0]), covariance).log_prob(offset)
+        variance = standard.new_tensor(self.covariances, dtype=torch.float64)
+        log_density = -0.5 * (offset**2 / variance + variance.log()).sum(dim=-1)
         return torch.log_softmax(log_density + standard.new_tensor(self.weights, dtype=torch.float64).log(), dim=-1)
 
     def assign(self, zc: Tensor | np.ndarray, *, standardised: bool = False) -> Tensor:
@@ -192,10 +177,6 @@ class Families:
         transform = ZCTransform.from_dict(fields.pop("zc_transform"))
         cells = tuple(fields.pop("medoid_cells"))
         return cls(zc_transform=transform, medoid_cells=cells, **{k: _frozen(v) for k, v in fields.items()})
-
-    def save(self) -> dict:
-        """Files for `artifacts.save("families", ...)`."""
-        return {"families.json": self.to_dict()}
 
     @classmethod
     def load(cls, scale: str | None = None) -> Families:
@@ -245,23 +226,21 @@ def choose_k(curve: pd.DataFrame, *, tolerance: float = 0.02) -> int:
     return int((criteria - lowest <= tolerance * (criteria.loc[1] - lowest)).idxmax().max())
 
 
-def stability(
-    zc: Tensor | np.ndarray, *, n_clusters: int, seeds: Sequence[int], covariance: str = "diag", n_init: int = 5
-) -> float:
+def stability(zc: Tensor | np.ndarray, *, n_clusters: int, seeds: Sequence[int], n_init: int = 5) -> float:
     """Mean adjusted Rand index between fits of different seeds (1: the same families; 0: chance)."""
     from sklearn.metrics import adjusted_rand_score
 
     rows, _ = _usable(zc)
-    options = {"n_clusters": n_clusters, "covariance": covariance, "n_init": n_init}
-    labels = [Families.fit(rows, seed=seed, **options).assign(rows).numpy() for seed in seeds]
+    fits = (Families.fit(rows, n_clusters=n_clusters, seed=seed, n_init=n_init) for seed in seeds)
+    labels = [families.assign(rows).numpy() for families in fits]
     return fmean(adjusted_rand_score(a, b) for a, b in combinations(labels, 2))
 
 
-def _mixture(standard: Tensor | np.ndarray, k: int, *, seed: int, covariance: str, n_init: int) -> GaussianMixture:
+def _mixture(
+    standard: Tensor | np.ndarray, k: int, *, seed: int, covariance: str = "diag", n_init: int
+) -> GaussianMixture:
     from sklearn.mixture import GaussianMixture
 
-    if covariance not in COVARIANCES:
-        raise ValueError(f"covariance must be one of {COVARIANCES}; got {covariance!r}.")
     if len(standard) < max(k, 2):
         raise ValueError(f"A mixture of {k} needs at least {max(k, 2)} labelled cells; got {len(standard)}.")
     options = {"covariance_type": covariance, "n_init": n_init, "random_state": seed}

@@ -11,7 +11,7 @@ import hashlib
 import json
 import operator
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from graphnas_lib.space import Cell
@@ -180,7 +180,7 @@ class Architecture(_Sequence):
             hl, bare = HLArchitecture.from_dict(data["hl"]), cls.from_dict(data["architecture"])
             if [(t.channels, t.stride) for t in hl.triples] != [(t.channels, t.stride) for t in bare.triples]:
                 raise ValueError("'hl' must have the channels and strides of its 'architecture'; it has others.")
-            return hl.with_cells([t.cell for t in bare.triples])
+            return replace(bare, triples=hl.with_cells([t.cell for t in bare.triples]).triples)
         return super().from_dict(data)
 
     def key(self) -> str:

@@ -212,14 +212,11 @@ def _generator(*key: object) -> torch.Generator:
 # ---- the three samplers of Table 1
 
 
-def random_cells(
-    sampler: CellSampler, n: int, *, seed: int, latents_mean_std: tuple[Tensor, Tensor] | None = None
-) -> Generated:
-    """Row "Random": decode n draws of N(mean, std^2) in the latent space; by default that of the training cells' f."""
+def random_cells(sampler: CellSampler, n: int, *, seed: int) -> Generated:
+    """Row "Random": decode n draws of N(mean, std^2) in the latent space, those of the training cells' f."""
     gvae = sampler.gvae
-    mean, std = latents_mean_std or (gvae.latent_mean, gvae.latent_std)
     noise = torch.randn(n, gvae.config.latent_dim, generator=_generator("random", seed))
-    return sampler.decode(mean.cpu() + std.cpu() * noise)
+    return sampler.decode(gvae.latent_mean.cpu() + gvae.latent_std.cpu() * noise)
 
 
 def neighbourhood_cells(

@@ -127,13 +127,13 @@ def test_what_is_no_nats_architecture_is_refused_in_words(wrong):
         synonyms(wrong)
 
 
-def test_an_index_of_nats_bench_leads_to_its_string(monkeypatch, repository):
+def test_an_index_of_nats_bench_leads_to_its_string():
     for index in (13714, np.int64(13714)):
         with pytest.raises(InvalidCellError, match=r"benchmarks\.nats_string\(13714\) gives the string"):
             synonyms(index)
-    assert nats_string(13714, root=repository / "data") == NATS_REFERENCE
+    assert nats_string(13714) == NATS_REFERENCE
     with pytest.raises(ValueError, match="must be one of the 15,625 .*; got 15625"):
-        nats_string(15625, root=repository / "data")
+        nats_string(15625)
 
 
 def test_costs_of_a_scale_without_artifacts_say_what_makes_them(monkeypatch, tmp_path):

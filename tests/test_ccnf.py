@@ -210,7 +210,7 @@ def test_rows_of_a_sample_do_not_depend_on_their_batch(tiny):
 
 def gradients(flow: CCNF, gradient: str) -> list[torch.Tensor]:
     latent, zc = normal(3, 4, seed=5, dtype=torch.float64).requires_grad_(), normal(3, 2, seed=6, dtype=torch.float64)
-    density = flow.log_prob(latent, zc, generator=generator(), gradient=gradient)
+    density = flow.density(latent, zc, "hutchinson", generator(), gradient=gradient)[0]
     return list(torch.autograd.grad(density.sum(), [latent, *flow.field.parameters()]))
 
 
@@ -224,11 +224,11 @@ def test_log_prob_has_the_right_gradient(tiny):
     latent, zc = normal(2, 4, seed=5, dtype=torch.float64).requires_grad_(), normal(2, 2, seed=6, dtype=torch.float64)
     for trace in ("exact", "hutchinson"):
         assert torch.autograd.gradcheck(
-            lambda f, trace=trace: tiny.log_prob(f, zc, trace=trace, method="rk4", steps=2, gradient="backprop"), latent
+            lambda f, trace=trace: tiny.density(f, zc, trace, generator(), "rk4", 2, gradient="backprop")[0], latent
         )
 
 
-def test_log_prob_keeps_no_graph_unless_asked(tiny):
+def test_log_prob_keeps_no_graph(tiny):
     latent, zc = normal(2, 4, dtype=torch.float64).requires_grad_(), normal(2, 2, dtype=torch.float64)
     assert not tiny.log_prob(latent, zc).requires_grad
 
@@ -309,17 +309,17 @@ def failing_after(calls: int):
 @pytest.mark.parametrize(("objective", "steps", "stop"), [("fm", 200, FITTING + 151), ("nll", 4, FITTING + 2)])
 def test_a_killed_run_resumes_as_if_nothing_had_happened(tmp_path, objective, steps, stop):
     options = {"config": dataclasses.replace(TOY, hidden=8, tolerance=1e-3), "objective": objective, "steps": steps}
-    whole, log = train(few, ema=0.99, seed=3, **options)
+    whole, log = train(few, seed=3, **options)
     point = Checkpoint(tmp_path / "c.safetensors", every=0.0)
     with pytest.raises(Interrupted):
-        train(failing_after(stop), ema=0.99, seed=3, checkpoint=point, **options)
+        train(failing_after(stop), seed=3, checkpoint=point, **options)
     assert 0 < point.load()["done"] < steps
-    resumed, log_resumed = train(few, ema=0.99, seed=3, checkpoint=point, **options)
+    resumed, log_resumed = train(few, seed=3, checkpoint=point, **options)
     for name, tensor in whole.state_dict().items():
         assert torch.equal(tensor, resumed.state_dict()[name]), name
     assert log.rows == log_resumed.rows
     # a finished run trains no more
-    again, _ = train(failing_after(FITTING), ema=0.99, seed=3, checkpoint=point, **options)
+    again, _ = train(failing_after(FITTING), seed=3, checkpoint=point, **options)
     assert torch.equal(again.field.layers[0].linear.weight, whole.field.layers[0].linear.weight)
 
 
@@ -459,7 +459,7 @@ def test_wrong_shapes_and_choices_are_refused():
     with pytest.raises(ValueError, match=r"trace must be one of \('hutchinson', 'exact'\); got 'brute'"):
         flow.log_prob(torch.zeros(3, 4), torch.zeros(3, 2), trace="brute")
     with pytest.raises(ValueError, match="gradient must be one of"):
-        flow.log_prob(torch.zeros(3, 4), torch.zeros(3, 2), gradient="yes")
+        flow.density(torch.zeros(3, 4), torch.zeros(3, 2), "exact", None, gradient="yes")
     with pytest.raises(ValueError, match="objective must be one of"):
         train(clusters, config=TOY, objective="ot", steps=1)
 

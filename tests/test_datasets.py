@@ -281,6 +281,8 @@ def test_image_folder_decodes_lazily_and_crops_by_the_seed(tmp_path):
     assert torch.equal(images, folder.fetch("train", index, seed=1)[0])
     assert not torch.equal(images, folder.fetch("train", index, seed=2)[0])
     assert torch.equal(folder.fetch("test", index[:1])[0], folder.fetch("test", index[:1], seed=5)[0])
+    sent = pickle.loads(pickle.dumps(folder))  # to a process that trains on it
+    assert torch.equal(sent.fetch("train", index, seed=1)[0], images)
     with pytest.raises(MissingDataError, match="train/<class>/ and val/<class>/"):
         datasets.ImageFolderDataset(tmp_path / "nothing")
 

@@ -1,6 +1,7 @@
 """Budget to networks, on real but untrained parts: the budget is met whatever the generator says."""
 
 import math
+import pickle
 from dataclasses import replace
 
 import pytest
@@ -96,6 +97,8 @@ def test_design_is_the_network_it_says(parts, batch, tmp_path):
         best.save(tmp_path / "best.pt")
     with pytest.raises(ValueError, match="exactly the fields"):
         Design.from_json("{}")
+    before = torch.random.get_rng_state()
+    assert best.step_milliseconds(batch=2, tries=1) > 0 and torch.equal(torch.random.get_rng_state(), before)
 
 
 def test_a_design_of_an_earlier_version_is_read():
@@ -224,10 +227,26 @@ def test_large_inputs_get_a_strided_stem(parts):
     assert macros and all(hl.stem_stride == 2 for hl in macros)
 
 
+@pytest.mark.parametrize(
+    ("shape", "asked"),  # of a generator that knows 32 x 32; a strided stem leaves a half of each side
+    [((3, 32, 32), 1e6), ((3, 64, 64), 2.5e5), ((3, 224, 224), 1e6 / 3.5**2), ((1, 64), 1.6e7), ((1, 1024), 2e6)],
+)
+def test_flops_are_asked_for_as_the_generator_counts_them(shape, asked):
+    request = module.Request(Target(flops=1e6), shape, 10, False, 0)
+    assert request.conditions((3, 32, 32))["flops"] == pytest.approx(asked)
+
+
+@pytest.mark.parametrize("select", ["tcet", "shallow"])
+def test_any_seed_is_a_seed(parts, batch, select):
+    found = [design(params=5e4, n=1, seed=seed, select=select, **batch, **parts)[0] for seed in (2**62, 2**62, 0)]
+    assert found[0] == found[1] != found[2]
+
+
 def test_unreachable_budgets_name_the_nearest_point(parts, batch):
     with pytest.raises(BudgetUnreachable, match="nearest reachable") as refusal:
         design(params=100, n=1, **batch, **parts)
-    nearest = refusal.value.nearest
+    nearest, sent = refusal.value.nearest, pickle.loads(pickle.dumps(refusal.value))
+    assert (sent.nearest, str(sent)) == (nearest, str(refusal.value))  # from another process
     assert 100 < nearest.params < 3000 and f"{nearest.params:,}" in str(refusal.value)
     reached = design(params=nearest.params, n=1, seed=0, **batch, **parts)
     assert abs(reached[0].params / nearest.params - 1) <= 0.05
@@ -461,8 +480,34 @@ def test_references_are_as_wide_as_the_budget_lets_them(name, asked):
     (quantity, bound), made = *asked.items(), reference(name, **asked)
     assert made.model(torch.zeros(2, 3, 32, 32)).shape == (2, 10)
     assert made.costs == proxies.module_costs(made.model, (3, 32, 32)) and getattr(made.costs, quantity) <= bound
+    one, same, other = (sum(p.sum() for p in reference(name, **asked, seed=s).model.parameters()) for s in (0, 0, 1))
+    assert one == same != other
     wider = reference(name, **{quantity: 4 * bound})
     assert wider.width > made.width and getattr(wider.costs, quantity) > bound
+
+
+@pytest.mark.parametrize(
+    ("shape", "classes", "dense", "params", "macs"),  # of NAS-Bench-360's Wide-ResNet
+    [
+        ((3, 60, 60), 100, False, 2_772_020, 1_380e6),
+        ((1, 16, 52), 18, False, 2_750_658, 319e6),
+        ((3, 85, 85), 1, True, 2_746_577, 19.8e9),
+    ],
+)
+def test_the_wide_resnet_is_the_benchmarks(shape, classes, dense, params, macs):
+    made = reference("WRN-16", params=params, input_shape=shape, classes=classes, dense=dense)
+    assert made.width == 64 and made.costs.params == params and made.costs.macs == pytest.approx(macs, rel=0.005)
+
+
+def test_the_wide_resnet_takes_series_and_gives_a_value_a_place():
+    series = reference("WRN-16", flops=3e6, input_shape=(2, 200), classes=4)
+    assert series.model(torch.zeros(2, 2, 200)).shape == (2, 4) and 2e6 < series.costs.flops <= 3e6
+    dense = reference("WRN-16", flops=3e6, input_shape=(1, 16, 16), classes=2, dense=True)
+    assert dense.model(torch.zeros(2, 1, 16, 16)).shape == (2, 2, 16, 16)
+    with pytest.raises(ValueError, match=r"must be one of WRN-16 for inputs of shape \(2, 200\); got 'ResNet-8'"):
+        reference("ResNet-8", flops=3e6, input_shape=(2, 200))
+    with pytest.raises(ValueError, match="WRN-16 for .* and dense outputs; got 'plain CNN'"):
+        reference("plain CNN", flops=3e6, dense=True)
 
 
 def test_references_refuse_what_they_cannot_be():

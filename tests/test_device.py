@@ -42,7 +42,7 @@ MICRO = {
     **{"table2_evaluations": (2, 2), "table2_top": 1, "table2_images": 64, "reduced_training": (2, 1)},
     **{
         "table4_samples": 32,
-        "table4_params_share": 0.02,
+        "table4_budget": ("params", 1e4),
         "validation_networks": 2,
         "benchmark_share": dict.fromkeys(("alpha_x", "nats", "nb_macro", "tnb_macro"), 1e-9),
         "requests": 4,

@@ -6,7 +6,7 @@ import pytest
 
 from graphnas_lib import paper, store
 from graphnas_lib.paper import CLAIMS
-from graphnas_lib.stages import ledger, table2
+from graphnas_lib.stages import ledger, table2, table4
 
 STATUSES = ("reproduced", "reduced scale", "differs", "not decided", "not run")
 
@@ -99,7 +99,8 @@ def test_imagenet_holds_near_the_printed_mean(accuracies, reached, ranked, monke
 
 def test_tasks_decide_where_all_are_run_on_all_samples(monkeypatch):
     columns = ledger.table4.COLUMNS
-    rows = pd.DataFrame({"task": list(columns), "value": 0.001, "note": "", "at_chance": False})
+    rows = pd.DataFrame({"task": list(columns), "method": table4.OURS, "value": 0.001, "note": "", "at_chance": False})
+    rows = pd.concat([rows, rows.assign(method=table4.WIDE, value=-1.0)], ignore_index=True)  # decides nothing
     facts = {"limit": None}
     monkeypatch.setattr(ledger.table4, "load", lambda scale: (rows, facts))
     assert decided("nb360-wrn").holds is True and decided("nb360-failures").holds is False

@@ -64,6 +64,11 @@ def command(monkeypatch, capsys):
         (["score", "no-such-file.py:Net"], "FILE.py:CLASS; no file 'no-such-file.py'"),
         (["score", "|nor_conv_3x3~0|+|broken"], "NATS"),
         (["run", "no-such-stage"], "A stage is one of cells"),
+        (
+            ["design", "--params", "1M", "--input", "1x5000", "--data", "digits"],
+            "digits has images of shape (3, 32, 32)",
+        ),
+        (["run", "--all", "--scale", "smoke", "--plan", "--without", "tabel2"], "Stages to leave out are among cells"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
@@ -408,6 +413,9 @@ def test_doctor_finds_a_damaged_artifact(tmp_path, command, monkeypatch):
     (tmp_path / "data" / "lite" / "gvae.json").write_text('{"a": 2}')
     code, out, _ = command("doctor", home=tmp_path)
     assert code == 1 and "DAMAGED: gvae.json of stage gvae" in out
+    artifacts.manifest_path("gvae", "lite").write_text("{")
+    code, out, _ = command("doctor", home=tmp_path)
+    assert code == 1 and "DAMAGED: manifest of stage gvae must be JSON" in out
 
 
 def test_doctor_names_what_makes_artifacts_and_why_no_gpu_is_used(tmp_path, command):

@@ -73,8 +73,9 @@ def test_nats_reference_row_of_table_1():
     assert costs.macs == 160_874_496 + 640  # convolutions and the classifier's products
 
 
-def test_ten_released_networks_count_exactly(shared):
-    released = released_networks(shared / "data")
+def test_ten_released_networks_count_exactly(shared, monkeypatch):
+    monkeypatch.setenv("GRAPHNAS_DATA", str(shared / "data"))
+    released = released_networks()
     assert len(released) == 10
     for architecture, recorded in released:
         costs = count(architecture, classes=100)

@@ -1,5 +1,6 @@
 """The runner against every way a notebook run was seen to go wrong, on toy notebooks that take a second each."""
 
+import contextlib
 import io
 import json
 import os
@@ -98,8 +99,8 @@ def chain(tmp_path: Path) -> Project:
 
 
 def run(project: Project, scale: str = "smoke", **options) -> tuple[int, str]:
-    stream = io.StringIO()
-    code = reproduce.reproduce(project, scale, stream=stream, **options)
+    with contextlib.redirect_stdout(io.StringIO()) as stream:
+        code = reproduce.reproduce(project, scale, **options)
     return code, stream.getvalue()
 
 

@@ -9,7 +9,7 @@ import torch
 from test_nasbench360 import write_satellite
 
 from graphnas_lib import datasets, proxies
-from graphnas_lib.design import Design, Trained
+from graphnas_lib.design import Design
 from graphnas_lib.macro import stack_cell
 from graphnas_lib.network import count
 from graphnas_lib.paper import Sizes
@@ -20,7 +20,7 @@ from graphnas_lib.store import Checkpoint, Journal, data_dir
 SMALL = stack_cell(REFERENCE_CELL, width=8, repeats=1)
 SIZES = {
     **{"train_width": 8, "train_repeats": 1, "train_epochs": 2, "table2_epochs": 2, "table2_recipe": "nats12"},
-    **{"table4_params_share": 0.02, "table4_epochs": 3, "table4_samples": None},
+    **{"table4_budget": ("params", 1e4), "table4_epochs": 3, "table4_samples": None},
 }
 
 
@@ -60,7 +60,7 @@ def job_of_table4(stage: Stage, folder) -> Callable:
     generator = np.random.default_rng(0)
     for split, n in (("train", 1_000), ("test", 40)):
         write_satellite(folder / "nb360" / "satellite", generator.normal(size=(n, 46)), np.arange(n) % 24 + 1, split)
-    return partial(table4.measure, stage, Trained.load("lite"), "satellite")
+    return partial(table4.measure, stage, "satellite", table4.WIDE, {})
 
 
 JOBS = [job_of_table1, job_of_table2, job_of_table3, pytest.param(job_of_table4, marks=pytest.mark.slow)]

@@ -3,6 +3,7 @@
 import json
 import math
 import warnings
+from dataclasses import asdict, replace
 
 import pytest
 import torch
@@ -71,7 +72,7 @@ def test_designs_survive_the_vocabulary(vocabulary):
         assert len(tokens) == 3 * len(design.triples) + 1 and tokens[-1] == EOS
         assert vocabulary.decode(tokens) == design
         assert vocabulary.decode([*tokens, PAD, PAD]) == design
-    assert Vocabulary.from_dict(json.loads(json.dumps(vocabulary.to_dict()))) == vocabulary
+    assert Vocabulary.from_dict(json.loads(json.dumps(asdict(vocabulary)))) == vocabulary
 
 
 def test_illegal_tokens_are_named(vocabulary):
@@ -108,7 +109,7 @@ def test_a_request_gets_the_nearest_condition_that_the_history_has():
     """Bins between the budgets of a history were never learnt."""
     known = torch.tensor([[1e5, 1e7, 100.0, math.nan], [1e6, 2e8, 120.0, math.nan]], dtype=torch.float64)
     fitted = Vocabulary.fit(known, n_families=2, bins=32)
-    fitted = Vocabulary.from_dict(json.loads(json.dumps(fitted.to_dict())))
+    fitted = Vocabulary.from_dict(json.loads(json.dumps(asdict(fitted))))
     (first, second), nan = fitted.condition_tokens(known), math.nan
     asked = torch.tensor([[2e5, nan, nan, nan], [5e5, 9e7, 130.0, 2e3], [nan, 1e6, nan, nan]], dtype=torch.float64)
     assert fitted.prefix(asked)[:, 1:].tolist() == [
@@ -227,6 +228,13 @@ def test_requests_out_of_range_warn(untrained):
         untrained.generate(params=1e5)
     with pytest.raises(ValueError, match="positive"):
         untrained.generate(params=-1.0)
+
+
+def test_a_condition_that_the_history_lacked_is_refused(untrained, monkeypatch):
+    seen = ((8, 9), (40, 41), (70,), (DROP,))
+    monkeypatch.setattr(untrained, "vocabulary", replace(untrained.vocabulary, seen=seen))
+    with pytest.raises(ValueError, match="learnt from a history without snip_ssnr; got 5"):
+        untrained.generate(params=1e5, snip_ssnr=5.0)
 
 
 # ---- training

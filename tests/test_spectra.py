@@ -105,7 +105,7 @@ def test_scores_leave_the_network_and_the_random_state_alone():
 def test_vkdnw_entropy_is_that_of_the_deciles():
     model = build(stack_cell(sample_cells(1, seed=2)[0], repeats=1), seed=0)
     entropy = spectra.vkdnw_entropy(model, (6, 3, 16, 16), seed=5)
-    clone, generator = spectra._redrawn(model, 5)
+    clone, generator = spectra.redrawn(model, 5, kaiming=True)
     jacobian, logits = spectra.first_weight_jacobian(clone, torch.randn(6, 3, 16, 16, generator=generator))
     information = 0
     for one, logit in zip(jacobian, logits):

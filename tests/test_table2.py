@@ -1,5 +1,6 @@
 """Table 2 from its trained rows: which network is chosen, what the verdicts say, and when nothing can be said."""
 
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
@@ -13,7 +14,7 @@ from graphnas_lib.macro import Architecture, Triple
 from graphnas_lib.plots import compare, mean_difference, mean_interval
 from graphnas_lib.space import REFERENCE_CELL, sample_cells
 from graphnas_lib.stages import table2
-from graphnas_lib.stages.methods import Mixture
+from graphnas_lib.stages.methods import mixture
 from graphnas_lib.stages.table2 import FLAT, HL, QUESTIONS, SG, SIZE, ZEN
 from graphnas_lib.training import RECIPES, evaluate
 
@@ -90,7 +91,7 @@ def test_diverged_networks_are_left_out_and_counted_so():
 def test_mixtures_take_cells_of_the_same_place():
     cells = sample_cells(12, seed=0)
     networks = tuple(Architecture(tuple(Triple(c, 8, 1) for c in cells[i : i + 4])) for i in (0, 4, 8))
-    mix, generator, seen = Mixture(networks), torch.Generator().manual_seed(0), set()
+    mix, generator, seen = partial(mixture, networks), torch.Generator().manual_seed(0), set()
     child = networks[0]
     for _ in range(60):
         child = mix(child, True, generator)

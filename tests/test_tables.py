@@ -96,15 +96,17 @@ def test_wrong_macro_codes_are_refused(code):
 
 
 @needs("nb_macro")
-def test_a_damaged_or_missing_table_is_named(tmp_path):
-    with pytest.raises(MissingDataError, match=r"tables/nb_macro_cifar10.csv.xz in the given root.*xiusu"):
-        tables.read("nb_macro", tmp_path)
-    (tmp_path / "tables").mkdir()
-    copy = tmp_path / "tables" / "nb_macro_cifar10.csv.xz"
-    shutil.copy(tables.find("nb_macro"), copy)
-    assert len(tables.read("nb_macro", tmp_path)) == 6_561
+def test_a_damaged_or_missing_table_is_named(tmp_path, monkeypatch):
+    whole, copy = tables.find("nb_macro"), tmp_path / "tables" / "nb_macro_cifar10.csv.xz"
+    for name in ("GRAPHNAS_DATA", "GRAPHNAS_HOME"):
+        monkeypatch.setenv(name, str(tmp_path))
+    with pytest.raises(MissingDataError, match=r"tables/nb_macro_cifar10.csv.xz in \$GRAPHNAS_DATA or data/.*xiusu"):
+        tables.read("nb_macro")
+    copy.parent.mkdir()
+    shutil.copy(whole, copy)
+    assert tables.find("nb_macro") == copy and len(tables.read("nb_macro")) == 6_561
     frame = pd.read_csv(copy, dtype={"arch": str})
     frame.loc[0, "test_acc_0"] += 1
     copy.write_bytes(lzma.compress(frame.to_csv(index=False).encode()))
     with pytest.raises(CorruptArtifactError, match="MD5"):
-        tables.read("nb_macro", tmp_path)
+        tables.read("nb_macro")

@@ -243,18 +243,29 @@ def test_sizes_are_shares_of_the_budget_they_were_searched_under():
 
 
 def test_errors_of_tasks_are_shares_of_the_wide_resnets():
-    rows = pd.DataFrame({"task": ["ecg", "satellite", "darcy"], "value": [0.86, None, float("nan")]})
+    values = {table4.OURS: [0.86, None, 2.0], table4.SHALLOW: [0.3, 5.0, None], table4.WIDE: [0.4, 10.0, float("nan")]}
+    values[table4.RIDGE] = [0.8, "diverged", 1.0]
+    rows = pd.concat(
+        pd.DataFrame({"task": ["ecg", "satellite", "darcy"], "method": method, "value": value})
+        for method, value in values.items()
+    )
     table = table4.relative(rows)
-    assert list(table.columns) == ["Expert", "DASH", "paper's own", "here"] and len(table) == 8
-    assert table.loc["ecg", "here"] == pytest.approx(0.86 / 0.43) and table["here"].notna().sum() == 1
+    ours = [f"{name}, here" for name in (table4.OURS, table4.SHALLOW, table4.RIDGE)]
+    assert list(table.columns) == ["Expert", "DASH", "paper's own", *ours] and len(table) == 8
+    assert table.loc["ecg", ours].tolist() == pytest.approx([0.86 / 0.4, 0.3 / 0.4, 2.0])  # of the one trained here
+    assert table.loc["satellite", ours[1]] == 0.5 and table[ours].notna().sum().tolist() == [1, 2, 1]
     assert table.loc["darcy", "paper's own"] == pytest.approx(0.014 / 0.073)
 
 
 def test_a_diverged_task_was_run_and_says_so():
     rows = pd.DataFrame(
         {"task": ["ecg", "satellite"], "value": [0.8, None], "note": ["", table4.DIVERGED], "n_train": 5}
-    )
-    row = table4.summary(rows.assign(n_train=5), {"epochs": 2})["Ours"]
+    ).assign(method=table4.OURS)
+    beside = rows.head(1).assign(method=table4.RIDGE, value=0.9)
+    found = table4.summary(pd.concat([rows, beside]).assign(n_train=5), {"epochs": 2})
+    row, plain = found["Ours"], found["ridge regression, here"]
+    assert plain == {"ECG": {"value": 0.9, "n": 1, "note": "5 training samples"}}
+    assert row["ECG"]["note"] == "5 training samples, 2 epochs"
     assert row["Satellite"]["value"] == "diverged" and row["ECG"]["value"] == 0.8
 
 

@@ -121,6 +121,7 @@ class CCNF(nn.Module):
         options = {"method": SOLVER, "steps": steps, "tolerance": self.config.tolerance}
         return solve(dynamics, self._rows(noise, zc), forward=True, whole=True, **options)
 
+    @torch.no_grad()
     def log_prob(
         self,
         latent: Tensor,
@@ -130,7 +131,6 @@ class CCNF(nn.Module):
         generator: torch.Generator | None = None,
         method: str | None = None,
         steps: int | None = None,
-        gradient: str = "none",
     ) -> Tensor:
         """Log-density of latent cells under the flow, log p(u_1 | r) (Eq. 6-7).
 
@@ -143,20 +143,21 @@ class CCNF(nn.Module):
             trace: "exact" (m vector-Jacobian products) or "hutchinson" (one, unbiased).
             generator: source of the Hutchinson noise, drawn once per solve; None seeds one with 0.
             method, steps: torchdiffeq solver, and steps of a fixed-step one; by default the configuration's (dopri5).
-            gradient: "none", "adjoint" (for the field's parameters and `latent`), or "backprop" (through the solver).
 
         Returns:
             Natural-log density, (B,).
 
         Raises:
-            ValueError: B differs between `latent` and `zc`, `zc` lacks P columns, or a choice is unknown.
+            ValueError: B differs between `latent` and `zc`, `zc` lacks P columns, or `trace` is unknown.
             SolverError: the solve failed.
         """
-        with torch.set_grad_enabled(gradient != "none"):
-            return self.density(latent, zc, trace, generator, method, steps, gradient)[0]
+        return self.density(latent, zc, trace, generator, method, steps)[0]
 
     def density(self, latent, zc, trace, generator, method=None, steps=None, gradient="none"):
-        """`log_prob`, and the dynamics that counted the evaluations."""
+        """`log_prob` with a `gradient` for `latent` and the field's parameters, and the dynamics that counted.
+
+        The gradient is "none", of the "adjoint" method, or by "backprop" through the solver.
+        """
         one_of("trace", trace, TRACES)
         one_of("gradient", gradient, GRADIENTS)
         config, zc = self.config, self._condition(zc)

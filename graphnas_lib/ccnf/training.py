@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 from graphnas_lib.ccnf.dynamics import Dynamics, SolverError, one_of, solver_errors
 from graphnas_lib.ccnf.flow import CCNF, CCNFConfig
 from graphnas_lib.ccnf.latents import PosteriorBatches, normal
-from graphnas_lib.store import Checkpoint, TrainLog
+from graphnas_lib.store import Checkpoint, TrainLog, put_back, states
 
 OBJECTIVES = ("fm", "nll")
 TRIES = 3  # batches of a step of which a solve may fail: one failure must not end hours
@@ -52,7 +52,6 @@ def train(
     batch_size: int = 256,
     learning_rate: float = 1e-3,
     weight_decay: float = 0.01,
-    ema: float | None = None,
     seed: int = 0,
     device: str | torch.device = "cpu",
     start: CCNF | None = None,
@@ -69,7 +68,6 @@ def train(
         steps: optimiser steps in all.
         batch_size: rows a step, when tensors are given. App. A: 256.
         learning_rate, weight_decay: of AdamW. App. A: 1e-3 and 0.01.
-        ema: decay of the averaged weights that are returned, 0 for none; by default 0.999 in "fm", 0 in "nll".
         seed: of the weights and of every draw.
         start: flow to go on from (its affine map is kept), for example a flow-matched one before "nll".
         checkpoint: where to keep the state; left in place, complete, for the caller to clear once the result is saved.
@@ -84,8 +82,8 @@ def train(
     """
     one_of("objective", objective, OBJECTIVES)
     cosine = objective == "fm"  # the rate decays to 0; App. A: fixed
-    ema = (0.999 if objective == "fm" else 0.0) if ema is None else ema
-    checkpoint, device = checkpoint or Checkpoint.none(), torch.device(device)
+    ema = 0.999 if objective == "fm" else 0.0  # decay of the averaged weights that are returned, 0 for none
+    checkpoint, device = checkpoint or Checkpoint(), torch.device(device)
     if isinstance(batches, tuple):
         batches = PosteriorBatches(*(part.to(device) for part in batches), batch_size=batch_size)
     generator = torch.Generator(device=device).manual_seed(seed)
@@ -102,7 +100,8 @@ def train(
     settings = [asdict(flow.config), objective, steps, batch_size, learning_rate, weight_decay, cosine, ema, seed]
     run = {"settings": json.dumps(settings), "done": 0, "seconds": 0.0, "rows": []}
     run |= {"sums": torch.zeros(3, device=device), "average": [p.detach().clone() for p in parameters]}
-    _resume(run, checkpoint.load(), flow, optimizer, generator)
+    parts = {"flow": flow, "optimizer": optimizer, "generator": generator}
+    _resume(run, checkpoint.load(), parts, device)
     began, every = time.perf_counter() - run["seconds"], max(1, steps // 100)
     for step in tqdm(range(run["done"], steps), "CCNF", initial=run["done"], total=steps, disable=not progress):
         if cosine:
@@ -117,25 +116,18 @@ def train(
             _log(run, step + 1, float(norm), objective)
         run["done"], run["seconds"] = step + 1, time.perf_counter() - began
         if checkpoint.due() or step + 1 == steps:
-            state = {"flow": flow.state_dict(), "optimizer": optimizer.state_dict(), "generator": generator.get_state()}
-            checkpoint.save(run | state)
+            checkpoint.save(run | states(**parts))
     if ema:
         nn.utils.vector_to_parameters(nn.utils.parameters_to_vector(run["average"]), parameters)
     return flow.eval(), TrainLog(run["rows"], steps, run["seconds"])
 
 
-def _resume(run: dict, state: dict | None, flow: CCNF, optimizer, generator: torch.Generator) -> None:
+def _resume(run: dict, state: dict | None, parts: dict, device: torch.device) -> None:
     """Put a stored state back into every part of the loop."""
-    if state is None:
-        return
-    if state["settings"] != run["settings"]:
+    if state is not None and state["settings"] != run["settings"]:
         raise ValueError("The checkpoint must belong to this run; it was made with other settings. Clear it.")
-    flow.load_state_dict(state["flow"])
-    optimizer.load_state_dict(state["optimizer"])
-    generator.set_state(state["generator"])
-    run |= {name: state[name] for name in ("done", "seconds", "rows")}
-    run["sums"] = state["sums"].to(flow.zc_low.device)
-    run["average"] = [a.to(flow.zc_low.device) for a in state["average"]]
+    run |= put_back(state, **parts)
+    run |= {"sums": run["sums"].to(device), "average": [a.to(device) for a in run["average"]]}
 
 
 def _gradients(flow: CCNF, batches: BatchSampler, *, objective: str, generator: torch.Generator) -> Tensor:

@@ -220,7 +220,7 @@ def _score(options: argparse.Namespace) -> int:
         labels = torch.randint(sizes["classes"], places, generator=torch.Generator().manual_seed(seed))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what is left out is said below
-        values = proxies.score(model, images, labels.to(device), options.proxies, output=output)
+        values = proxies.score(model, images, labels.to(device), options.proxies, output=output, seed=seed)
         costs = proxies.module_costs(model, sizes["input_shape"]) if own else network.count(named, **sizes)
     print(foreign.table({**vars(costs), **values}))
     print(foreign.explained(len(images), source, sizes["input_shape"], seed))

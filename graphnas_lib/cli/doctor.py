@@ -126,7 +126,12 @@ def _artifacts(scale: str) -> tuple[list[str], list[str]]:
         if not (path := store.manifest_path(stage, scale)).is_file():
             continue
         stages.append(stage)
-        for name, entry in store.read(path)["files"].items():
+        try:
+            files = store.load_manifest(stage, scale)["files"]
+        except store.CorruptArtifactError:
+            damaged.append(f"manifest of stage {stage} must be JSON")
+            continue
+        for name, entry in files.items():
             if wrong := store.damage(path.parent / name, entry):
                 damaged.append(f"{name} of stage {stage} {wrong}")
             size += entry["bytes"]

@@ -58,9 +58,10 @@ def load(text: str, *, seed: int) -> nn.Module:
         FileNotFoundError: no such file.
         ForeignError: the file or the constructor failed, the name is missing, or it makes no `nn.Module`.
     """
-    found = FILE.fullmatch(text)
-    path = Path(found["place"]) if found else None
-    place, what = (path.name if path else MODULE.fullmatch(text)["place"]), _what(text)
+    file = FILE.fullmatch(text)
+    found = file or MODULE.fullmatch(text)
+    path = Path(found["place"]) if file else None
+    place, what = path.name if path else found["place"], (found["what"] or "").strip()
     if path and not path.is_file():
         raise FileNotFoundError(f"A network of your own is FILE.py:CLASS; no file {str(path)!r}.")
     names = _defined(path) if path else []
@@ -142,7 +143,7 @@ def batch(
         images = torch.randn(n, *shape, generator=torch.Generator().manual_seed(seed))
         why = "" if name == "noise" else ", for want of real images of this shape"
         return images, None, 0, f"standard normal noise with random labels{why}"
-    dataset = datasets.load(name, resolution=shape[-1] if square else None)
+    dataset = datasets.load(name, resolution=shape[-1] if square else None, n_train=n, n_test=1)
     if name == "auto" and classes is not None and classes < dataset.classes:
         return batch("noise", shape or dataset.input_shape, n, seed=seed)
     images, labels = dataset.batch(n)
@@ -157,7 +158,8 @@ def images(name: str, shape: tuple[int, ...], n: int) -> tuple[Tensor, Tensor]:
     """Images and labels for T-CET: the first n of a data set, or all of a user's own FILE.npz."""
     if name.endswith(".npz"):
         return _own_images(Path(name))
-    dataset = datasets.load(name, resolution=shape[-1])
+    square = len(shape) == 3 and shape[1] == shape[2]
+    dataset = datasets.load(name, resolution=shape[-1] if square else None, n_train=n, n_test=1)
     if dataset.input_shape != tuple(shape):
         raise ValueError(f"--data {name} has images of shape {dataset.input_shape}; --input asks for {shape}.")
     return dataset.batch(n)
@@ -256,10 +258,6 @@ class _foreign:  # noqa: N801 - a context manager; a generator's would let a Sto
             where = [frame.lineno for frame in traceback.extract_tb(trace) if Path(frame.filename) == own]
             line = f"line {where[-1]}: " if where else ""
             raise ForeignError(f"{self.what}: {line}{type(error).__name__}: {error}") from error
-
-
-def _what(text: str) -> str:
-    return ((FILE.fullmatch(text) or MODULE.fullmatch(text))["what"] or "").strip()
 
 
 def _defined(path: Path) -> list[str]:

@@ -175,7 +175,8 @@ class Request:
 
     def conditions(self, reference: tuple[int, ...]) -> dict[str, float | None]:
         """The target with its FLOPs as the generator's conditions count them, at the input shape `reference`."""
-        area = math.prod(reference[1:]) / math.prod(self.input_shape[1:]) * self.stem_stride ** (len(reference) - 1)
+        seen = [-(-side // self.stem_stride) for side in self.input_shape[1:]]  # by the first cell
+        area = math.prod(reference[1:]) / math.prod(seen)
         return {"params": self.target.params, "flops": self.target.flops and self.target.flops * area}
 
     def batch(self, images: Tensor | None, labels: Tensor | None) -> tuple[Tensor, Tensor, str]:
@@ -239,7 +240,7 @@ class Drawer:
 
     def draw(self, hl: HLArchitecture, number: int, *, closest: bool = False) -> Fitted:
         """The `number`-th draw of a request, fitted; it may miss the budget. `closest`: see `NearNetworks.realise`."""
-        request, seed = self.request, DRAWS_PER_SEED * self.request.seed + number
+        request, seed = self.request, (DRAWS_PER_SEED * self.request.seed + number) % 2**63
         if self.near is None:
             drawn = realise(hl, self.sampler, seed=seed)
         else:

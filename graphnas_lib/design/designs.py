@@ -64,12 +64,14 @@ class Design(JSONText):
     def step_milliseconds(self, *, batch: int = 16, device: str = "cpu", tries: int = 3) -> float:
         """What one forward and backward pass of a batch takes here, the quickest of some; training is many of them."""
         model = self.build(seed=0).to(device, memory_format=torch.channels_last)
-        images, times = torch.randn(batch, *self.input_shape, device=device), []
-        for _ in range(tries):
-            began = time.perf_counter()
-            model(images).sum().backward()
-            next(model.parameters()).grad.sum().item()  # waits for a GPU
-            times.append(1_000 * (time.perf_counter() - began))
+        noise, times = torch.randn(batch, *self.input_shape, generator=torch.Generator().manual_seed(0)), []
+        images = noise.to(device)
+        with network.accelerated(model):  # as in training
+            for _ in range(tries):
+                began = time.perf_counter()
+                model(images).sum().backward()
+                next(model.parameters()).grad.sum().item()  # waits for a GPU
+                times.append(1_000 * (time.perf_counter() - began))
         return min(times)
 
     def to_dict(self) -> dict:
@@ -133,13 +135,11 @@ class Design(JSONText):
     def _own(self, model: nn.Module) -> nn.Module:
         """The network inside `model`; ValueError unless it is this design's."""
         model, own = network.unwrapped(model), self.build()
-        if type(model) is type(own):
-            key, task = model.architecture.key(), (model.input_shape, model.dense, model.classifier.out_features)
-            same = (key, task) == (self.architecture.key(), (self.input_shape, self.dense, self.classes))
-        else:  # of the file that `to_code` writes, say
-            same = [(n, t.shape) for n, t in model.state_dict().items()] == [
-                (n, t.shape) for n, t in own.state_dict().items()
-            ]
+        one, other = ([(name, t.shape) for name, t in net.state_dict().items()] for net in (model, own))
+        same = one == other
+        if type(model) is type(own):  # and not of the file that `to_code` writes, say
+            task = (model.architecture.key(), model.input_shape, model.dense)
+            same &= task == (self.architecture.key(), self.input_shape, self.dense)
         if not same:
             raise ValueError(
                 f"The weights must be those of this design's network ({self.params:,} parameters); got another "

@@ -39,7 +39,10 @@ class BudgetUnreachable(ValueError):  # noqa: N818 - the name is part of the int
             f"The nearest reachable point found is params = {nearest.params:,}, flops = {nearest.flops:,} "
             f"({target.error(nearest):.0%} off). Ask for that, or raise `tolerance`."
         )
-        self.nearest = nearest
+        self.target, self.nearest = target, nearest
+
+    def __reduce__(self):
+        return type(self), (self.target, self.nearest)  # from another process
 
 
 UNITS = {"": 1.0, "K": 1e3, "M": 1e6, "G": 1e9, "B": 1e9}

@@ -52,7 +52,7 @@ def shallow_networks(n: int, sampler: CellSampler, request: Request) -> list[Fit
     shape, target = (sampler.families.n_clusters, request.max_strides, request.stem_stride), request.target
     drawn: list[Fitted] = []
     for number in range(SHALLOW_ROUNDS):
-        seed = SHALLOW_ROUNDS * request.seed + number
+        seed = (SHALLOW_ROUNDS * request.seed + number) % 2**63
         source = torch.Generator().manual_seed(seed)
         macros = [shallow_macro(source, *shape) for _ in range(n)]
         drawn += [fit_to_budget(one, target, **options) for one in _realised(macros, sampler, seed)]

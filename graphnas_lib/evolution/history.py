@@ -42,7 +42,6 @@ class History:
 
     describe: Callable[[Any], dict]
     seed: InitVar[int]  # of parents and mutations
-    count_discards: bool
     rows: list[dict] = field(default_factory=list)  # H
     population: list[int] = field(default_factory=list)  # P, as iterations into H
     records: dict[str, dict | str] = field(default_factory=dict)  # key -> score and its columns, or why there is none
@@ -87,7 +86,6 @@ class History:
     def discard(self, reason: str = "discarded", *, weight: int = 1) -> None:
         """Count a child that does not enter H; SearchError where there were too many in a row."""
         self.counts[reason] += 1
-        self.step += self.count_discards
         self.fruitless += weight
         if self.fruitless >= MAX_DISCARDS_IN_A_ROW:
             raise SearchError(

@@ -3,8 +3,8 @@
 A uniform parent, one mutation, the worst member of a full population removed before the child joins, a history that
 keeps everything. The score is maximised (the paper writes a loss L and takes L = -T-CET). What is searched is a
 `Problem`, so that a toy one runs in no time; `algorithms` has those of the paper. A child that breaks the constraints
-is discarded; unless `count_discards`, it does not use up an iteration. A score that fails is counted and its child
-discarded: a failure never becomes a score.
+is discarded and uses up no iteration. A score that fails is counted and its child discarded: a failure never becomes a
+score.
 """
 
 from __future__ import annotations
@@ -69,7 +69,6 @@ def evolve(
     iterations: int,
     population: int,
     seed: int,
-    count_discards: bool = False,
     screened: int = 1,
     workers: int = 1,
     dask: str | None = None,
@@ -79,9 +78,8 @@ def evolve(
     """Algorithm 1; equal arguments give equal histories.
 
     Args:
-        iterations: T, children to record (or to try, with `count_discards`); the population has at most N.
+        iterations: T, children to record; the population has at most N.
         seed: of parents and mutations.
-        count_discards: a discarded child uses up an iteration, as App. C's text has it; then |H| < T.
         screened: children that are drawn for each that is scored, the one that the problem's `surrogate` expects most
             of; 1 is Algorithm 1.
         workers: processes that score children; with more than one, a child is drawn from the population as it was
@@ -100,20 +98,16 @@ def evolve(
         raise ValueError(f"iterations must be >= 0, population, workers and screened >= 1; got {came}.")
     if screened > 1 and problem.surrogate is None:
         raise ValueError(f"A search must have a surrogate to choose among {screened} children; its problem has none.")
-    checkpoint = checkpoint or Checkpoint.none()
-    evaluator, ahead = (
-        Evaluator(problem.score, workers, dask),
-        1 if workers == 1 else CHILDREN_AHEAD_PER_WORKER * workers,
-    )
-    history = History(describe=problem.describe, seed=seed, count_discards=count_discards)
+    checkpoint = checkpoint or Checkpoint()
+    evaluator = Evaluator(problem.score, workers, dask)
+    ahead = 1 if workers == 1 else CHILDREN_AHEAD_PER_WORKER * workers
+    history = History(describe=problem.describe, seed=seed)
     _begin(history, problem, evaluator, checkpoint, population)  # lines 20, 21: H = {alpha_0}, P = H
     with tqdm(total=iterations, initial=history.step, disable=not progress, desc="evolution") as bar:
         while history.step < iterations:  # line 23
             while len(history.waiting) < ahead and history.drawn < iterations:
                 exploration = history.drawn < iterations / 2  # line 22: e
                 history.waiting += _drawn(problem, history, exploration, screened)  # lines 24, 25
-            if not history.waiting:  # discards have used up the iterations
-                break
             evaluator.begin((one.key, one.individual) for one in history.waiting if one.key not in history.records)
             child = history.waiting.popleft()
             record = history.records.get(child.key) or evaluator.record(child.key, child.individual)

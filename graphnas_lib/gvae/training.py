@@ -107,7 +107,7 @@ def train(
         ValueError: no cells, or labels and labelled cells differ in number.
         FloatingPointError: the loss is no longer finite.
     """
-    config, device, checkpoint = config or GVAEConfig(), store.pick_device(device), checkpoint or Checkpoint.none()
+    config, device, checkpoint = config or GVAEConfig(), store.pick_device(device), checkpoint or Checkpoint()
     cells, labelled = as_codes(cells).to(device), as_codes(labelled).to(device)
     batches = MixedBatches(cells, labelled, zc_standardised.float().to(device))
     with torch.random.fork_rng(devices=[]):  # the weights depend on `seed` alone; global randomness is left as it was
@@ -116,7 +116,9 @@ def train(
     optimizer = torch.optim.AdamW(model.parameters(), weight_decay=config.weight_decay, fused=True)
     generator = torch.Generator(device).manual_seed(seed)
     run = {"step": 0, "rows": [], "sums": torch.zeros(len(PARTS), device=device), "seconds": 0.0}
-    run |= _restored(checkpoint.load(), model, optimizer, generator)
+    parts = {"model": model, "optimizer": optimizer, "generator": generator}
+    run |= store.put_back(checkpoint.load(), **parts)
+    run["sums"] = run["sums"].to(device)
     n_labelled = round(batch_size * config.labelled_fraction) if len(labelled) else 0
     epoch = math.ceil(len(cells) / batch_size / log_every)  # in log rows
     began = time.monotonic() - run["seconds"]
@@ -136,8 +138,8 @@ def train(
             run["rows"].append(_row(step + 1, run["sums"] / (step % log_every + 1), kl_weight))
             run["sums"].zero_()
         if checkpoint.due():
-            checkpoint.save(run | _trained(model, optimizer, generator))
-    checkpoint.save(run | _trained(model, optimizer, generator))
+            checkpoint.save(run | store.states(**parts))
+    checkpoint.save(run | store.states(**parts))
     mu = model.encode(cells[:MAX_STATISTICS_CELLS])
     model.latent_mean.copy_(mu.mean(dim=0))
     model.latent_std.copy_(mu.std(dim=0, correction=0))
@@ -157,18 +159,3 @@ def _stalled(rows: list[dict], *, epoch: int, patience: int) -> bool:
     totals = [row["total"] for row in rows if row["kl_weight"] == rows[-1]["kl_weight"]]
     means = [sum(totals[i : i + epoch]) / epoch for i in range(0, len(totals) - epoch + 1, epoch)]
     return len(means) > patience and min(means[-patience:]) >= min(means[:-patience])
-
-
-def _trained(model: GVAE, optimizer, generator: torch.Generator) -> dict:
-    """The part of a checkpoint that `_restored` puts back in place."""
-    return {"model": dict(model.state_dict()), "optimizer": optimizer.state_dict(), "generator": generator.get_state()}
-
-
-def _restored(state: dict | None, model: GVAE, optimizer, generator: torch.Generator) -> dict:
-    """Steps, log rows, running sums and seconds of a stored state, whose weights are put back; nothing at a start."""
-    if state is None:
-        return {}
-    model.load_state_dict(state["model"])
-    optimizer.load_state_dict(state["optimizer"])
-    generator.set_state(state["generator"])
-    return {name: state[name] for name in ("step", "rows", "seconds")} | {"sums": state["sums"].to(model.device)}

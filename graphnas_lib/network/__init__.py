@@ -7,4 +7,4 @@ holds the CPU fast paths; `accelerated` lends them to a network while we score o
 from graphnas_lib.network.export import ExportError, need_onnx, to_code, to_onnx, unwrapped
 from graphnas_lib.network.fast.switch import accelerated
 from graphnas_lib.network.modules import Costs, Network, build, checked_task, count, depth, moved
-from graphnas_lib.network.operations import layers
+from graphnas_lib.network.operations import Layer, layers, sequence

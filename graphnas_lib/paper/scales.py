@@ -97,8 +97,9 @@ class Scale:
     table3_budgets: tuple[float, ...]  # FLOPs of the paper (2 x MACs) at table3_resolution
     table3_resolution: int
     table3_classes: int
-    table4_params_share: float  # of the Wide-ResNet's parameters, which a design may have
     table4_epochs: int
+    table4_recipe: str
+    table4_budget: tuple[str, float] | None = None  # of every network; None for the Wide-ResNet's parameters
     table4_samples: int | None = None  # of each task, at most; None for all
     # quickstart (notebook 00)
     quick_images: tuple[int | None, int | None] = (None, None)  # training and test images; None for all

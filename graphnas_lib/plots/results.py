@@ -115,7 +115,7 @@ def plot_against(table: pd.DataFrame, xlabel: str) -> Figure:
     fig, ax = subplots(figsize=(7.8, 1.4 + 0.36 * len(table)))
     places = np.arange(len(table))
     for column, marker, colour in zip(table, cycle(MARKERS), cycle(PALETTE), strict=False):
-        hollow = {"markerfacecolor": "none"} if column == table.columns[-1] else {}
+        hollow = {"markerfacecolor": "none"} if column.endswith("here") else {}
         ax.plot(table[column], places, marker, color=colour, label=column, markersize=7, linestyle="none", **hollow)
     ax.axvline(1.0, color=DARK, linewidth=1, linestyle="--")
     ax.set(xscale="log", xlabel=xlabel, yticks=places, yticklabels=table.index, ylim=(len(table) - 0.5, -0.5))

@@ -16,7 +16,6 @@ import math
 import warnings
 from collections.abc import Sequence
 from functools import cache
-from operator import index
 
 import torch
 from torch import Tensor, nn
@@ -27,7 +26,6 @@ from graphnas_lib.network import accelerated, build, count, moved
 from graphnas_lib.proxies.costs import costs_of, left_out
 from graphnas_lib.proxies.given import Chosen, ProxyError, as_batch, check_scores, failing, readable
 from graphnas_lib.proxies.probe import (
-    LAYERS,
     NORMS,
     Loss,
     Pass,
@@ -35,6 +33,7 @@ from graphnas_lib.proxies.probe import (
     layers_of,
     moded,
     owners,
+    redrawn,
     run,
     safe_logdet,
     saliencies,
@@ -106,11 +105,9 @@ def layer_ratios(saliency: dict[str, Tensor]) -> dict[str, float]:
     return dict(zip(saliency, ratios.tolist(), strict=True))
 
 
-def snip_ssnr(
-    model: nn.Module, images: Tensor, labels: Tensor, *, mode: str = "train", loss: Loss = F.cross_entropy
-) -> float:
+def snip_ssnr(model: nn.Module, images: Tensor, labels: Tensor) -> float:
     """SNIP-SSNR: sum_l S_l / sigma_l, no logarithm (deviation D17). Higher: even, strong weight sensitivity."""
-    return _ssnr(run(model, images, labels, mode=mode, loss=loss))
+    return _ssnr(run(model, images, labels, mode="train"))
 
 
 def _ssnr(seen: Pass) -> float:
@@ -126,36 +123,14 @@ _TCET = {
 }
 
 
-def tcet(
-    model: nn.Module,
-    images: Tensor,
-    labels: Tensor,
-    *,
-    variant: str = "log1p",
-    mode: str = "eval",
-    chunk: int | None = None,
-    loss: Loss = F.cross_entropy,
-) -> float:
-    """T-CET (Eq. 11): sum over layers of h(r_l) log|K_l|, trainability times expressivity (deviation D18).
+def tcet(model: nn.Module, images: Tensor, labels: Tensor) -> float:
+    """T-CET (Eq. 11): sum over layers of log1p(r_l) log|K_l|, trainability times expressivity (deviation D18).
 
-    Args:
-        model: any network.
-        images: (B, ...); the paper's batch is 64, used for both factors.
-        labels: targets of the loss, (B,) for classification.
-        variant: h = "log1p" (the paper's code), "none" (T-CET paper, Eq. 7) or "log" (its released search).
-        mode: of the saliency; "eval" matches the scores that the authors recorded, "train" is 11-13% higher. Code
-            kernels are always taken in eval mode.
-        chunk: images an eval-mode backward sees at a time; the value is the same, the memory smaller. On a CPU
-            `probe.CHUNK` unless told.
-        loss: mean-reduced loss.
+    Both factors are taken on the same batch, the paper's is 64 images, and in eval mode, which matches the scores that
+    the authors recorded; `score` has the variants that others printed.
     """
-    if variant not in _TCET:
-        raise ValueError(f"variant must be one of {tuple(_TCET)}; got {variant!r}.")
-    if mode == "eval":
-        seen = run(model, images, labels, mode="eval", loss=loss, watch=layers_of(model), chunk=chunk)
-        return _tcet(seen.kernels, seen, variant)
-    kernels = run(model, images, mode="eval", watch=layers_of(model)).kernels
-    return _tcet(kernels, run(model, images, labels, mode=mode, loss=loss), variant)
+    seen = run(model, images, labels, mode="eval", watch=layers_of(model))
+    return _tcet(seen.kernels, seen, "log1p")
 
 
 def _tcet(kernels: dict[str, Tensor], seen: Pass, variant: str) -> float:
@@ -167,9 +142,7 @@ def _tcet(kernels: dict[str, Tensor], seen: Pass, variant: str) -> float:
 # ---- baselines
 
 
-def zico(
-    model: nn.Module, batches: Sequence[tuple[Tensor, Tensor]], *, mode: str = "train", loss: Loss = F.cross_entropy
-) -> float:
+def zico(model: nn.Module, batches: Sequence[tuple[Tensor, Tensor]], *, loss: Loss = F.cross_entropy) -> float:
     """ZiCo: sum_l log sum_w E_i|g_i(w)| / std_i(g_i(w)) over i = 1..N batches (Li et al., Eq. 15, as released).
 
     The standard deviation is of the signed gradient and divides by N. Weights with zero deviation are left out; a
@@ -180,7 +153,7 @@ def zico(
     """
     if len(batches) < 2:
         raise ValueError(f"ZiCo needs at least two batches, to take a deviation over; got {len(batches)}.")
-    return _zico([run(model, x, y, mode=mode, loss=loss) for x, y in batches])
+    return _zico([run(model, x, y, mode="train", loss=loss) for x, y in batches])
 
 
 def _zico(seen: Sequence[Pass]) -> float:
@@ -236,19 +209,10 @@ def zen(model: nn.Module, shape: Sequence[int], *, seed: int = 0) -> float:
     """
     if not callable(getattr(model, "features", None)):
         raise ProxyError("Zen-score needs `.features(x)`, the maps before global pooling; this network has none.")
-    readable(model)
-    with failing("The network cannot be copied"):
-        clone, generator = copy.deepcopy(model), torch.Generator().manual_seed(index(seed))
+    clone, generator = redrawn(model, seed, kaiming=False)
     norms = [module for module in clone.modules() if isinstance(module, NORMS)]
     fails = failing("The network's `features` fail in train mode")
     with fails, moded(clone, "train"), torch.no_grad(), accelerated(clone):
-        for module in clone.modules():
-            if isinstance(module, LAYERS):
-                module.weight.copy_(torch.randn(module.weight.shape, generator=generator))
-                if module.bias is not None:
-                    module.bias.zero_()
-            elif isinstance(module, NORMS):
-                module.reset_parameters()
         device = next(clone.parameters()).device
         x, e = (torch.randn(*shape, generator=generator).to(device) for _ in range(2))
         change = (clone.features(x.clone()) - clone.features(x + ZEN_GAMMA * e)).double().abs()
@@ -291,9 +255,10 @@ def score(
     second: tuple[Tensor, Tensor] | None = None,
     output: int | str | None = None,
 ) -> dict[str, float]:
-    """Named proxies of one network in as few passes as they need; each in the mode its function defaults to.
+    """Named proxies of one network in as few passes as they need; each in the mode its function has.
 
-    "tcet", "tcet_none" and "tcet_log" are the variants of `tcet` in eval mode; "tcet_train" is "none" in train mode.
+    "tcet_none" (T-CET paper, Eq. 7) and "tcet_log" (its released search) have r and log r in place of log1p(r);
+    "tcet_train" is "tcet_none" with the saliency in train mode, 11-13% higher. Kernels are always of eval mode.
 
     Args:
         model: any network that takes one batch of images.

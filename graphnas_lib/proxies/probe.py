@@ -8,12 +8,13 @@ of them. Whatever the caller's code raises is a ProxyError. `proxies` turns it i
 
 from __future__ import annotations
 
+import copy
 import math
 import random
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from operator import add
+from operator import add, index
 
 import numpy as np
 import torch
@@ -154,6 +155,23 @@ def stand_ins(model: nn.Module, scored: Iterable[Tensor] = ()) -> dict[Tensor, T
     return state | dict(zip(buffers, copies))
 
 
+def redrawn(model: nn.Module, seed: int, *, kaiming: bool) -> tuple[nn.Module, torch.Generator]:
+    """A copy with weights from N(0, 1), or Kaiming's fan-in ones, zero biases and fresh norms; and their generator."""
+    readable(model)
+    with failing("The network cannot be copied"):
+        clone, generator = copy.deepcopy(model), torch.Generator().manual_seed(index(seed))
+    with torch.no_grad():
+        for module in clone.modules():
+            if isinstance(module, LAYERS):
+                deviation = (2 / module.weight[0].numel()) ** 0.5 if kaiming else 1.0
+                module.weight.copy_(torch.randn(module.weight.shape, generator=generator) * deviation)
+                if module.bias is not None:
+                    module.bias.zero_()
+            elif isinstance(module, NORMS):
+                module.reset_parameters()
+    return clone, generator
+
+
 _HELD = ("_parameters", "_buffers", "_modules")
 
 
@@ -191,32 +209,31 @@ def run(
     mode: str,
     watch: dict[str, nn.Module] | None = None,
     loss: Loss = F.cross_entropy,
-    chunk: int | None = None,
 ) -> Pass:
     """Code kernels of the outputs of `watch` in `mode`, and gradients of the loss if there are labels.
 
     On a CPU each comes from a pass of its own, since fused layers are quicker than watched ones; a GPU makes one. In
-    eval mode no image sees another, so gradients are summed over `chunk` images at a time (on a CPU `CHUNK`), in less
-    memory. A network with `.sequential_parts()` keeps at most
-    `KEPT` bytes for its backward and runs the parts beyond them again. Where a GPU's memory runs out, the pass is made
-    once more with the allocator's cache emptied, in eval mode `CHUNK` images at a time.
+    eval mode no image sees another, so that on a CPU gradients are summed over `CHUNK` images at a time, in less
+    memory. A network with `.sequential_parts()` keeps at most `KEPT` bytes for its backward and runs the parts beyond
+    them again. Where a GPU's memory runs out, the pass is made once more with the allocator's cache emptied, in eval
+    mode `CHUNK` images at a time.
 
     Raises:
         ProxyError: the network or the loss fails, the outputs are not finite, the loss depends on no scored weight, a
             weight is parametrised, or memory has run out twice.
     """
     with suppress(torch.OutOfMemoryError):
-        return _pass(model, images, labels, mode, watch, loss, chunk)
+        return _pass(model, images, labels, mode, watch, loss)
     torch.cuda.empty_cache()  # out here: the error held the maps
     try:
-        return _pass(model, images, labels, mode, watch, loss, min(CHUNK, chunk or CHUNK))
+        return _pass(model, images, labels, mode, watch, loss, CHUNK)
     except torch.OutOfMemoryError as error:
         raise ProxyError(
             f"A network must fit into the GPU's memory to be scored; this one does not: {error}"
         ) from error
 
 
-def _pass(model: nn.Module, images: Tensor, labels: Tensor | None, mode: str, watch, loss: Loss, chunk) -> Pass:
+def _pass(model: nn.Module, images: Tensor, labels: Tensor | None, mode: str, watch, loss: Loss, chunk=None) -> Pass:
     layers = layers_of(model)
     owner = owners(layers)
     images, labels = as_batch(model, images, labels)

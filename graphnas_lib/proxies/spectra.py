@@ -8,17 +8,15 @@ parameter tensor. Both were made to be added as logarithms of ranks among candid
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from itertools import count
-from operator import index
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from graphnas_lib.proxies.given import ProxyError, check_scores, failing, readable
-from graphnas_lib.proxies.probe import LAYERS, NORMS, finite, hooked, moded
+from graphnas_lib.proxies.given import ProxyError, check_scores, failing
+from graphnas_lib.proxies.probe import LAYERS, NORMS, finite, hooked, moded, redrawn
 
 SMALLEST = 1e-8  # AZ-NAS: added inside the logarithm
 SMOOTHING = 0.05  # VKDNW: weight of the uniform distribution in the predicted one
@@ -41,7 +39,7 @@ def az_terms(model: nn.Module, shape: Sequence[int], *, seed: int = 0) -> dict[s
     Raises:
         ProxyError: the network has no parts, fewer than two blocks, or a term is not finite.
     """
-    clone, generator = _redrawn(model, seed)
+    clone, generator = redrawn(model, seed, kaiming=True)
     parts = clone.sequential_parts()[:-2] if hasattr(clone, "sequential_parts") else []
     if len(parts) < 2:
         raise ProxyError("AZ-NAS needs a network with `.sequential_parts()`, two blocks or more; this one has fewer.")
@@ -60,23 +58,6 @@ def az_terms(model: nn.Module, shape: Sequence[int], *, seed: int = 0) -> dict[s
         "az_progressivity": finite("az_progressivity", entropies.diff().min()),
         "az_trainability": finite("az_trainability", torch.stack(kept).mean()),
     }
-
-
-def _redrawn(model: nn.Module, seed: int) -> tuple[nn.Module, torch.Generator]:
-    """A copy with Kaiming fan-in weights and fresh norms, and the generator that drew them."""
-    readable(model)
-    with failing("The network cannot be copied"):
-        clone, generator = copy.deepcopy(model), torch.Generator().manual_seed(index(seed))
-    with torch.no_grad():
-        for module in clone.modules():
-            if isinstance(module, LAYERS):
-                deviation = (2 / module.weight[0].numel()) ** 0.5
-                module.weight.copy_(torch.randn(module.weight.shape, generator=generator) * deviation)
-                if module.bias is not None:
-                    module.bias.zero_()
-            elif isinstance(module, NORMS):
-                module.reset_parameters()
-    return clone, generator
 
 
 def _columns(maps: Tensor) -> Tensor:
@@ -124,7 +105,7 @@ def vkdnw_entropy(model: nn.Module, shape: Sequence[int], *, seed: int = 0) -> f
         shape: of the input batch, (B, C, ...).
         seed: of weights and inputs.
     """
-    clone, generator = _redrawn(model, seed)
+    clone, generator = redrawn(model, seed, kaiming=True)
     images = torch.randn(*shape, generator=generator).to(next(clone.parameters()).device)
     jacobian, logits = first_weight_jacobian(clone, images)
     p = logits.softmax(1).double() * (1 - SMOOTHING) + SMOOTHING / logits.shape[1]  # (B, classes)

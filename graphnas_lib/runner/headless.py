@@ -15,7 +15,7 @@ from functools import partial
 from multiprocessing import connection, get_context, parent_process
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from graphnas_lib import store
 from graphnas_lib.runner import notebook as runner
@@ -34,7 +34,6 @@ def reproduce(
     seed: int = 0,
     device: str = "auto",
     jobs: int = 1,
-    stream: TextIO | None = None,
 ) -> int:
     """Run the notebooks that are not fresh, in order; independent branches go on after a failure.
 
@@ -44,7 +43,6 @@ def reproduce(
         notebooks: numbers or names; None for all. Notebooks before a chosen one are not run: a missing input is told.
         force: run fresh notebooks too.
         jobs: notebooks at a time; each then runs in a process of its own, as soon as what it reads is made.
-        stream: where to report; standard output by default.
 
     Returns:
         Exit status: 0 all is done, 1 a notebook failed or could not run, 130 interrupted.
@@ -55,7 +53,7 @@ def reproduce(
     for name in chosen:
         project.cells(name)  # a missing notebook is told before anything runs
     parameters = {"scale": store.check_scale(scale), "seed": seed, "device": device}
-    run = _Run(project, parameters, chosen, force, min(jobs, len(chosen)), partial(print, file=stream, flush=True))
+    run = _Run(project, parameters, chosen, force, min(jobs, len(chosen)), partial(print, flush=True))
     run.tell(f"{len(chosen)} notebooks at scale {scale}")
     try:
         with ExitStack() as stack:

@@ -21,6 +21,7 @@ from graphnas_lib.runner.headless import duration, past_seconds
 from graphnas_lib.runner.manifest import Notebook, Project, select
 
 ARTIFACT_SCALES = ("lite", "paper")  # scales whose results are committed
+KEPT = "process_seconds"  # of scores that a stage kept from earlier runs, a fact of its manifest
 STATUSES = {  # of a claim, in the order of the scoreboard; "not run" is followed by the reason in brackets
     "reproduced": "at the paper's own scale, or exact",
     "reduced scale": "the direction holds at a smaller scale",
@@ -120,7 +121,7 @@ def notebooks(project: Project) -> str:
 def costs(project: Project) -> str:
     """Time and device of every stage whose artifacts are committed."""
     rows = [
-        (scale, stage, notebook.number, duration(made["seconds"]), made["device"])
+        (scale, stage, notebook.number, duration(max(made["seconds"], made["config"].get(KEPT, 0))), made["device"])
         for scale, notebook in product(ARTIFACT_SCALES, _by_name(project))
         for stage in notebook.makes
         if (path := project.stage(stage, scale)).is_file() and (made := store.read(path))

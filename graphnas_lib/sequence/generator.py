@@ -125,6 +125,8 @@ class SequenceGenerator:
         rows = check_conditions(torch.tensor([request]))
         for name, value in zip(CONDITIONS, request, strict=True):
             low, high = self.vocabulary.range(name)
+            if not math.isnan(value) and name in self.vocabulary.unknown:
+                raise ValueError(f"The generator learnt from a history without {name}; got {value:.3g}. Leave it out.")
             if not math.isnan(value) and not 0.9 * low <= value <= 1.1 * high:
                 message = f"The generator knows {name} from {low:.3g} to {high:.3g}; {value:.3g} gets the nearest bin."
                 warnings.warn(message, stacklevel=2)
@@ -180,7 +182,7 @@ class SequenceGenerator:
         weights = {name: w for name, w in self.model.state_dict().items() if name != "lm_head.weight"}  # tied
         if half:
             weights = {name: w.half() if w.is_floating_point() else w for name, w in weights.items()}
-        settings = {"config": asdict(self.config), "vocabulary": self.vocabulary.to_dict()}
+        settings = {"config": asdict(self.config), "vocabulary": asdict(self.vocabulary)}
         return {"sequence.safetensors": weights, "sequence.json": settings}
 
     @classmethod
@@ -295,15 +297,13 @@ def train(
     sg = SequenceGenerator(config, vocabulary, seed=seed, pretrained=pretrained).to(device)
     optimizer = torch.optim.AdamW(_parameter_groups(sg.model, config.weight_decay), lr=config.lr)
     batches = _Batches(vocabulary, designs, conditions, weights, config, batch_size or config.batch_size, seed)
-    checkpoint, first, rows, before = checkpoint or Checkpoint.none(), 0, [], 0.0
-    if state := checkpoint.load():
-        first, rows, before = state["step"], state["rows"], state["seconds"]
-        sg.model.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
-    started = time.monotonic()
+    checkpoint, parts = checkpoint or Checkpoint(), {"model": sg.model, "optimizer": optimizer}
+    run = {"step": 0, "rows": [], "seconds": 0.0} | store.put_back(checkpoint.load(), **parts)
+    started = time.monotonic() - run["seconds"]
     sg.model.train()
     with torch.random.fork_rng(devices=_cuda(sg.device)):  # dropout draws from the global generator
-        for step in tqdm(range(first, steps), initial=first, total=steps, disable=not progress, desc="generator"):
+        steps_left = range(run["step"], steps)
+        for step in tqdm(steps_left, initial=run["step"], total=steps, disable=not progress, desc="generator"):
             ids = batches(step).to(sg.device)
             torch.manual_seed(_step_seed(seed, step))
             loss = sequence_loss(sg.model(input_ids=ids, attention_mask=(ids != PAD).long()).logits, ids)
@@ -314,13 +314,12 @@ def train(
                 group["lr"] = rate
             optimizer.step()
             if step % log_every == 0 or step == steps - 1:
-                rows.append({"step": step, "loss": loss.item(), "lr": rate, "grad_norm": norm.item()})
+                run["rows"].append({"step": step, "loss": loss.item(), "lr": rate, "grad_norm": norm.item()})
             if checkpoint.due():
-                seconds = before + time.monotonic() - started
-                state = {"step": step + 1, "rows": rows, "seconds": seconds, "model": sg.model.state_dict()}
-                checkpoint.save({**state, "optimizer": optimizer.state_dict()})
+                run |= {"step": step + 1, "seconds": time.monotonic() - started}
+                checkpoint.save(run | store.states(**parts))
     sg.model.eval()
-    return sg, TrainLog(rows, steps, before + time.monotonic() - started)
+    return sg, TrainLog(run["rows"], steps, time.monotonic() - started)
 
 
 class _Batches:

@@ -8,7 +8,7 @@ its 64 positions (Tab. 6) are 4 conditions and 20 cells of 3 tokens. `head_chann
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -95,6 +95,11 @@ class Vocabulary:
         i = CONDITIONS.index(name)
         return tuple(10**x if LOGARITHMIC[i] else x for x in (self.low[i], self.high[i]))
 
+    @property
+    def unknown(self) -> set[str]:
+        """Conditions that no network of the history had."""
+        return {name for name, seen in zip(CONDITIONS, self.seen) if set(seen) <= {DROP}}
+
     def name(self, token: int) -> str:
         """A token of a design in words."""
         if token == EOS:
@@ -128,13 +133,9 @@ class Vocabulary:
             fields.append(token - start)
         raise IllegalSequenceError(f"A design must end in EOS after 1 to {MAX_CELLS} cells; got {len(tokens)} tokens.")
 
-    def to_dict(self) -> dict:
-        """JSON-ready form."""
-        return asdict(self)
-
     @classmethod
     def from_dict(cls, data: dict) -> Vocabulary:
-        """Inverse of `to_dict`."""
+        """Inverse of `asdict`, by way of JSON too."""
         known = tuple(map(tuple, data.get("seen", ())))
         return cls(data["n_families"], data["bins"], tuple(data["low"]), tuple(data["high"]), known)
 

@@ -103,23 +103,19 @@ class Cell:
     @classmethod
     def from_arrays(cls, adjacency, features) -> Cell:
         """Cell from A (8, 8) and F (8, 13): ten operation types, then three kernels, one-hot (Sec. 3)."""
-        return cls(adjacency, _operations_of(features))
-
-    @classmethod
-    def from_data(cls, data) -> Cell:
-        """Inverse of `to_data`: cell of a `torch_geometric.data.Data` with x (8, 13) and edge_index (2, edges)."""
-        x, ends = getattr(data, "x", None), getattr(data, "edge_index", None)
-        if not (isinstance(x, torch.Tensor) and isinstance(ends, torch.Tensor) and ends.dim() == 2 and len(ends) == 2):
-            came = {name: tuple(getattr(part, "shape", ())) for name, part in (("x", x), ("edge_index", ends))}
-            raise InvalidCellError(
-                f"A cell's data must be a torch_geometric.data.Data with tensors x (8, 13) and edge_index (2, edges); "
-                f"got {type(data).__name__} with shapes {came}."
-            )
-        edges = ends.T.tolist()
-        for i, (a, b) in enumerate(edges):
-            if [a, b] in edges[:i]:
-                raise InvalidCellError(f"A cell's edge_index must hold an edge once; got {a} -> {b} twice.")
-        return cls.from_edges(edges, _operations_of(x.detach().cpu()))
+        f = _binary(features, "features", (N_NODES, len(OP_TYPES) + len(KERNELS)))
+        if f[[INPUT, OUTPUT]].any():
+            raise InvalidCellError("Rows 0 and 7 of the features (input and output) must be zero; they are not.")
+        names: list[str | None] = []
+        for node, row in enumerate(f[1:OUTPUT], start=1):
+            types, kernels = np.flatnonzero(row[: len(OP_TYPES)]), np.flatnonzero(row[len(OP_TYPES) :])
+            skip = types.tolist() == [0]
+            if row.any() and (len(types) != 1 or len(kernels) > 1 or not (skip or len(kernels))):
+                raise InvalidCellError(
+                    f"Row {node} of the features must be one-hot over 10 types and over 3 kernels; got {row.tolist()}."
+                )
+            names.append("skip" if skip else f"{OP_TYPES[types[0]]}_{KERNELS[kernels[0]]}" if row.any() else None)
+        return cls(adjacency, names)
 
     @classmethod
     def from_nats(cls, text: str | Sequence[int]) -> Cell:
@@ -142,8 +138,7 @@ class Cell:
         masks = (0, *(entry // SHIFT for entry in code[:-1]), *(0,) * (OP_NODES - nodes), code[-1])
         names = (*(OPERATIONS[entry % SHIFT] for entry in code[:-1]), *(None,) * (OP_NODES - nodes))
         cell = cls(np.ascontiguousarray(_COLUMNS[list(masks)].T), names, trusted=True)
-        # A canonical form is its own, and all of its nodes are live.
-        vars(cell).update(_canonical=(code, {n: n for n in range(nodes + 1)}), live=tuple(range(1, nodes + 1)))
+        vars(cell).update(_canonical=code, live=tuple(range(1, nodes + 1)))  # its own form
         return cell
 
     @classmethod
@@ -180,13 +175,6 @@ class Cell:
         """JSON-ready form, read back by `from_dict`."""
         return {"edges": [list(edge) for edge in self.edges], "operations": list(self.operations)}
 
-    def to_data(self):
-        """This cell as a `torch_geometric.data.Data`: x is F as float32 (8, 13), edge_index int64 (2, edges)."""
-        from torch_geometric.data import Data
-
-        ends = torch.tensor(self.edges, dtype=torch.long).reshape(-1, 2).T.contiguous()
-        return Data(x=torch.from_numpy(self.features).float(), edge_index=ends)
-
     # ---- validity
 
     @cached_property
@@ -215,17 +203,11 @@ class Cell:
     # ---- canonical form
 
     @cached_property
-    def _canonical(self) -> tuple[tuple[int, ...], dict[int, int]]:
-        """(smallest code, node of this cell -> node of the canonical one)."""
+    def _canonical(self) -> tuple[int, ...]:
+        """The smallest code."""
         ops = np.array([[NONE, *(NONE if name is None else _OP_INDEX[name] for name in self.operations), NONE]])
-        codes, lengths, numbers = canonical(ops, predecessor_masks(self.adjacency[None]))
-        number = {old: new for old, new in enumerate(numbers[0].tolist()) if new >= 0}
-        return tuple(codes[0, : lengths[0] + 1].tolist()), number
-
-    @property
-    def canonical_nodes(self) -> dict[int, int]:
-        """Which operation node of the canonical form each surviving operation node of this cell becomes."""
-        return {old: new for old, new in self._canonical[1].items() if old != INPUT}
+        codes, lengths, _ = canonical(ops, predecessor_masks(self.adjacency[None]))
+        return tuple(codes[0, : lengths[0] + 1].tolist())
 
     def canonical(self) -> Cell:
         """The representative of all cells that compute the same function by renumbering, pruning or skip folding.
@@ -239,13 +221,13 @@ class Cell:
         """
         if self.status == "no_path":
             raise InvalidCellError("A canonical cell must have a path from input (0) to output (7); this one has none.")
-        return Cell.of_code(self._canonical[0])
+        return Cell.of_code(self._canonical)
 
     def key(self) -> str:
         """Hash of the canonical form, 16 hexadecimal digits; equal for isomorphic cells."""
         if self.status == "no_path":
             return "no_path"
-        *nodes, output = self._canonical[0]
+        *nodes, output = self._canonical
         pairs = (*(divmod(entry, SHIFT) for entry in nodes), output)  # (predecessors, operation) a node
         return hashlib.sha256(repr(pairs).encode()).hexdigest()[:16]
 
@@ -325,23 +307,6 @@ def _ends(edge) -> tuple[int, int]:
         if not 0 <= end < N_NODES:
             raise InvalidCellError(f"Edge ends must be nodes 0 to 7; got {ends[0]} -> {ends[1]}.")
     return ends
-
-
-def _operations_of(features) -> list[str | None]:
-    """Operation names of F (8, 13)."""
-    f = _binary(features, "features", (N_NODES, len(OP_TYPES) + len(KERNELS)))
-    if f[[INPUT, OUTPUT]].any():
-        raise InvalidCellError("Rows 0 and 7 of the features (input and output) must be zero; they are not.")
-    names: list[str | None] = []
-    for node, row in enumerate(f[1:OUTPUT], start=1):
-        types, kernels = np.flatnonzero(row[: len(OP_TYPES)]), np.flatnonzero(row[len(OP_TYPES) :])
-        skip = types.tolist() == [0]
-        if row.any() and (len(types) != 1 or len(kernels) > 1 or not (skip or len(kernels))):
-            raise InvalidCellError(
-                f"Row {node} of the features must be one-hot over 10 types and over 3 kernels; got {row.tolist()}."
-            )
-        names.append("skip" if skip else f"{OP_TYPES[types[0]]}_{KERNELS[kernels[0]]}" if row.any() else None)
-    return names
 
 
 def predecessor_masks(adjacency: np.ndarray) -> np.ndarray:

@@ -103,8 +103,8 @@ FLAT_EQUAL = "Evo (flat), as many"
 REPEATED, RELEASED = "Repeated cell", "Released"
 
 
-def best_table(best: pd.DataFrame, flat: pd.DataFrame) -> pd.DataFrame:
-    """Best T-CET under each budget by method, and the generator's as a share of the others'.
+def best_table(best: pd.DataFrame, flat: pd.DataFrame, form: str = "HL-Evo") -> pd.DataFrame:
+    """Best T-CET under each budget by method, and the generator's as a share of the others'; `form` is the history's.
 
     Flat evolution (comparison_flat.parquet) stands there twice: after as many evaluations as the generator's, and as a
     whole.
@@ -113,9 +113,10 @@ def best_table(best: pd.DataFrame, flat: pd.DataFrame) -> pd.DataFrame:
     for name, part in ((FLAT_EQUAL, as_many), ("Evo (flat)", flat)):
         runs = part.groupby("budget").agg(evaluations=("evaluations", "max"), score=("score", "max")).reset_index()
         best = pd.concat([best, runs.assign(method=name)], ignore_index=True)
+    best = best.replace({"method": {"HL-Evo": form}})
     table = best.pivot(index="budget", columns="method", values="score").rename_axis(columns=None)
     asked = best.groupby("method")["evaluations"].max()
-    beside = [name for name in ("HL-Evo", FLAT_EQUAL, "Evo (flat)", REPEATED, RELEASED) if name in table]
+    beside = [name for name in (form, FLAT_EQUAL, "Evo (flat)", REPEATED, RELEASED) if name in table]
     shares = {f"SG / {name}": table["SG"] / table[name] for name in beside}
     named = table.rename(columns={name: f"{name}, {asked[name]:,} evaluations" for name in table})
     return named.assign(**shares).loc[best["budget"].unique()].reset_index()

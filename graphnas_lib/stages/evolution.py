@@ -47,7 +47,8 @@ class Searches:
         options = {
             "feasible": evolution.budget(self.costs, **{budget[0]: budget[1]}, resolution=scale.tcet_resolution),
             "checkpoint": self.stage.checkpoint(
-                f"{method} {name} {seed}", self.score.name, self.score.extra, FORMS[form], evolution.CELLS_PER_FAMILY
+                *(f"{method} {name} {seed}", self.score.name, self.score.extra, FORMS[form]),
+                *(evolution.CELLS_PER_FAMILY, self.stage.workers),
             ),
             "iterations": iterations,
             "seed": seed,
@@ -82,12 +83,13 @@ class Searches:
 
     def facts(self) -> dict:
         """What to keep beside the histories: the batch, and what the searches and the supply of cells counted."""
-        scale, sampler = self.stage.scale, self.sampler
+        scale, supplies = self.stage.scale, [self.sampler, *([self.pool] if "pool" in vars(self) else [])]
         return {
             **{"data": self.data, "input_shape": list(self.input_shape), "classes": self.score.classes},
-            **{"batch": scale.tcet_batch, "temperature": sampler.temperature, "population": scale.population},
+            **{"batch": scale.tcet_batch, "temperature": self.sampler.temperature, "population": scale.population},
             "workers": self.stage.workers,  # a search looks so many children ahead: histories differ with it
-            **{"counts": self.counts, "fallbacks": sampler.fallbacks, "requests": sampler.requests},
+            "counts": self.counts,
+            **{name: sum(getattr(one, name) for one in supplies) for name in ("fallbacks", "requests")},
         }
 
 

@@ -26,7 +26,7 @@ def make(stage: Stage) -> tuple[dict, dict]:
     agreement = stability(zc, n_clusters=scale.n_clusters, seeds=range(stage.seed, stage.seed + 3), n_init=2)
     facts = {"n_clusters": scale.n_clusters, "n": len(zc) - families.dropped, "seed_agreement": round(agreement, 4)}
     facts["bic_full"] = float(full["bic"].iloc[0])
-    return {**families.save(), "criterion.csv": curve}, facts
+    return {"families.json": families.to_dict(), "criterion.csv": curve}, facts
 
 
 def table(families: Families) -> pd.DataFrame:
@@ -48,8 +48,6 @@ def contours(families: Families, points: int = 90) -> dict[int, torch.Tensor]:
     circle = torch.zeros(points, len(ZC_NAMES))
     circle[:, ZC_NAMES.index("params")], circle[:, ZC_NAMES.index("naswot")] = angle.cos(), angle.sin()
     spread = torch.tensor(families.covariances)
-    if families.covariance == "full":
-        spread = spread.diagonal(dim1=-2, dim2=-1)
     return {k: families.inverse(families.means[k] + spread[k].sqrt() * circle) for k in range(families.n_clusters)}
 
 

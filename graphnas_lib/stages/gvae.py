@@ -92,6 +92,7 @@ class Run:
 
 def make(stage: Stage) -> tuple[dict, dict]:
     """Train both models on the same batches with each seed; measure recovery, validity, predictor, neighbourhoods."""
+    labels.images_of(stage)
     data, (runs, short) = Data(stage), planned(stage)
     inner = replace(stage, progress=stage.progress and stage.workers == 1)
     jobs = {run: partial(run.train, inner, data) for run in (*runs, *short)}

@@ -53,22 +53,27 @@ def score(
     Raises:
         MissingDataError: the images are not those that the labels were taken on.
     """
-    scale = stage.scale
-    data = datasets.load("auto", resolution=scale.label_resolution)
+    scale, data = stage.scale, images_of(stage)
     images, targets = data.batch(batches * scale.label_batch)  # each worker takes them to its own GPU
-    if "labels" in STAGES[stage.name].needs:
-        source = store.load_manifest("labels", scale.name)["config"]["data"]
-        if source != data.source:
-            raise MissingDataError(
-                f"Cells must be scored on the images of this scale's labels, {source}; found are {data.source}. Point "
-                f"$GRAPHNAS_DATA at the former, or label anew: python -m graphnas_lib run labels --scale {scale.name}."
-            )
     facts = {"data": data.source, "batch": scale.label_batch, "resolution": scale.label_resolution}
     facts |= {"classes": data.classes}
     out = stage.scores_file(prefix, facts | {"seed": stage.seed, "device": stage.device.type})
     options = {"workers": processes(stage.device), "device": stage.device}
     options |= {"progress": stage.progress, "dask": stage.dask}
     return scorer(chosen, images, targets, seed=stage.seed, classes=data.classes, out=out, **options), facts
+
+
+def images_of(stage: Stage) -> datasets.Dataset:
+    """The images that cells are scored on, by themselves before hours of training; raises as `score`."""
+    name, data = stage.scale.name, datasets.load("auto", resolution=stage.scale.label_resolution)
+    if "labels" in STAGES[stage.name].needs:
+        source = store.load_manifest("labels", name)["config"]["data"]
+        if source != data.source:
+            raise MissingDataError(
+                f"Cells must be scored on the images of this scale's labels, {source}; found are {data.source}. Point "
+                f"$GRAPHNAS_DATA at the former, or label anew: python -m graphnas_lib run labels --scale {name}."
+            )
+    return data
 
 
 def load(scale: str) -> pd.DataFrame:

@@ -120,12 +120,12 @@ class Methods:
         data, resolution = self.data, self.data.input_shape[1]
 
         def feasible(net: ZenNet) -> bool:
-            costs = zennet.count(net, resolution=resolution, classes=data.classes, convention="paper")
+            costs = zennet.count(net, resolution=resolution, classes=data.classes)
             return getattr(costs, self.budget[0]) <= self.budget[1] and net.depth <= MAX_LAYERS
 
         problem = evolution.Problem(
-            start=zennet.initial("cifar"),
-            mutate=lambda net, _, generator: zennet.mutate(net, generator, space="cifar"),
+            start=zennet.initial(),
+            mutate=lambda net, _, generator: zennet.mutate(net, generator),
             score=replace(self.score, name=proxy, make=partial(zennet.build, classes=data.classes, residual=False)),
             feasible=feasible,
             key=str,
@@ -155,7 +155,7 @@ class Methods:
         """
         base = self._designs(n=10)[0]
         others = (realise(base.hl, self.trained.sampler, seed=self.stage.seed + i) for i in range(1, MIXED))
-        mix = Mixture((base.architecture, *others))
+        mix = partial(mixture, (base.architecture, *others))
         scored = {"score": self.accuracy, "feasible": self.feasible}
         problem = evolution.network_problem(start=base.architecture, mutate=mix, **scored)
         try:
@@ -178,14 +178,9 @@ class Methods:
         return Found(texts, [row["score"] for row in chosen], curve, len(curve), seconds)
 
 
-@dataclass(frozen=True)
-class Mixture:
+def mixture(networks: tuple[Architecture, ...], parent: Architecture, _: bool, generator) -> Architecture:
     """A mutation for networks of one macro design: one cell becomes that of another network at the same place."""
-
-    networks: tuple[Architecture, ...]
-
-    def __call__(self, parent: Architecture, exploration: bool, generator: torch.Generator) -> Architecture:
-        triples = list(parent.triples)
-        i, j = (torch.randint(n, (), generator=generator).item() for n in (len(triples), len(self.networks)))
-        triples[i] = self.networks[j].triples[i]
-        return replace(parent, triples=tuple(triples))
+    triples = list(parent.triples)
+    i, j = (torch.randint(n, (), generator=generator).item() for n in (len(triples), len(networks)))
+    triples[i] = networks[j].triples[i]
+    return replace(parent, triples=tuple(triples))

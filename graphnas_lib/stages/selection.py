@@ -19,7 +19,7 @@ from tqdm.auto import tqdm
 from graphnas_lib import benchmarks, datasets, design, evolution, network, proxies, store
 from graphnas_lib.benchmarks import SPECTRA
 from graphnas_lib.clusters import ZC_NAMES
-from graphnas_lib.datasets import Dataset
+from graphnas_lib.datasets import Dataset, DivergedError
 from graphnas_lib.macro import Architecture
 from graphnas_lib.plots import mean_difference, mean_interval
 from graphnas_lib.stages.stage import Stage
@@ -139,7 +139,10 @@ def measure(stage: Stage, text: str, data: Dataset, epochs: int, *, checkpoint: 
     if (first := result.accuracy) is None:
         return told | dict.fromkeys(["accuracy", *HALVES], None)
     rest, share = (data.test_images[half:], data.test_labels[half:]), half / data.size("test")
-    second = evaluate(model, *rest, mean=data.mean, std=data.std, device=stage.device)
+    try:
+        second = evaluate(model, *rest, mean=data.mean, std=data.std, device=stage.device)
+    except DivergedError:
+        return told | dict.fromkeys(["accuracy", *HALVES], None)
     return told | {"accuracy": share * first + (1 - share) * second, "deciding": first, "reported": second}
 
 

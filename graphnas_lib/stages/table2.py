@@ -115,7 +115,7 @@ def rebuild(text: str, data: Dataset, seed: int) -> tuple[nn.Module, network.Cos
     """The trainable network of a stored individual of either space, with residual links, and its costs in our units."""
     if text.startswith("Super"):
         net, resolution = ZenNet.parse(text), data.input_shape[1]
-        costs = zennet.count(net, resolution=resolution, classes=data.classes, convention="paper")
+        costs = zennet.count(net, resolution=resolution, classes=data.classes)
         return zennet.build(net, classes=data.classes, seed=seed), costs
     architecture, shape = Architecture.from_json(text), {"input_shape": data.input_shape, "classes": data.classes}
     return network.build(architecture, **shape, seed=seed), network.count(architecture, **shape)
@@ -201,7 +201,7 @@ QUESTIONS = {
     "sequence-generator": Question("the generator matches HL-Evo", SG, HL, ties=True),
     "reduced-training-selection": Question("T-CET selects better than reduced training (E.1)", SG, E1),
     "flat-evolution": Question("reduced training fails on the flat space (E.2)", SG, E2),
-    "parameters": Question("selecting by parameters alone explains the gain of HL-Evo", SIZE, HL, ties=True),
+    "parameters": Question("selecting by parameters alone is level with HL-Evo", SIZE, HL, ties=True),
 }
 
 

@@ -45,7 +45,7 @@ def make(stage: Stage) -> tuple[dict, dict]:
     facts["why"] = "needs ImageNet-1k (480 epochs)" if paper else f"ImageNet-1k is not trained on at {scale.name} scale"
     if jobs:
         workers = None if together.accelerator(stage.name) is None else 1
-        decides = (RECIPES[RECIPE], table["design"].tolist(), taught)
+        decides = (RECIPES[RECIPE], [one.architecture.to_json() for one in found.values()], taught)
         rows = stage.trainings(jobs, "trainings", *decides, workers=workers)
         table["accuracy"] = [row["accuracy"] for row in rows]
         facts["teacher"] = rows[0]["teacher"]

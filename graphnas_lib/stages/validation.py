@@ -16,7 +16,7 @@ def make(stage: Stage) -> tuple[dict, dict]:
     Raises:
         MissingDataError: the benchmark's accuracies are not at hand.
     """
-    accuracies = benchmarks.accuracies("cifar10")  # first of all: without it nothing is worth scoring
+    accuracies = benchmarks.accuracies()  # first of all: without it nothing is worth scoring
     networks = benchmarks.sample(stage.scale.validation_networks, seed=stage.seed)
     scores, facts = labels.score(stage, networks, "validation", benchmarks.score_all, batches=2)
     facts |= {"networks": len(networks), "resamples": benchmarks.RESAMPLES}

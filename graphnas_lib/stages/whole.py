@@ -23,6 +23,8 @@ def plan(scale: str, *, seed: int = 0, device: str = "auto", without: Collection
 
     Hours are estimates from a few items; a CPU is not asked for those of paper's sizes, which take minutes each.
     """
+    if unknown := set(without) - set(STAGES):
+        raise ValueError(f"Stages to leave out are among {', '.join(STAGES)}; got {', '.join(sorted(unknown))}.")
     here, place = store.data_at_hand(), store.pick_device(device)
     left = [name for name in STAGES if not is_there(name, scale, seed)]
     estimates = pace.hours(scale, device) if left and (scale, place.type) != ("paper", "cpu") else {}
@@ -82,8 +84,6 @@ def run_all(
         ValueError: `without` names no stage.
         ValueError, MissingDataError: nothing begins at paper scale without a GPU or real images (`run`).
     """
-    if unknown := set(without) - set(STAGES):
-        raise ValueError(f"Stages to leave out are among {', '.join(STAGES)}; got {', '.join(sorted(unknown))}.")
     left = [name for name in STAGES if name not in without and not is_there(name, scale, seed)]
     for name in left:
         if refused := hindrance(name, scale, device, digits=digits):

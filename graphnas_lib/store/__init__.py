@@ -28,7 +28,7 @@ from graphnas_lib.store.artifacts import (
     versions,
     write,
 )
-from graphnas_lib.store.checkpoints import Checkpoint, CorruptArtifactError
+from graphnas_lib.store.checkpoints import Checkpoint, CorruptArtifactError, put_back, states
 from graphnas_lib.store.files import alone, remedy, replaced
 from graphnas_lib.store.jobs import TRIES, Journal, collect, died, end_with, gpus, on_cpu, processes, single_threaded
 from graphnas_lib.store.library import library_files, library_hash, names_used

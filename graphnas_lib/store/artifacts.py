@@ -229,7 +229,10 @@ def load_manifest(stage: str, scale: str) -> dict:
             f"No artifact of stage '{stage}' at scale '{scale}' ({_shown(path)}). "
             f"Run `python -m graphnas_lib run {stage} --scale {scale}` first, or `run --all` for every stage."
         )
-    return read(path)
+    try:
+        return read(path)
+    except ValueError as error:
+        raise CorruptArtifactError(f"{_shown(path)} must be JSON: {error}. {_remedy(stage, scale)}") from error
 
 
 def load(stage: str, filename: str, scale: str) -> Any:
@@ -243,8 +246,11 @@ def load(stage: str, filename: str, scale: str) -> Any:
     path = manifest_path(stage, scale).parent / filename
     if not (wrong := damage(path, manifest["files"].get(filename))):
         return read(path)
-    remedy = f"Restore it from the repository, or run `python -m graphnas_lib run {stage} --scale {scale} --fresh`."
-    raise CorruptArtifactError(f"{_shown(path)} {wrong}. {remedy}")
+    raise CorruptArtifactError(f"{_shown(path)} {wrong}. {_remedy(stage, scale)}")
+
+
+def _remedy(stage: str, scale: str) -> str:
+    return f"Restore it from the repository, or run `python -m graphnas_lib run {stage} --scale {scale} --fresh`."
 
 
 def damage(path: Path, entry: dict | None) -> str:

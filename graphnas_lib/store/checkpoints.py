@@ -23,19 +23,14 @@ class CorruptArtifactError(ValueError):
 class Checkpoint:
     """State of a long loop on disk, written atomically at most once per `every` seconds.
 
-    State is a nested dict of tensors, numbers, strings, None and lists.
+    State is a nested dict of tensors, numbers, strings, None and lists. Without a path it never saves.
     """
 
-    def __init__(self, path: Path | str | None, every: float = 60.0):
+    def __init__(self, path: Path | str | None = None, every: float = 60.0):
         self.path = Path(path) if path is not None else None
         self.every = every
         self._last: float | None = None  # the clock starts where the loop does, in another process perhaps
         self._logged = 0
-
-    @classmethod
-    def none(cls) -> Checkpoint:
-        """A checkpoint that never saves."""
-        return cls(None)
 
     def due(self) -> bool:
         """True when `every` seconds have passed since the last save or the first question."""
@@ -113,6 +108,20 @@ class Checkpoint:
                 file.truncate(self._logged)
                 file.seek(self._logged)
                 self._logged += file.write(new)
+
+
+def states(**parts: Any) -> dict:
+    """What models, optimisers and generators must remember, under their names in a checkpoint."""
+    return {name: p.state_dict() if hasattr(p, "state_dict") else p.get_state() for name, p in parts.items()}
+
+
+def put_back(state: dict | None, **parts: Any) -> dict:
+    """Inverse of `states`; returns what else a stored state holds, and nothing where there is none."""
+    rest = dict(state or {})
+    for name, part in parts.items() if rest else ():
+        restore = part.load_state_dict if hasattr(part, "load_state_dict") else part.set_state
+        restore(rest.pop(name))
+    return rest
 
 
 def _split(value: Any, tensors: dict) -> Any:

@@ -10,7 +10,10 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
+
+from graphnas_lib.network import Layer
 
 CONV_KINDS = tuple(f"SuperConvK{k}BNRELU" for k in (1, 3, 5, 7))
 BASIC_KINDS = tuple(f"SuperResK{k}K{k}" for k in (3, 5, 7))
@@ -102,31 +105,18 @@ class ZenNet:
 # ---- what a block consists of, read once to build and once to count
 
 
-@dataclass(frozen=True)
-class Conv:
-    """A convolution with its batch norm."""
-
-    inputs: int
-    outputs: int
-    kernel: int
-    stride: int = 1
-    groups: int = 1
-
-    @property
-    def weights(self) -> int:
-        """Number of weights; times the pixels of the output, its multiply-accumulates."""
-        return self.inputs * self.outputs * self.kernel**2 // self.groups
+Conv = partial(Layer, "conv")  # (inputs, outputs, kernel, stride, groups=...); its batch norm is understood
 
 
 @dataclass(frozen=True)
 class Unit:
     """Convolutions with ReLU between them, an optional shortcut ('identity' or 'project'), ReLU after the sum."""
 
-    convs: tuple[Conv, ...]
+    convs: tuple[Layer, ...]
     shortcut: str | None = None
 
     @property
-    def projection(self) -> Conv:
+    def projection(self) -> Layer:
         """The 1x1 convolution of a shortcut that projects."""
         return Conv(self.convs[0].inputs, self.convs[-1].outputs, 1, max(conv.stride for conv in self.convs))
 
@@ -141,7 +131,7 @@ def units_of(block: Block) -> Iterator[Unit]:
         inputs, stride = block.outputs, 1
 
 
-def _stacks(block: Block, inputs: int, stride: int) -> list[tuple[Conv, ...]]:
+def _stacks(block: Block, inputs: int, stride: int) -> list[tuple[Layer, ...]]:
     """Convolutions of each unit of one sub-layer that reads `inputs` channels."""
     k, outputs, middle = block.kernel, block.outputs, block.bottleneck
     if block.is_conv:
