@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -109,3 +110,13 @@ def test_a_killed_training_goes_on(tmp_path, monkeypatch, job_of):
     assert resumed == expected or str(resumed) == str(expected)  # NaN
     assert not kept[0].exists()
     assert row("killed") == (resumed, [])
+
+
+def test_a_budget_that_no_rival_meets_is_a_row(tmp_path, monkeypatch):
+    monkeypatch.setenv("GRAPHNAS_DATA", str(tmp_path))
+    for split in ("train", "test"):
+        write_satellite(tmp_path / "nb360" / "satellite", np.random.rand(40, 46), np.arange(40) % 24 + 1, split)
+    scale = SimpleNamespace(table4_samples=None, table4_budget=("flops", 1.0))
+    stage = SimpleNamespace(scale=scale, seed=0, device="cpu")
+    row = table4.measure(stage, "satellite", table4.WIDE, {}, checkpoint=Checkpoint())
+    assert row["value"] is None and "nearest reachable" in row["note"] and row["method"] == table4.WIDE
