@@ -134,7 +134,7 @@ def batch(
         classes: outputs of the network, where they are known.
         dense: the network wants a label a position.
     """
-    square = shape is not None and len(shape) == 3 and shape[1] == shape[2]
+    square = _square(shape)
     if name == "auto" and dense:
         name = "noise"
     if name == "noise" or (name == "auto" and shape is not None and not (square and shape[0] == 3)):
@@ -143,7 +143,7 @@ def batch(
         images = torch.randn(n, *shape, generator=torch.Generator().manual_seed(seed))
         why = "" if name == "noise" else ", for want of real images of this shape"
         return images, None, 0, f"standard normal noise with random labels{why}"
-    dataset = datasets.load(name, resolution=shape[-1] if square else None, n_train=n, n_test=1)
+    dataset = _first(name, shape, n)
     if name == "auto" and classes is not None and classes < dataset.classes:
         return batch("noise", shape or dataset.input_shape, n, seed=seed)
     images, labels = dataset.batch(n)
@@ -154,12 +154,20 @@ def batch(
     return images, labels, dataset.classes, f"real images: {dataset.source}"
 
 
+def _square(shape: tuple[int, ...] | None) -> bool:
+    return shape is not None and len(shape) == 3 and shape[1] == shape[2]
+
+
+def _first(name: str, shape: tuple[int, ...] | None, n: int) -> datasets.Dataset:
+    """The first n images of a data set, at the side of a square shape, else as they are."""
+    return datasets.load(name, resolution=shape[-1] if _square(shape) else None, n_train=n, n_test=1)
+
+
 def images(name: str, shape: tuple[int, ...], n: int) -> tuple[Tensor, Tensor]:
     """Images and labels for T-CET: the first n of a data set, or all of a user's own FILE.npz."""
     if name.endswith(".npz"):
         return _own_images(Path(name))
-    square = len(shape) == 3 and shape[1] == shape[2]
-    dataset = datasets.load(name, resolution=shape[-1] if square else None, n_train=n, n_test=1)
+    dataset = _first(name, shape, n)
     if dataset.input_shape != tuple(shape):
         raise ValueError(f"--data {name} has images of shape {dataset.input_shape}; --input asks for {shape}.")
     return dataset.batch(n)

@@ -138,13 +138,13 @@ def reference(
             f"A reference must be one of {', '.join(known if plain else ANY_SHAPE)} for inputs of shape "
             f"{tuple(input_shape)}{' and dense outputs' * dense}; got {name!r}."
         )
-    target = Target(params, flops)
+    target, given = Target(params, flops), {"dense": dense} if name in ANY_SHAPE else {}
     widths = [width for width in WIDTHS if name != "three NATS cells" or width % 8 == 0]
 
     def made(width: int) -> tuple[nn.Module, Costs]:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            model = known[name](width, input_shape, classes, *[dense] * (name in ANY_SHAPE))
+            model = known[name](width, input_shape, classes, **given)
         return model, module_costs(model, input_shape)
 
     place = bisect_right(widths, 0, key=lambda width: max(target.ratios(made(width)[1])) > 1) - 1

@@ -136,13 +136,14 @@ def measure(stage: Stage, text: str, data: Dataset, epochs: int, *, checkpoint: 
     result = train(model, data.subset(n_test=half), RECIPE, checkpoint=checkpoint, **options)
     told = {"epochs": epochs, "params": costs.params, "flops": costs.flops, "seed": seed}
     told |= {"layers": len(benchmarks.weighted_layers(model)), "seconds": round(result.seconds, 1)}
+    lost = told | dict.fromkeys(["accuracy", *HALVES], None)
     if (first := result.accuracy) is None:
-        return told | dict.fromkeys(["accuracy", *HALVES], None)
+        return lost
     rest, share = (data.test_images[half:], data.test_labels[half:]), half / data.size("test")
     try:
         second = evaluate(model, *rest, mean=data.mean, std=data.std, device=stage.device)
     except DivergedError:
-        return told | dict.fromkeys(["accuracy", *HALVES], None)
+        return lost
     return told | {"accuracy": share * first + (1 - share) * second, "deciding": first, "reported": second}
 
 

@@ -58,7 +58,7 @@ def from_table() -> list[dict]:
     """Errors on two tasks of the NATS-Bench cell of the highest T-CET, by HW-NAS-Bench-360; none without its table."""
     try:
         cells = benchmarks.networks("nats", evidence.load_scores())
-    except datasets.MissingDataError:
+    except (datasets.MissingDataError, store.MissingArtifactError):
         return []
     best = cells.loc[cells["tcet"].idxmax()]  # accuracies in points
     errors = {"ninapro": 100 - best.get("ninapro", math.nan), "darcy": 1 - best.get("darcy", math.nan) / 100}
@@ -92,11 +92,11 @@ def draw(stage: Stage, trained: Trained, name: str, method: str) -> dict:
 def measure(stage: Stage, name: str, method: str, drawn: dict, *, checkpoint: store.Checkpoint) -> dict:
     """One row: a network trained on a task and its metric on the test split, or ridge regression's."""
     scale, task = stage.scale, load_task(stage, name)
-    row = {"task": name, "method": method, **drawn, "chance": task.chance(), "metric": task.facts.metric}
+    row = {"task": name, "method": method, **drawn, "metric": task.facts.metric}
     row |= {"n_train": len(task.train), "n_test": len(task.test), "source": task.source}
     if method == RIDGE:
         large = {"value": None, "note": "inputs too large for ridge regression"}
-        return row | (large if task.train.lazy else {"value": ridge_regression(task)})
+        return row | (large if task.train.lazy else {"value": ridge_regression(task), "chance": task.chance()})
     if method == WIDE:
         shape = {"input_shape": task.input_shape, "classes": task.facts.classes, "dense": task.dense}
         try:
@@ -112,7 +112,7 @@ def measure(stage: Stage, name: str, method: str, drawn: dict, *, checkpoint: st
     options = {"epochs": scale.table4_epochs, "batch_size": cut_batch(task.facts.batch_size, len(task.train))}
     options |= {"recipe": scale.table4_recipe, "seed": stage.seed, "device": stage.device}
     result = train_task(model, task, checkpoint=checkpoint, **options)
-    kept = ("value", "at_chance", "validation", "best_epoch", "epochs")
+    kept = ("value", "chance", "at_chance", "validation", "best_epoch", "epochs")
     return row | {key: getattr(result, key) for key in kept} | {
         **{"params": costs.params, "flops": costs.flops, "seconds": round(result.seconds, 2)},
         "note": DIVERGED if result.diverged else "no better than a constant answer" * result.at_chance,
