@@ -301,18 +301,15 @@ def satellite(path: Path, seed: int) -> Task:
 
 def _series(path: Path) -> tuple[np.ndarray, np.ndarray]:
     with reading(path, "an .npy file of 'data' (N, 46) and 'label' (N,)"):
-        return _series_of(load_npy(path), path)
-
-
-def _series_of(box: np.ndarray, path: Path) -> tuple[np.ndarray, np.ndarray]:
-    data = box.item() if box.dtype == object and box.shape == () else None
-    if not isinstance(data, dict) or not {"data", "label"} <= set(data):
-        found = type(data).__name__
-        raise CorruptArtifactError(f"{path.name} must hold a dict with 'data' and 'label'; it holds {found}.")
-    x, labels = np.ascontiguousarray(data["data"], dtype=np.float32), _whole(np.asarray(data["label"]), path.name)
-    if x.ndim != 2 or labels.shape != x.shape[:1]:
-        raise ValueError(f"it gives {x.shape} and {labels.shape}")
-    return x, labels - 1
+        box = load_npy(path)
+        data = box.item() if box.dtype == object and box.shape == () else None
+        if not isinstance(data, dict) or not {"data", "label"} <= set(data):
+            found = type(data).__name__
+            raise CorruptArtifactError(f"{path.name} must hold a dict with 'data' and 'label'; it holds {found}.")
+        x, labels = np.ascontiguousarray(data["data"], dtype=np.float32), _whole(np.asarray(data["label"]), path.name)
+        if x.ndim != 2 or labels.shape != x.shape[:1]:
+            raise ValueError(f"it gives {x.shape} and {labels.shape}")
+        return x, labels - 1
 
 
 def _whole(labels: np.ndarray, name: str) -> np.ndarray:
