@@ -146,10 +146,8 @@ def tau(pool: Pool, tasks: Sequence[str], *, seed: int) -> dict[str, np.ndarray]
     rng, ranks = np.random.default_rng(seed), pool.ranks(np.arange(len(pool))[None])
     rows = np.repeat(np.arange(len(pool)), pool.table["copies"])
     values = {rule: pool.values(rule, ranks, rng, ties=True)[0][rows] for rule in RULES}
-    known = {task: pool.table[task].to_numpy(float)[rows] for task in tasks}
-    return {
-        rule: np.array([scipy.stats.kendalltau(v, known[t]).statistic for t in tasks]) for rule, v in values.items()
-    }
+    known = [pool.table[task].to_numpy(float)[rows] for task in tasks]
+    return {rule: np.array([scipy.stats.kendalltau(v, k).statistic for k in known]) for rule, v in values.items()}
 
 
 # ---- P7 and P8: one choice among equals

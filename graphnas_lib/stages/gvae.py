@@ -222,9 +222,8 @@ def cycle_errors(cycle: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
     Of gvae_cycle.csv the points have draws, component, z, q (of the latent), again (q of the cell encoded again).
     """
     wide = cycle.reset_index(names="cell")
-    points = pd.wide_to_long(wide, ["z", "q", "again"], i="cell", j="component", sep="_", suffix=r"\w+").reset_index(
-        "component"
-    )
+    points = pd.wide_to_long(wide, ["z", "q", "again"], i="cell", j="component", sep="_", suffix=r"\w+")
+    points = points.reset_index("component")
     named = points.rename(columns={"q": "q of the latent", "again": "q of the cell encoded again"})
     off = named.melt(["draws", "component", "z"], named.columns[-2:], var_name="of")
     off["error"] = (off["value"] - off["z"]).abs()
