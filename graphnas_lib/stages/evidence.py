@@ -79,9 +79,8 @@ def _parts(
     noise = {task: sd * (100 if task in benchmarks.HUNDREDTHS else 1) for task, sd in noise.items()}
     milliseconds = benchmarks.latencies().groupby(every["key"]).mean().loc[cells.index]
     draws = {"seed": stage.seed, "draws": 5 * sizes["resamples"]}
-    parts |= {
-        f"P5 {name}": partial(_searches, frames[name], name, sizes["searches"]) for name in sorted(whole & set(MACRO))
-    }
+    for name in sorted(whole & set(MACRO)):
+        parts[f"P5 {name}"] = partial(_searches, frames[name], name, sizes["searches"])
     return parts | {
         "P1": partial(benchmarks.family_premise, cells, noise, k=training.families, **draws),
         "P7": partial(benchmarks.reduced_training, cells, **options),
@@ -165,9 +164,8 @@ def by_protocol(verdicts: pd.DataFrame) -> pd.DataFrame:
     counts = verdicts.groupby(["protocol", "verdict"]).size().unstack(fill_value=0)
     counts = counts.reindex(columns=[benchmarks.REPRODUCED, benchmarks.CONTRADICTED, benchmarks.OPEN], fill_value=0)
     counts.insert(0, "question", [PROTOCOLS[name].question for name in counts.index])
-    return counts.assign(
-        claims=[", ".join(PROTOCOLS[name].claims) or "beyond the paper" for name in counts.index]
-    ).reset_index()
+    claims = [", ".join(PROTOCOLS[name].claims) or "beyond the paper" for name in counts.index]
+    return counts.assign(claims=claims).reset_index()
 
 
 def on_claims(scale: str) -> dict[str, str]:
@@ -188,9 +186,7 @@ def on_claims(scale: str) -> dict[str, str]:
 
 def rules() -> pd.DataFrame:
     """Each protocol: question, control and rule, as written down before it ran."""
-    return pd.DataFrame(
-        [{name: getattr(p, name) for name in ("id", "question", "control", "rule")} for p in PROTOCOLS.values()]
-    )
+    return pd.DataFrame(list(PROTOCOLS.values()))[["id", "question", "control", "rule"]]
 
 
 def told(verdicts: pd.DataFrame, protocol: str) -> str:
@@ -226,7 +222,6 @@ def best_rules(table: pd.DataFrame) -> pd.DataFrame:
 def beside_published(table: pd.DataFrame) -> pd.DataFrame:
     """Kendall's tau on NATS-Bench, ours and published, for the rules that others printed; and ours for all tasks."""
     ours = table[table["table"] == "nats"].pivot(index="rule", columns="task", values="tau").round(3)
-    printed = pd.DataFrame(
-        PROTOCOLS["P4"].published, index=[f"published, {task}" for task in benchmarks.NATS_TASKS.values()]
-    ).T
+    columns = [f"published, {task}" for task in benchmarks.NATS_TASKS.values()]
+    printed = pd.DataFrame.from_dict(PROTOCOLS["P4"].published, "index", columns=columns)
     return ours.join(printed, how="left").reset_index()

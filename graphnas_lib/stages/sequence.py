@@ -15,7 +15,7 @@ from graphnas_lib.clusters import Families
 from graphnas_lib.design import FILE, KeptNetworks
 from graphnas_lib.macro import Architecture
 from graphnas_lib.paper import Scale, Sizes
-from graphnas_lib.sequence import SequenceConfig
+from graphnas_lib.sequence import CONDITIONS, SequenceConfig
 from graphnas_lib.stages import evolution
 from graphnas_lib.stages.stage import Stage
 
@@ -30,9 +30,7 @@ def make(stage: Stage) -> tuple[dict, dict]:
     table = evolution.load(scale.name)
     individuals = [Architecture.from_json(text) for text in table["individual"]]
     designs = [individual.hl for individual in individuals]
-    conditions = torch.tensor(
-        [[row.params, row.flops, row.naswot, math.nan] for row in table.itertuples()], dtype=torch.float64
-    )
+    conditions = torch.tensor(table.assign(snip_ssnr=math.nan)[list(CONDITIONS)].to_numpy(float))
     shape = store.load_manifest("evolution", scale.name)["config"]["input_shape"]
     families = Families.load(scale.name).n_clusters
     config, pretrained = settings(scale, n_families=families, input_shape=tuple(shape))
