@@ -148,8 +148,9 @@ def _files(found: dict[str, pd.DataFrame], written: dict[str, pd.DataFrame]) -> 
         rows = pd.concat([found.pop("generators"), written["generators"]], ignore_index=True)
         found.pop("histories")
         found["generators"] = rows
-        for table, part in rows.groupby("table"):
-            verdicts.append(benchmarks.of_generators(part, table, benchmarks.TASKS[table]))
+        verdicts += [
+            benchmarks.of_generators(part, name, benchmarks.TASKS[name]) for name, part in rows.groupby("table")
+        ]
     found["verdicts"] = pd.concat(verdicts, ignore_index=True)
     return {f"evidence_{name}.csv": table for name, table in found.items()}
 
