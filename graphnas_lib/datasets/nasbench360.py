@@ -27,7 +27,7 @@ from graphnas_lib.datasets.archives import (
 from graphnas_lib.datasets.images import load, looked_in, roots
 from graphnas_lib.datasets.proteins import ProteinSplit, read_list
 from graphnas_lib.datasets.tasks import TASKS, Normaliser, Split, Task
-from graphnas_lib.store import CorruptArtifactError
+from graphnas_lib.store import CorruptArtifactError, one_of
 
 
 def _find(name: str, root: Path | str | None) -> Path | None:
@@ -50,9 +50,7 @@ def load_task(name: str, root: Path | str | None = None, *, limit: int | None = 
         limit: at most so many samples a split, drawn at random.
         seed: of the validation split where the benchmark does not fix one, and of `limit`.
     """
-    if name not in TASKS:
-        raise ValueError(f"task must be one of {tuple(TASKS)}; got {name!r}.")
-    path = _find(name, root)
+    path = _find(one_of("task", name, TASKS), root)
     if path is None:
         place = looked_in(root)
         raise MissingDataError(
