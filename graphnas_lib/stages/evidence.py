@@ -163,7 +163,7 @@ def load(name: str, scale: str) -> pd.DataFrame:
 def by_protocol(verdicts: pd.DataFrame) -> pd.DataFrame:
     """How the rows of each protocol ended: protocol, question, a count of each verdict, the claims it decides."""
     counts = verdicts.groupby(["protocol", "verdict"]).size().unstack(fill_value=0)
-    counts = counts.reindex(columns=[benchmarks.REPRODUCED, benchmarks.CONTRADICTED, benchmarks.OPEN], fill_value=0)
+    counts = counts.reindex(columns=list(benchmarks.VERDICTS), fill_value=0)
     counts.insert(0, "question", [PROTOCOLS[name].question for name in counts.index])
     claims = [", ".join(PROTOCOLS[name].claims) or "beyond the paper" for name in counts.index]
     return counts.assign(claims=claims).reset_index()
@@ -177,9 +177,7 @@ def on_claims(scale: str) -> dict[str, str]:
         return {}
     said: dict[str, list[str]] = {}
     for name, row in counts.iterrows():
-        ended = ", ".join(
-            f"{row[v]} {v}" for v in (benchmarks.REPRODUCED, benchmarks.CONTRADICTED, benchmarks.OPEN) if row[v]
-        )
+        ended = ", ".join(f"{row[verdict]} {verdict}" for verdict in benchmarks.VERDICTS if row[verdict])
         for claim in PROTOCOLS[name].claims:
             said.setdefault(claim, []).append(f"{name}: {ended}")
     return {claim: "; ".join(parts) for claim, parts in said.items()}
