@@ -45,10 +45,8 @@ class Pool:
     """Candidates of one table: scores as columns of numbers, and the value of every rule on drawn sets of them."""
 
     def __init__(self, networks: pd.DataFrame):
-        derived = {
-            "tcet_per_layer": networks["tcet"] / networks["layers"],
-            "rho": networks["layers"] / networks["width"],
-        }
+        layers = networks["layers"]
+        derived = {"tcet_per_layer": networks["tcet"] / layers, "rho": layers / networks["width"]}
         wanted = {*VALUES, *SPECTRA, *(term for terms in SUMS.values() for term in terms)} - set(derived)
         self.table = networks[networks[sorted(wanted)].notna().all(axis=1)].assign(**derived)
         self.columns = {name: self.table[name].to_numpy(float) for name in (*sorted(wanted), *derived)}

@@ -82,10 +82,9 @@ class ProteinSplit:
         return framed(features, 0.0), framed(np.where(known, distances, 0.0), FAR_ANGSTROM), framed(known, False)
 
     def _file(self, kind: str, file: str) -> Path:
-        for source in _FOLDERS:
-            path = self.folder / source / kind / file
-            if path.exists():
-                return path
+        places = (self.folder / source / kind / file for source in _FOLDERS)
+        if path := next(filter(Path.exists, places), None):
+            return path
         raise MissingDataError(f"PSICOV needs <set>/{kind}/{file} for a set among {_FOLDERS}; none is there.")
 
     def features(self, name: str) -> np.ndarray:

@@ -106,9 +106,7 @@ def data_at_hand() -> tuple[str, ...]:
     """Data sets that lie in `$GRAPHNAS_DATA` or `data/`: part of what decides a result, cheap to ask."""
     places = [Path(p).expanduser() for p in (os.environ.get("GRAPHNAS_DATA"), root() / "data") if p]
     return tuple(
-        name
-        for name, folders in DATA_FOLDERS.items()
-        if any((p / folder).exists() for p in places for folder in folders)
+        name for name, parts in DATA_FOLDERS.items() if any((p / part).exists() for p in places for part in parts)
     )
 
 
