@@ -134,13 +134,8 @@ def latent_map(scale: str) -> str:
 def planned(stage: Stage) -> tuple[list[Run], list[Run]]:
     """The trainings of both models with each seed, and the short ones that change one thing each."""
     scale = stage.scale
-    config = GVAEConfig(
-        hidden=scale.gvae_hidden,
-        latent_dim=scale.latent_dim,
-        decoder_hidden=max(512, scale.gvae_hidden),
-        learning_rate=scale.gvae_lr,
-        **WEIGHTS,
-    )
+    given = {"hidden": scale.gvae_hidden, "decoder_hidden": max(512, scale.gvae_hidden), "latent_dim": scale.latent_dim}
+    config = GVAEConfig(learning_rate=scale.gvae_lr, **given, **WEIGHTS)
     kinds = {"regularised": config, "naive": replace(config, **AS_PRINTED)}
     seeds = range(stage.seed, stage.seed + scale.gvae_seeds)
     runs = [Run(kind, "", seed, used, scale.gvae_steps) for seed in seeds for kind, used in kinds.items()]
