@@ -79,12 +79,14 @@ unit: $(STAMP)
 smoke: $(STAMP)
 	@OMP_NUM_THREADS=1 GRAPHNAS_WORKERS=1 "$(PY)" -m graphnas_lib reproduce --scale smoke
 
-# The committed notebooks, cell by cell. In a copy of the artifacts, so that a test changes no committed figure.
+# The committed notebooks, cell by cell. In a copy of the artifacts, so that a test changes no committed figure. Their
+# kernels are forks of one process that has imported everything once.
 nbval: $(STAMP)
-	@home=$$(mktemp -d); trap 'rm -rf "$$home"' EXIT; mkdir "$$home/data"; \
+	@home=$$(mktemp -d); export GRAPHNAS_HOME="$$home" OMP_NUM_THREADS=1 JUPYTER_PATH="$$home"; \
+	trap 'kill $$warm 2>/dev/null; rm -rf "$$home"' EXIT; mkdir "$$home/data"; "$(PY)" tests/warm_kernel.py "$$home" & warm=$$!; \
 	for scale in smoke lite; do if [ -d data/$$scale ]; then cp -R data/$$scale "$$home/data/"; fi; done; \
-	OMP_NUM_THREADS=1 GRAPHNAS_HOME="$$home" GRAPHNAS_DATA="$${GRAPHNAS_DATA:-$(CURDIR)/data}" "$(PY)" -m pytest -q -o timeout=0 \
-	  -n 2 --dist loadfile --nbval-lax --nbval-current-env --nbval-cell-timeout=600 --nbval-kernel-startup-timeout=300 notebooks/[0-9]*.ipynb
+	GRAPHNAS_DATA="$${GRAPHNAS_DATA:-$(CURDIR)/data}" "$(PY)" -m pytest -q -o timeout=0 -n 2 --dist loadfile --nbval-lax \
+	  --nbval-kernel-name=warm --nbval-cell-timeout=600 --nbval-kernel-startup-timeout=300 notebooks/[0-9]*.ipynb
 
 bench: $(STAMP) ## benchmarks, each beside a plain reference
 	@"$(PY)" -m pytest -o addopts= -o timeout=0 -o python_files="bench_*.py test_*.py" --benchmark-columns=min,median,rounds tests/benchmarks

@@ -25,7 +25,7 @@ from graphnas_lib.benchmarks.scores import (
 )
 from graphnas_lib.benchmarks.search import MacroSpace, cell_searches, generated, searches
 from graphnas_lib.benchmarks.selection import Pool, budget_selection, latency, reduced_training
-from graphnas_lib.benchmarks.statistics import CONTRADICTED, OPEN, REPRODUCED, ROW, not_decided
+from graphnas_lib.benchmarks.statistics import CONTRADICTED, OPEN, REPRODUCED, VERDICTS, not_decided
 from graphnas_lib.benchmarks.tables import (
     CELL_TASKS,
     NATS_TASKS,

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from graphnas_lib.macro import stack_cell
 from graphnas_lib.network import build, layers, sequence
 from graphnas_lib.space import Cell, nats_operations
+from graphnas_lib.store import one_of
 
 OPERATIONS = ("none", "skip_connect", "nor_conv_1x1", "nor_conv_3x3", "avg_pool_3x3")
 EDGES = ((0, 1), (0, 2), (1, 2), (0, 3), (1, 3), (2, 3))  # source, target; in the order of an architecture string
@@ -137,9 +138,7 @@ def skeleton(text: str, name: str, *, classes: int = 10, seed: int = 0) -> nn.Mo
 
     InvalidCellError: `text` is no architecture, or a disconnected one that "alpha_x" (Eq. 1-2) cannot hold.
     """
-    if name not in SKELETONS:
-        raise ValueError(f"skeleton must be one of {SKELETONS}; got {name!r}.")
-    if name == "alpha_x":
+    if one_of("skeleton", name, SKELETONS) == "alpha_x":
         return build(stack_cell(Cell.from_nats(text).canonical()), classes=classes, seed=seed)
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)

@@ -168,15 +168,8 @@ def neighbours(cells: pd.DataFrame, task: str, rng: np.random.Generator) -> pd.D
         points = points + 1e-6 * rng.standard_normal(points.shape)  # ties are broken at random
         search = NearestNeighbors(n_neighbors=2, metric="manhattan").fit(points)
         nearest[name] = search.kneighbors(return_distance=False, n_neighbors=1)[:, 0]
-    return pd.DataFrame(
-        {
-            "task": task,
-            "by": name,
-            "median_difference": float(np.median(np.abs(accuracy - accuracy[index]))),
-            "rank_correlation": float(
-                np.corrcoef(scipy.stats.rankdata(accuracy), scipy.stats.rankdata(accuracy)[index])[0, 1]
-            ),
-            "n": len(known),
-        }
-        for name, index in nearest.items()
-    )
+    ranks, rows = scipy.stats.rankdata(accuracy), []
+    for name, index in nearest.items():
+        told = {"task": task, "by": name, "median_difference": float(np.median(np.abs(accuracy - accuracy[index])))}
+        rows.append(told | {"rank_correlation": float(np.corrcoef(ranks, ranks[index])[0, 1]), "n": len(known)})
+    return pd.DataFrame(rows)

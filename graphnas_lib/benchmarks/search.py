@@ -118,9 +118,8 @@ def searches(space: MacroSpace, tasks: Sequence[str], *, seeds: int, evaluations
         bound = float(np.quantile(space.networks["params"], quantile))
         inside = space.networks[space.networks["params"] <= bound]
         largest = inside.loc[[inside["flops"].idxmax()]]
-        rows.append(
-            {"method": "most FLOPs", "evaluations": 0, "seed": 0, "budget": quantile, **_reached(largest, tasks)}
-        )
+        told = {"method": "most FLOPs", "evaluations": 0, "seed": 0, "budget": quantile}
+        rows.append(told | _reached(largest, tasks))
         most = len(inside) // 2  # beyond, a search that shuns what it has seen is an enumeration
         for seed in range(seeds):
             problem = _problem(space, bound)

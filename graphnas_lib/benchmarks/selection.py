@@ -45,10 +45,8 @@ class Pool:
     """Candidates of one table: scores as columns of numbers, and the value of every rule on drawn sets of them."""
 
     def __init__(self, networks: pd.DataFrame):
-        derived = {
-            "tcet_per_layer": networks["tcet"] / networks["layers"],
-            "rho": networks["layers"] / networks["width"],
-        }
+        layers = networks["layers"]
+        derived = {"tcet_per_layer": networks["tcet"] / layers, "rho": layers / networks["width"]}
         wanted = {*VALUES, *SPECTRA, *(term for terms in SUMS.values() for term in terms)} - set(derived)
         self.table = networks[networks[sorted(wanted)].notna().all(axis=1)].assign(**derived)
         self.columns = {name: self.table[name].to_numpy(float) for name in (*sorted(wanted), *derived)}
@@ -146,10 +144,8 @@ def tau(pool: Pool, tasks: Sequence[str], *, seed: int) -> dict[str, np.ndarray]
     rng, ranks = np.random.default_rng(seed), pool.ranks(np.arange(len(pool))[None])
     rows = np.repeat(np.arange(len(pool)), pool.table["copies"])
     values = {rule: pool.values(rule, ranks, rng, ties=True)[0][rows] for rule in RULES}
-    known = {task: pool.table[task].to_numpy(float)[rows] for task in tasks}
-    return {
-        rule: np.array([scipy.stats.kendalltau(v, known[t]).statistic for t in tasks]) for rule, v in values.items()
-    }
+    known = [pool.table[task].to_numpy(float)[rows] for task in tasks]
+    return {rule: np.array([scipy.stats.kendalltau(v, k).statistic for k in known]) for rule, v in values.items()}
 
 
 # ---- P7 and P8: one choice among equals

@@ -19,7 +19,7 @@ ROW = (
     *("protocol", "table", "task", "ours", "value", "control", "control_value", "advantage", "low", "high"),
     *("p", "p_holm", "n", "seeds", "verdict", "note"),
 )
-REPRODUCED, CONTRADICTED, OPEN = "reproduced", "contradicted", "open"
+VERDICTS = REPRODUCED, CONTRADICTED, OPEN = "reproduced", "contradicted", "open"
 
 
 def of_draws(value: float, draws: np.ndarray) -> dict[str, float]:
@@ -83,8 +83,6 @@ def _verdict(row: dict, margin: float, floor: float | None) -> str:
     if row["high"] < margin or (margin >= 0 and row["high"] <= 0):
         return CONTRADICTED
     above = floor is None or row["floor_value"] > floor
-    # a margin below 0 asks for no more than not to be worse by it
-    clear = (
-        row["low"] > margin if margin < 0 else row["low"] > 0 and row["p_holm"] < LEVEL and row["advantage"] > margin
-    )
+    better = row["low"] > 0 and row["p_holm"] < LEVEL and row["advantage"] > margin
+    clear = row["low"] > margin if margin < 0 else better  # below 0 it asks for no more than not to be worse by it
     return REPRODUCED if clear and above else OPEN

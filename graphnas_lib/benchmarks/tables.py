@@ -100,14 +100,7 @@ def _read(path: Path, _changed: int, name: str) -> pd.DataFrame:
 
 def available() -> list[str]:
     """Names of the tables at hand."""
-    there = []
-    for name in PUBLIC:
-        try:
-            find(name)
-        except MissingDataError:
-            continue
-        there.append(name)
-    return there
+    return [name for name, table in PUBLIC.items() if located(table.file)]
 
 
 # ---- cells
@@ -138,20 +131,17 @@ def cells() -> pd.DataFrame:
         of `CELL_TASKS` whose tables are there, larger being better, NaN where a cell was not trained.
     """
     nats = read("nats")
-    found = pd.DataFrame({"arch": nats["arch_str"], "key": [cell_key(text) for text in nats["arch_str"]]})
+    found = {"arch": nats["arch_str"], "key": nats["arch_str"].map(cell_key)}
     found["epoch12"] = nats["nb201_cifar10_hp12_val_acc"]
-    for printed, task in NATS_TASKS.items():
-        found[task] = nats[f"nats_tss_test_acc_{printed}"]
+    found |= {task: nats[f"nats_tss_test_acc_{printed}"] for printed, task in NATS_TASKS.items()}
     there = available()
     if "nb360" in there:
         nb360 = read("nb360").set_index("index")
-        for printed, task in NB360_TASKS.items():
-            found[task] = nb360[printed]
+        found |= {task: nb360[printed] for printed, task in NB360_TASKS.items()}
     if "tnb_micro" in there:
         micro = read("tnb_micro").set_index("nb201_index")
-        for task in TNB_TASKS:
-            found[task] = micro[f"val_{task}"]
-    return found
+        found |= {task: micro[f"val_{task}"] for task in TNB_TASKS}
+    return pd.DataFrame(found, index=nats.index)
 
 
 @lru_cache(maxsize=1 << 15)

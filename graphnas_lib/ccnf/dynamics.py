@@ -18,12 +18,6 @@ ADAPTIVE = ("dopri5", "dopri8", "bosh3", "adaptive_heun", "fehlberg2")
 GRADIENTS = ("none", "adjoint", "backprop")
 
 
-def one_of(name: str, value: str, choices: tuple[str, ...]) -> None:
-    """ValueError unless `value` is one of the choices."""
-    if value not in choices:
-        raise ValueError(f"{name} must be one of {choices}; got {value!r}.")
-
-
 class SolverError(RuntimeError):
     """The ODE solver met its limit of function evaluations, an underflow of its step, or a state that is not finite."""
 

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from graphnas_lib import store
-from graphnas_lib.ccnf.dynamics import GRADIENTS, Dynamics, VectorField, one_of, rademacher, solve
+from graphnas_lib.ccnf.dynamics import GRADIENTS, Dynamics, VectorField, rademacher, solve
 from graphnas_lib.ccnf.latents import Whitening
 
 TRACES = ("hutchinson", "exact")
@@ -158,8 +158,8 @@ class CCNF(nn.Module):
 
         The gradient is "none", of the "adjoint" method, or by "backprop" through the solver.
         """
-        one_of("trace", trace, TRACES)
-        one_of("gradient", gradient, GRADIENTS)
+        store.one_of("trace", trace, TRACES)
+        store.one_of("gradient", gradient, GRADIENTS)
         config, zc = self.config, self._condition(zc)
         u1 = self.whitening(self._rows(latent, zc), zc)
         noise = rademacher(u1, generator=generator or torch.Generator().manual_seed(0))

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from graphnas_lib.ccnf.dynamics import Dynamics, SolverError, one_of, solver_errors
+from graphnas_lib.ccnf.dynamics import Dynamics, SolverError, solver_errors
 from graphnas_lib.ccnf.flow import CCNF, CCNFConfig
 from graphnas_lib.ccnf.latents import PosteriorBatches, normal
-from graphnas_lib.store import Checkpoint, TrainLog, put_back, states
+from graphnas_lib.store import Checkpoint, TrainLog, one_of, put_back, states
 
 OBJECTIVES = ("fm", "nll")
 TRIES = 3  # batches of a step of which a solve may fail: one failure must not end hours

@@ -15,6 +15,7 @@ import json
 import re
 import sys
 import traceback
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType, TracebackType
@@ -251,14 +252,11 @@ def explained(n: int, source: str, shape: tuple[int, ...], seed: int) -> str:
 
 
 @dataclass(frozen=True)
-class _foreign:  # noqa: N801 - a context manager; a generator's would let a StopIteration through
+class _foreign(AbstractContextManager):  # noqa: N801 - a context manager; a generator's would let a StopIteration through
     """Run a user's code; whatever it raises becomes one error that names the line of his file."""
 
     path: Path | None
     what: str
-
-    def __enter__(self) -> None:
-        pass
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if isinstance(error, (Exception, SystemExit)):  # foreign code may raise anything; it stays an error

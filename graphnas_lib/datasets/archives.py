@@ -17,7 +17,7 @@ import tempfile
 import tomllib
 import urllib.request
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -59,7 +59,7 @@ _LOOKS = {b"<": "a web page", b"version https://git-lfs": "a Git LFS pointer", b
 
 
 @dataclass(frozen=True)
-class reading:  # noqa: N801 - a context manager; a generator's would let a StopIteration through
+class reading(AbstractContextManager):  # noqa: N801 - a context manager; a generator's would let a StopIteration through
     """Whatever a reader raises inside about `path` is CorruptArtifactError, or MissingDataError where it is absent.
 
     `what` is what the file must be. No file can be told from a whole one by the kind of exception that it causes, so
@@ -68,9 +68,6 @@ class reading:  # noqa: N801 - a context manager; a generator's would let a Stop
 
     path: Path
     what: str
-
-    def __enter__(self) -> None:
-        pass
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: object) -> None:
         known = (CorruptArtifactError, MissingDataError, UnsafePickleError, ImportError, PermissionError)

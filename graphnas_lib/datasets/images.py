@@ -21,7 +21,7 @@ from torch import Tensor
 
 from graphnas_lib.datasets import archives
 from graphnas_lib.datasets.archives import MissingDataError
-from graphnas_lib.store import CorruptArtifactError
+from graphnas_lib.store import CorruptArtifactError, one_of
 from graphnas_lib.store import root as repository_root
 
 NAMES = ("auto", "cifar10", "cifar100", "digits", "imagenet16-120")
@@ -121,9 +121,7 @@ def load(
         download: fetch the official archive when the files are not there (CIFAR only; SHA-256 checked).
         root: where to look, instead of `$GRAPHNAS_DATA` and `data/`.
     """
-    if name not in NAMES:
-        raise ValueError(f"data set must be one of {NAMES}; got {name!r}.")
-    if name == "auto":
+    if one_of("data set", name, NAMES) == "auto":
         found = _folder(_OFFICIAL["cifar10"], root) is not None
         name = "cifar10" if found or download else "digits"
     dataset = digits() if name == "digits" else official(name, root, download=download)

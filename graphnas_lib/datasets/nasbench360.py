@@ -27,7 +27,7 @@ from graphnas_lib.datasets.archives import (
 from graphnas_lib.datasets.images import load, looked_in, roots
 from graphnas_lib.datasets.proteins import ProteinSplit, read_list
 from graphnas_lib.datasets.tasks import TASKS, Normaliser, Split, Task
-from graphnas_lib.store import CorruptArtifactError
+from graphnas_lib.store import CorruptArtifactError, one_of
 
 
 def _find(name: str, root: Path | str | None) -> Path | None:
@@ -50,9 +50,7 @@ def load_task(name: str, root: Path | str | None = None, *, limit: int | None = 
         limit: at most so many samples a split, drawn at random.
         seed: of the validation split where the benchmark does not fix one, and of `limit`.
     """
-    if name not in TASKS:
-        raise ValueError(f"task must be one of {tuple(TASKS)}; got {name!r}.")
-    path = _find(name, root)
+    path = _find(one_of("task", name, TASKS), root)
     if path is None:
         place = looked_in(root)
         raise MissingDataError(
@@ -301,18 +299,15 @@ def satellite(path: Path, seed: int) -> Task:
 
 def _series(path: Path) -> tuple[np.ndarray, np.ndarray]:
     with reading(path, "an .npy file of 'data' (N, 46) and 'label' (N,)"):
-        return _series_of(load_npy(path), path)
-
-
-def _series_of(box: np.ndarray, path: Path) -> tuple[np.ndarray, np.ndarray]:
-    data = box.item() if box.dtype == object and box.shape == () else None
-    if not isinstance(data, dict) or not {"data", "label"} <= set(data):
-        found = type(data).__name__
-        raise CorruptArtifactError(f"{path.name} must hold a dict with 'data' and 'label'; it holds {found}.")
-    x, labels = np.ascontiguousarray(data["data"], dtype=np.float32), _whole(np.asarray(data["label"]), path.name)
-    if x.ndim != 2 or labels.shape != x.shape[:1]:
-        raise ValueError(f"it gives {x.shape} and {labels.shape}")
-    return x, labels - 1
+        box = load_npy(path)
+        data = box.item() if box.dtype == object and box.shape == () else None
+        if not isinstance(data, dict) or not {"data", "label"} <= set(data):
+            found = type(data).__name__
+            raise CorruptArtifactError(f"{path.name} must hold a dict with 'data' and 'label'; it holds {found}.")
+        x, labels = np.ascontiguousarray(data["data"], dtype=np.float32), _whole(np.asarray(data["label"]), path.name)
+        if x.ndim != 2 or labels.shape != x.shape[:1]:
+            raise ValueError(f"it gives {x.shape} and {labels.shape}")
+        return x, labels - 1
 
 
 def _whole(labels: np.ndarray, name: str) -> np.ndarray:

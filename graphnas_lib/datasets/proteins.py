@@ -82,17 +82,24 @@ class ProteinSplit:
         return framed(features, 0.0), framed(np.where(known, distances, 0.0), FAR_ANGSTROM), framed(known, False)
 
     def _file(self, kind: str, file: str) -> Path:
-        for source in _FOLDERS:
-            path = self.folder / source / kind / file
-            if path.exists():
-                return path
+        places = (self.folder / source / kind / file for source in _FOLDERS)
+        if path := next(filter(Path.exists, places), None):
+            return path
         raise MissingDataError(f"PSICOV needs <set>/{kind}/{file} for a set among {_FOLDERS}; none is there.")
 
     def features(self, name: str) -> np.ndarray:
         """57 channels (57, L, L): each of 27 one-dimensional features along columns and along rows, then 3 maps."""
         path = self._file("features", f"{name}.pkl")
         with reading(path, "a pickle of a protein's features"):
-            return _features(unpickle_restricted(path), path)
+            data = unpickle_restricted(path)
+            size = len(data["seq"])
+            lines = np.concatenate([data["ss"], data["pssm"].T, data["sa"][None], data["entropy"][None]])  # (27, L)
+            if lines.shape != (27, size):
+                raise CorruptArtifactError(f"{path.name} must hold 27 features of {size} residues; got {lines.shape}.")
+            along = np.broadcast_to(lines[:, None, :], (27, size, size))
+            tiled = np.stack([along, along.transpose(0, 2, 1)], 1).reshape(54, size, size)
+            maps = np.stack([data["ccmpred"], data["freecon"], data["potential"]])
+            return np.nan_to_num(np.concatenate([tiled, maps]).astype(np.float32))
 
     def check_files(self) -> None:
         """MissingDataError unless every protein has its files."""
@@ -103,28 +110,14 @@ class ProteinSplit:
         """Distance map (L, L) in Angstrom, at least 1; the diagonal is the mean of its neighbours; NaN: unknown."""
         path = self._file("distance", f"{name}-cb.npy")
         with reading(path, "an .npy file of a length, a sequence and a map of distances"):
-            return _distances(*load_npy(path))
-
-
-def _features(data: dict, path: Path) -> np.ndarray:
-    size = len(data["seq"])
-    lines = np.concatenate([data["ss"], data["pssm"].T, data["sa"][None], data["entropy"][None]])  # (27, L)
-    if lines.shape != (27, size):
-        raise CorruptArtifactError(f"{path.name} must hold 27 features of {size} residues; got {lines.shape}.")
-    along = np.broadcast_to(lines[:, None, :], (27, size, size))
-    tiled = np.stack([along, along.transpose(0, 2, 1)], 1).reshape(54, size, size)
-    maps = np.stack([data["ccmpred"], data["freecon"], data["potential"]])
-    return np.nan_to_num(np.concatenate([tiled, maps]).astype(np.float32))
-
-
-def _distances(length: int, _sequence: str, stored: np.ndarray) -> np.ndarray:
-    if np.ndim(stored) != 2 or not 2 <= length <= min(np.shape(stored)):
-        raise ValueError(f"a map {np.shape(stored)} for {length} residues")
-    y = np.maximum(np.array(stored, dtype=np.float32), 1.0)[:length, :length]  # NaN stays NaN
-    i = np.arange(1, length - 1)
-    sides = np.stack([y[i, i - 1], y[i, i + 1]])
-    unknown = np.isnan(sides)
-    mean = np.where(unknown, 0, sides).sum(0) / np.maximum((~unknown).sum(0), 1)
-    y[i, i] = np.where(np.isnan(y[i, i]), np.nan, np.where(unknown.all(0), 1.0, mean))
-    y[0, 0], y[-1, -1] = y[0, 1], y[-1, -2]
-    return y
+            length, _, stored = load_npy(path)
+            if np.ndim(stored) != 2 or not 2 <= length <= min(np.shape(stored)):
+                raise ValueError(f"a map {np.shape(stored)} for {length} residues")
+            y = np.maximum(np.array(stored, dtype=np.float32), 1.0)[:length, :length]  # NaN stays NaN
+            i = np.arange(1, length - 1)
+            sides = np.stack([y[i, i - 1], y[i, i + 1]])
+            unknown = np.isnan(sides)
+            mean = np.where(unknown, 0, sides).sum(0) / np.maximum((~unknown).sum(0), 1)
+            y[i, i] = np.where(np.isnan(y[i, i]), np.nan, np.where(unknown.all(0), 1.0, mean))
+            y[0, 0], y[-1, -1] = y[0, 1], y[-1, -2]
+            return y

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 from statistics import fmean
-from typing import TYPE_CHECKING
 
+import pandas as pd
 import torch
 from torch import nn
 
@@ -17,9 +17,6 @@ from graphnas_lib import __version__, network, store
 from graphnas_lib.macro import Architecture, HLArchitecture, JSONText
 from graphnas_lib.network import build, count
 from graphnas_lib.plots import plot_architecture, render
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,8 +166,6 @@ class Designs(list):
 
     def table(self, *, timed: bool = False) -> pd.DataFrame:
         """One row a design; `timed` adds what a step of training takes here (`Design.step_milliseconds`)."""
-        import pandas as pd
-
         rows = []
         for design in self:
             triples = design.architecture.triples

@@ -8,14 +8,12 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import InitVar, dataclass, field
 from itertools import accumulate, islice
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
+import pandas as pd
 import torch
 
 from graphnas_lib.store import Checkpoint
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 MAX_DISCARDS_IN_A_ROW = 20_000  # children after which a search gives up
 MAX_FAILURES_IN_A_ROW = 100  # likewise, children without a score
@@ -129,6 +127,4 @@ def best_so_far(history: list[dict]) -> list[float]:
 
 def history_table(history: list[dict]) -> pd.DataFrame:
     """History as a table for parquet: individuals as JSON text in column "individual"."""
-    import pandas as pd
-
     return pd.DataFrame([{**row, "individual": row["individual"].to_json()} for row in history])

@@ -15,6 +15,7 @@ import torch
 
 from graphnas_lib.macro import CHANNELS, MAX_CELLS, STRIDES, Architecture, Triple
 from graphnas_lib.space import EDGES, OPERATIONS, Cell, random_cell
+from graphnas_lib.store import one_of
 
 MAX_EDGE_FLIPS = 300  # one in 28 suffices for all but a few cells
 ALPHA_0 = ((5, 32, 1), (5, 64, 2), (5, 64, 1))  # paper: App. C, "the mean of the 5-th cluster"
@@ -156,10 +157,8 @@ def _choice(options, generator: torch.Generator):
 
 def mutate_channels(channels: int, step: str, generator: torch.Generator) -> int:
     """Another width: "uniform" over C, or "local", within 30% of `channels`."""
-    if step == "uniform":
+    if one_of("channel_step", step, ("uniform", "local")) == "uniform":
         return _choice(CHANNELS, generator)  # paper: c ~ U{C}
-    if step != "local":
-        raise ValueError(f"channel_step must be one of ('uniform', 'local'); got {step!r}.")
     factor = 1.3 ** (2 * torch.rand((), generator=generator).item() - 1)
     moved = round_channels(channels * factor)
     return moved if moved != channels else round_channels(channels + 8 * (1 if factor > 1 else -1))

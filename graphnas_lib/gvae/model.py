@@ -108,10 +108,9 @@ class GVAE(nn.Module):
     @classmethod
     def load(cls, scale: str | None = None, variant: str = "regularised") -> GVAE:
         """A trained G-VAE of a scale's artifacts; MissingArtifactError says how to make it."""
-        if variant not in VARIANTS:
-            raise ValueError(f"variant must be one of {tuple(VARIANTS)}; got {variant!r}.")
+        name = VARIANTS[store.one_of("variant", variant, VARIANTS)]
         scale = scale or store.default_scale("gvae")
-        fields = store.load("gvae", f"{VARIANTS[variant]}.json", scale)
+        fields = store.load("gvae", f"{name}.json", scale)
         model = cls(GVAEConfig(**fields["config"]), regularised=variant == "regularised", zc_hash=fields["zc_hash"])
-        model.load_state_dict(store.load("gvae", f"{VARIANTS[variant]}.safetensors", scale))
+        model.load_state_dict(store.load("gvae", f"{name}.safetensors", scale))
         return model.eval()

@@ -25,6 +25,7 @@ from graphnas_lib.space import (
     Logits,
     graph_view,
 )
+from graphnas_lib.store import one_of
 
 READOUTS = ("both", "global")
 START_LOGVAR = -4.0  # not in the paper; a unit variance at the start slowed the first steps in short trials
@@ -91,8 +92,7 @@ class GraphEncoder(nn.Module):
 
     def __init__(self, config: GVAEConfig):
         super().__init__()
-        if config.readout not in READOUTS:
-            raise ValueError(f"readout must be one of {READOUTS}; got {config.readout!r}.")
+        one_of("readout", config.readout, READOUTS)
         width, layers = config.hidden, range(config.layers)
         self.nodes = VIEW_NODES if config.readout == "both" else 1
         self.embed = nn.Linear(VIEW_FEATURES, width)

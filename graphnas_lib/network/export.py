@@ -23,6 +23,7 @@ from graphnas_lib.network.modules import count, ends, plan, steps
 from graphnas_lib.network.operations import Layer
 from graphnas_lib.space import INPUT, OUTPUT, Cell
 
+WRAPPED_AS = ("module", "_orig_mod")  # names under which PyTorch's wrappers hold a network
 TOLERANCE = 1e-4  # largest difference of outputs, relative to the largest output
 
 
@@ -160,13 +161,9 @@ def need_onnx() -> None:
 
 def unwrapped(model: nn.Module) -> nn.Module:
     """The network inside DataParallel, an averaged or a compiled one, and whatever wraps these."""
-    while True:
-        inner = next(
-            (vars(model)["_modules"][n] for n in ("module", "_orig_mod") if n in vars(model)["_modules"]), None
-        )
-        if inner is None:
-            return model
-        model = inner
+    while inner := [part for name, part in vars(model)["_modules"].items() if part is not None and name in WRAPPED_AS]:
+        model = inner[0]
+    return model
 
 
 def to_onnx(model: nn.Module, path: Path | str, *, input_shape: Sequence[int] | None = None) -> Path:

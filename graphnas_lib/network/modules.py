@@ -114,10 +114,8 @@ def checked_task(input_shape: Sequence[int], classes: int) -> tuple[tuple[int, .
 def _cell_costs(cell: Cell, inputs: int, channels: int, stride: int, sides: tuple[int, ...]) -> Costs:
     planned = plan(cell, inputs, channels, stride)
     inner = tuple(math.ceil(side / stride) for side in sides)
-    total = _sequence_costs(planned.projection, sides)
-    for node in planned.nodes:
-        total += _sequence_costs(node.layers, sides if node.raw else inner)
-    return total
+    parts = (_sequence_costs(node.layers, sides if node.raw else inner) for node in planned.nodes)
+    return sum(parts, _sequence_costs(planned.projection, sides))
 
 
 @cache

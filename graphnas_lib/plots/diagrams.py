@@ -10,6 +10,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from graphnas_lib import store
 from graphnas_lib.plots.draw import CellGrid, draw_box
 from graphnas_lib.plots.style import DARK, GREY, LIGHT, PALETTE, STYLE, WIDEST, cluster_style, figure, subplots
 
@@ -110,9 +111,7 @@ def _mark_stages(ax: Axes, architecture, resolution: int | None) -> None:
 def plot_pipeline(which: str = "overview") -> Figure:
     """The method as a diagram: "overview" is Figure 1, "cells" is Figure 3 (G-VAE and CCNF, training and sampling)."""
     diagrams = tomllib.loads(Path(__file__).with_name("diagrams.toml").read_text(encoding="utf-8"))
-    if which not in diagrams:
-        raise ValueError(f"which must be one of {tuple(diagrams)}; got {which!r}.")
-    boxes = diagrams[which]["boxes"]
+    boxes = diagrams[store.one_of("which", which, diagrams)]["boxes"]
     fig, ax = subplots(figsize=(10.8, 3.5))
     for source, target, label, *when in diagrams[which]["arrows"]:
         _draw_arrow(ax, boxes[source]["at"], boxes[target]["at"], label, **_ARROWS[(*when, "both")[0]])

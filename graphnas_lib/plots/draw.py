@@ -93,9 +93,8 @@ def _draw_line(ax: Axes, points: Sequence[tuple], turned: Callable) -> None:
         vertices += [(x1, y1)] if beside_box else [(middle, y0), (middle, y1), (x1, y1)]
         codes += [Path.LINETO] if beside_box else [Path.CURVE4] * 3
     look = {"arrowstyle": "-|>", "mutation_scale": 8, "linewidth": 1.1, "zorder": 1}
-    ax.add_patch(
-        FancyArrowPatch(path=Path(turned(vertices), codes), color="#7A8CA3" if len(points) > 2 else _EDGE, **look)
-    )
+    look["color"] = "#7A8CA3" if len(points) > 2 else _EDGE
+    ax.add_patch(FancyArrowPatch(path=Path(turned(vertices), codes), **look))
 
 
 def draw_box(ax: Axes, centre: tuple, size: tuple, fill: str, edge: str) -> None:

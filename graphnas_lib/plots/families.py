@@ -243,9 +243,8 @@ def plot_over_depth(table: pd.DataFrame) -> Figure:
     sns.heatmap(share.set_axis(range(len(share))), cbar_kws=bar, ax=family, **look)
     family.set(xlabel="position in the sequence", ylabel=f"family, of {len(share)} (0: smallest cells)")
     family.tick_params(rotation=0)
-    channels.fill_between(
-        place, table["channels_low"], table["channels_high"], color=PALETTE[3], alpha=0.35, linewidth=0
-    )
+    middle_half = table["channels_low"], table["channels_high"]
+    channels.fill_between(place, *middle_half, color=PALETTE[3], alpha=0.35, linewidth=0)
     channels.plot(place, table["channels"], marker="o", color=PALETTE[0])
     channels.set(ylabel="channels")
     halves.bar(place, table["stride_2"], color=GREY)

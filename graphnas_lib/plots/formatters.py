@@ -13,9 +13,7 @@ from graphnas_lib.space import Cell
 
 def register() -> None:
     """Tell a running IPython how to draw both, an architecture over its distinct cells; nothing where none runs."""
-    ipython = sys.modules.get("IPython")
-    shell = ipython and ipython.get_ipython()
-    if shell:
+    if shell := sys.modules.get("IPython") and sys.modules["IPython"].get_ipython():
         formatter = shell.display_formatter.formatters["image/svg+xml"]
         formatter.for_type(Cell, lambda cell: svg(plot_cells([cell])))
         formatter.for_type(Architecture, lambda a: svg(plot_architecture(a, resolution=None, cells=True)))

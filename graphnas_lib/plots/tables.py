@@ -256,9 +256,7 @@ def as_printed(compared: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
     import pandas as pd
 
     lines, notes, quantities = [], {}, compared.groupby("quantity")["paper"]
-    usual = {
-        quantity: max(printed, key=lambda cell: (_decimals(cell), "±" in cell)) for quantity, printed in quantities
-    }
+    usual = {name: max(printed, key=lambda cell: (_decimals(cell), "±" in cell)) for name, printed in quantities}
     for row, part in compared.groupby("row", sort=False):
         names = iter((row, "" if (part["paper"] != "-").any() else row))
         ours = {}

@@ -62,28 +62,23 @@ def costs_of(model: nn.Module, example: Tensor) -> Costs:
     readable(model)
     example, _ = as_batch(model, example)
     watched = {n: m for n, m in model.named_modules() if isinstance(m, (*LAYERS, *NORMS, *POOLS, nn.ReLU))}
-    counter = FlopCounterMode(display=False, custom_mapping=_ALSO_PRODUCTS)
-    with ExitStack() as around:
-        around.enter_context(failing("The network fails in eval mode"))
-        around.enter_context(_unfused())
-        for one in (moded(model, "eval"), torch.no_grad(), substituted(model, stand_ins(model)), hooked(watched, see)):
-            around.enter_context(one)
-        with counter:
-            model(example.clone())
+    fails, mode, hooks = failing("The network fails in eval mode"), moded(model, "eval"), hooked(watched, see)
+    with fails, mode, torch.no_grad(), substituted(model, stand_ins(model)), hooks, _counter() as counter:
+        model(example.clone())
     macs = counter.get_total_flops() // 2
     return Costs(sum(p.numel() for p in model.parameters()), macs, 2 * (macs + sum(extra)))
 
 
 @contextmanager
-def _unfused() -> Iterator[None]:
-    """Recurrent layers and attention go through plain matrix products, which the counter sees."""
+def _counter() -> Iterator[FlopCounterMode]:
+    """PyTorch's counter; recurrent layers and attention go through plain matrix products meanwhile, which it sees."""
     quick = torch.backends.mha.get_fastpath_enabled()
     with ExitStack() as undo:
         undo.callback(torch.backends.mha.set_fastpath_enabled, quick)
         torch.backends.mha.set_fastpath_enabled(False)
         undo.enter_context(torch.backends.cudnn.flags(enabled=False))
         undo.enter_context(sdpa_kernel(SDPBackend.MATH))
-        yield
+        yield undo.enter_context(FlopCounterMode(display=False, custom_mapping=_ALSO_PRODUCTS))
 
 
 def left_out(model: nn.Module) -> str:

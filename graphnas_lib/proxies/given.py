@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,13 +16,10 @@ class ProxyError(RuntimeError):
 
 
 @dataclass(frozen=True)
-class failing:  # noqa: N801 - a context manager; a generator's would let a StopIteration through
+class failing(AbstractContextManager):  # noqa: N801 - a context manager; a generator's would let a StopIteration through
     """Whatever the caller's code raises inside becomes one ProxyError that begins with `what`; want of memory stays."""
 
     what: str
-
-    def __enter__(self) -> None:
-        pass
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: object) -> None:
         if isinstance(error, Exception) and not isinstance(error, (ProxyError, torch.OutOfMemoryError, MemoryError)):

@@ -116,11 +116,7 @@ def _ssnr(seen: Pass) -> float:
 
 # ---- both, layer by layer: T-CET
 
-_TCET = {
-    "log1p": math.log1p,
-    "none": float,
-    "log": lambda r: math.log(r) if r else 0.0,
-}
+_TCET = {"log1p": math.log1p, "none": float, "log": lambda r: math.log(r) if r else 0.0}
 
 
 def tcet(model: nn.Module, images: Tensor, labels: Tensor) -> float:

@@ -12,8 +12,9 @@ import copy
 import math
 import random
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from operator import add, index
 
 import numpy as np
@@ -98,22 +99,15 @@ def hooked(modules: dict[str, nn.Module], hook: Callable[[str, nn.Module, Tensor
     def first(values: Iterable) -> Tensor | None:
         return next((value for value in values if isinstance(value, Tensor)), None)
 
-    def named(name: str) -> Callable:
-        def call(module: nn.Module, args: tuple, kwargs: dict, output: Tensor) -> None:
-            x, y = first((*args, *kwargs.values())), first(output if isinstance(output, (tuple, list)) else (output,))
-            if x is not None and y is not None:
-                hook(name, module, x, y)
+    def call(name: str, module: nn.Module, args: tuple, kwargs: dict, output: Tensor) -> None:
+        x, y = first((*args, *kwargs.values())), first(output if isinstance(output, (tuple, list)) else (output,))
+        if x is not None and y is not None:
+            hook(name, module, x, y)
 
-        return call
-
-    handles = []
-    try:
+    with ExitStack() as handles:
         for name, module in modules.items():
-            handles.append(module.register_forward_hook(named(name), with_kwargs=True))
+            handles.enter_context(module.register_forward_hook(partial(call, name), with_kwargs=True))
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def layers_of(model: nn.Module) -> dict[str, nn.Module]:

@@ -155,9 +155,7 @@ def _image_sums(factor: Tensor | float, reached: Tensor | None, images: Tensor) 
     """Sum over positions of factor times the gradient at the first output channel, (B,) float64."""
     if reached is None:
         return images.new_zeros(len(images), dtype=torch.float64)
-    return (
-        (reached[:, 0] * factor).double().flatten(1).sum(1) if reached.dim() > 2 else (reached[:, 0] * factor).double()
-    )
+    return (reached[:, 0] * factor).double()[:, None].flatten(1).sum(1)
 
 
 def _first_factors(module: nn.Module, x: Tensor) -> list[Tensor | float]:

@@ -245,19 +245,13 @@ class _Run:
 def _check_inputs(project: Project, notebook: Notebook, scale: str) -> None:
     """Refuse a notebook whose input artifacts are not there, naming the notebooks that make them."""
 
-    def lacking(one: Notebook) -> list[str]:
-        return [
-            stage
-            for stage in project.road
-            if stage in one.required(scale) and not project.stage(stage, scale).is_file()
-        ]
-
-    if not (missing := lacking(notebook)):
+    absent = [stage for stage in project.road if not project.stage(stage, scale).is_file()]
+    if not (missing := [stage for stage in absent if stage in notebook.required(scale)]):
         return
     todo, numbers, others = set(missing), {notebook.number}, project.notebooks()
     for other in reversed(others):  # what is missing may itself need what is missing
         if todo & set(other.makes):
-            todo |= set(lacking(other))
+            todo |= other.required(scale).intersection(absent)
             numbers.add(other.number)
     first = ", ".join(sorted(other.name for other in others if set(missing) & set(other.makes)))
     remedy = f"Run {first or 'what makes them'} first: python -m graphnas_lib reproduce --scale {scale} "

@@ -59,8 +59,7 @@ class SequenceConfig:
 
     def __post_init__(self):
         object.__setattr__(self, "input_shape", tuple(self.input_shape))
-        if self.schedule not in ("constant", "cosine"):
-            raise ValueError(f"schedule must be one of ('constant', 'cosine'); got {self.schedule!r}.")
+        store.one_of("schedule", self.schedule, ("constant", "cosine"))
         if self.hidden % self.heads:
             raise ValueError(f"hidden must be a multiple of heads; got {self.hidden} and {self.heads}.")
 

@@ -30,14 +30,6 @@ from graphnas_lib.stages import (
 from graphnas_lib.stages.costs import costs, hyperparameters, published_hours, stage_costs
 from graphnas_lib.stages.ledger import STATUSES, Finding, claims, deviations, status
 from graphnas_lib.stages.road import freshness, produce, run
-from graphnas_lib.stages.shown import (
-    banner,
-    exported,
-    full,
-    operation_costs,
-    refusal,
-    validation_table,
-    written,
-)
+from graphnas_lib.stages.shown import banner, exported, full, operation_costs, refusal, validation_table, written
 from graphnas_lib.stages.stage import Stage
 from graphnas_lib.stages.whole import plan, run_all, told

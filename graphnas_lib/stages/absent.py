@@ -59,7 +59,6 @@ class Tolerant(ast.NodeTransformer):
 
 def tolerate() -> None:
     """From the next cell on, a running IPython leaves out what stands on missing stages; nothing where none runs."""
-    ipython = sys.modules.get("IPython")
-    shell = ipython and ipython.get_ipython()
+    shell = sys.modules.get("IPython") and sys.modules["IPython"].get_ipython()
     if shell and not any(isinstance(known, Tolerant) for known in shell.ast_transformers):
         shell.ast_transformers.append(Tolerant(shell.user_ns))

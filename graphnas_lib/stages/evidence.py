@@ -79,9 +79,8 @@ def _parts(
     noise = {task: sd * (100 if task in benchmarks.HUNDREDTHS else 1) for task, sd in noise.items()}
     milliseconds = benchmarks.latencies().groupby(every["key"]).mean().loc[cells.index]
     draws = {"seed": stage.seed, "draws": 5 * sizes["resamples"]}
-    parts |= {
-        f"P5 {name}": partial(_searches, frames[name], name, sizes["searches"]) for name in sorted(whole & set(MACRO))
-    }
+    for name in sorted(whole & set(MACRO)):
+        parts[f"P5 {name}"] = partial(_searches, frames[name], name, sizes["searches"])
     return parts | {
         "P1": partial(benchmarks.family_premise, cells, noise, k=training.families, **draws),
         "P7": partial(benchmarks.reduced_training, cells, **options),
@@ -149,8 +148,9 @@ def _files(found: dict[str, pd.DataFrame], written: dict[str, pd.DataFrame]) -> 
         rows = pd.concat([found.pop("generators"), written["generators"]], ignore_index=True)
         found.pop("histories")
         found["generators"] = rows
-        for table, part in rows.groupby("table"):
-            verdicts.append(benchmarks.of_generators(part, table, benchmarks.TASKS[table]))
+        verdicts += [
+            benchmarks.of_generators(part, name, benchmarks.TASKS[name]) for name, part in rows.groupby("table")
+        ]
     found["verdicts"] = pd.concat(verdicts, ignore_index=True)
     return {f"evidence_{name}.csv": table for name, table in found.items()}
 
@@ -163,11 +163,10 @@ def load(name: str, scale: str) -> pd.DataFrame:
 def by_protocol(verdicts: pd.DataFrame) -> pd.DataFrame:
     """How the rows of each protocol ended: protocol, question, a count of each verdict, the claims it decides."""
     counts = verdicts.groupby(["protocol", "verdict"]).size().unstack(fill_value=0)
-    counts = counts.reindex(columns=[benchmarks.REPRODUCED, benchmarks.CONTRADICTED, benchmarks.OPEN], fill_value=0)
+    counts = counts.reindex(columns=list(benchmarks.VERDICTS), fill_value=0)
     counts.insert(0, "question", [PROTOCOLS[name].question for name in counts.index])
-    return counts.assign(
-        claims=[", ".join(PROTOCOLS[name].claims) or "beyond the paper" for name in counts.index]
-    ).reset_index()
+    claims = [", ".join(PROTOCOLS[name].claims) or "beyond the paper" for name in counts.index]
+    return counts.assign(claims=claims).reset_index()
 
 
 def on_claims(scale: str) -> dict[str, str]:
@@ -178,9 +177,7 @@ def on_claims(scale: str) -> dict[str, str]:
         return {}
     said: dict[str, list[str]] = {}
     for name, row in counts.iterrows():
-        ended = ", ".join(
-            f"{row[v]} {v}" for v in (benchmarks.REPRODUCED, benchmarks.CONTRADICTED, benchmarks.OPEN) if row[v]
-        )
+        ended = ", ".join(f"{row[verdict]} {verdict}" for verdict in benchmarks.VERDICTS if row[verdict])
         for claim in PROTOCOLS[name].claims:
             said.setdefault(claim, []).append(f"{name}: {ended}")
     return {claim: "; ".join(parts) for claim, parts in said.items()}
@@ -188,9 +185,7 @@ def on_claims(scale: str) -> dict[str, str]:
 
 def rules() -> pd.DataFrame:
     """Each protocol: question, control and rule, as written down before it ran."""
-    return pd.DataFrame(
-        [{name: getattr(p, name) for name in ("id", "question", "control", "rule")} for p in PROTOCOLS.values()]
-    )
+    return pd.DataFrame(list(PROTOCOLS.values()))[["id", "question", "control", "rule"]]
 
 
 def told(verdicts: pd.DataFrame, protocol: str) -> str:
@@ -226,7 +221,6 @@ def best_rules(table: pd.DataFrame) -> pd.DataFrame:
 def beside_published(table: pd.DataFrame) -> pd.DataFrame:
     """Kendall's tau on NATS-Bench, ours and published, for the rules that others printed; and ours for all tasks."""
     ours = table[table["table"] == "nats"].pivot(index="rule", columns="task", values="tau").round(3)
-    printed = pd.DataFrame(
-        PROTOCOLS["P4"].published, index=[f"published, {task}" for task in benchmarks.NATS_TASKS.values()]
-    ).T
+    columns = [f"published, {task}" for task in benchmarks.NATS_TASKS.values()]
+    printed = pd.DataFrame.from_dict(PROTOCOLS["P4"].published, "index", columns=columns)
     return ours.join(printed, how="left").reset_index()

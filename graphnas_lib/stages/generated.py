@@ -145,10 +145,9 @@ def latent_error(flows: dict[str, CCNF], model: GVAE, zc: torch.Tensor, seed: in
     zc = zc[inside.all(dim=1)][:200]
     shuffled = zc[torch.randperm(len(zc), generator=torch.Generator().manual_seed(seed)).to(zc.device)]
     errors = {f"ccnf_{name}": model.predict_zc(flow.sample(zc, seed=seed)) - zc for name, flow in flows.items()}
-    rows = []
-    for name, error in {**errors, "random pair": shuffled - zc}.items():
-        rows.append({"model": name, **dict(zip(ZC_NAMES, error.abs().mean(dim=0).tolist(), strict=True))})
-    return pd.DataFrame(rows).assign(n=len(zc))
+    errors["random pair"] = shuffled - zc
+    means = {name: error.abs().mean(dim=0).tolist() for name, error in errors.items()}
+    return pd.DataFrame(means, index=ZC_NAMES).T.assign(n=len(zc)).rename_axis("model").reset_index()
 
 
 def solver_error(sampler: CellSampler, n: int, seed: int) -> pd.DataFrame:

@@ -134,13 +134,8 @@ def latent_map(scale: str) -> str:
 def planned(stage: Stage) -> tuple[list[Run], list[Run]]:
     """The trainings of both models with each seed, and the short ones that change one thing each."""
     scale = stage.scale
-    config = GVAEConfig(
-        hidden=scale.gvae_hidden,
-        latent_dim=scale.latent_dim,
-        decoder_hidden=max(512, scale.gvae_hidden),
-        learning_rate=scale.gvae_lr,
-        **WEIGHTS,
-    )
+    given = {"hidden": scale.gvae_hidden, "decoder_hidden": max(512, scale.gvae_hidden), "latent_dim": scale.latent_dim}
+    config = GVAEConfig(learning_rate=scale.gvae_lr, **given, **WEIGHTS)
     kinds = {"regularised": config, "naive": replace(config, **AS_PRINTED)}
     seeds = range(stage.seed, stage.seed + scale.gvae_seeds)
     runs = [Run(kind, "", seed, used, scale.gvae_steps) for seed in seeds for kind, used in kinds.items()]
@@ -222,9 +217,8 @@ def cycle_errors(cycle: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
     Of gvae_cycle.csv the points have draws, component, z, q (of the latent), again (q of the cell encoded again).
     """
     wide = cycle.reset_index(names="cell")
-    points = pd.wide_to_long(wide, ["z", "q", "again"], i="cell", j="component", sep="_", suffix=r"\w+").reset_index(
-        "component"
-    )
+    points = pd.wide_to_long(wide, ["z", "q", "again"], i="cell", j="component", sep="_", suffix=r"\w+")
+    points = points.reset_index("component")
     named = points.rename(columns={"q": "q of the latent", "again": "q of the cell encoded again"})
     off = named.melt(["draws", "component", "z"], named.columns[-2:], var_name="of")
     off["error"] = (off["value"] - off["z"]).abs()

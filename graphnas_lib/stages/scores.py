@@ -50,11 +50,9 @@ class ProxyScore:
         place = self.device or self.images.device
         make = self.make or partial(build, input_shape=tuple(self.images.shape[1:]), classes=self.classes)
         try:
-            model, batch = (
-                moved(make(individual, seed=self.seed), place),
-                (self.images.to(place), self.labels.to(place)),
-            )
-            found = proxies.score(model, *batch, (self.name, *self.extra), seed=self.seed)
+            model, images, labels = moved(make(individual, seed=self.seed), place), self.images, self.labels
+            names = (self.name, *self.extra)
+            found = proxies.score(model, images.to(place), labels.to(place), names, seed=self.seed)
         except (proxies.ProxyError, torch.OutOfMemoryError) as error:
             raise ScoreError(str(error)) from error
         return {"score": found[self.name], **{name: found[name] for name in self.extra}}

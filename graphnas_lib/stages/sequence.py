@@ -15,7 +15,7 @@ from graphnas_lib.clusters import Families
 from graphnas_lib.design import FILE, KeptNetworks
 from graphnas_lib.macro import Architecture
 from graphnas_lib.paper import Scale, Sizes
-from graphnas_lib.sequence import SequenceConfig
+from graphnas_lib.sequence import CONDITIONS, SequenceConfig
 from graphnas_lib.stages import evolution
 from graphnas_lib.stages.stage import Stage
 
@@ -30,27 +30,16 @@ def make(stage: Stage) -> tuple[dict, dict]:
     table = evolution.load(scale.name)
     individuals = [Architecture.from_json(text) for text in table["individual"]]
     designs = [individual.hl for individual in individuals]
-    conditions = torch.tensor(
-        [[row.params, row.flops, row.naswot, math.nan] for row in table.itertuples()], dtype=torch.float64
-    )
+    conditions = torch.tensor(table.assign(snip_ssnr=math.nan)[list(CONDITIONS)].to_numpy(float))
     shape = store.load_manifest("evolution", scale.name)["config"]["input_shape"]
     families = Families.load(scale.name).n_clusters
     config, pretrained = settings(scale, n_families=families, input_shape=tuple(shape))
     point = stage.checkpoint("training", config, pretrained, LOG_COST_BIN_WIDTH)
     point.every = LARGE_STATE_SECONDS if scale.name == "paper" else point.every
-    generator, log = sequence.train(
-        designs,
-        conditions,
-        config=config,
-        weights=learning_weights(table),
-        steps=scale.sequence_steps,
-        seed=stage.seed,
-        pretrained=pretrained,
-        device=stage.device,
-        checkpoint=point,
-        log_every=max(1, scale.sequence_steps // 50),
-        progress=stage.progress,
-    )
+    options = {"steps": scale.sequence_steps, "log_every": max(1, scale.sequence_steps // 50), "pretrained": pretrained}
+    options |= {"seed": stage.seed, "device": stage.device, "checkpoint": point, "progress": stage.progress}
+    weights = learning_weights(table)
+    generator, log = sequence.train(designs, conditions, config=config, weights=weights, **options)
     kept = KeptNetworks.of(individuals, conditions[:, :2], torch.tensor(table["score"].to_numpy()))
     facts = {
         "trunk": "pretrained GPT-Neo" if pretrained else "from scratch",
@@ -77,13 +66,6 @@ def settings(scale: Scale | Sizes, **sizes) -> tuple[SequenceConfig, str | None]
     """The generator of a scale, and where the weights that it starts from are: at paper scale, `$GRAPHNAS_GPT_NEO`."""
     if scale.name == "paper":
         return SequenceConfig(**sizes), os.environ.get(PRETRAINED) or None
-    small = SequenceConfig.small(
-        **sizes,
-        hidden=scale.sequence_hidden,
-        layers=scale.sequence_layers,
-        heads=scale.sequence_heads,
-        batch_size=scale.sequence_batch,
-        warmup=min(500, scale.sequence_steps // 10),
-        lr=scale.sequence_lr,
-    )
-    return small, None
+    given = {"hidden": scale.sequence_hidden, "layers": scale.sequence_layers, "heads": scale.sequence_heads}
+    given |= {"batch_size": scale.sequence_batch, "lr": scale.sequence_lr}
+    return SequenceConfig.small(warmup=min(500, scale.sequence_steps // 10), **given, **sizes), None

@@ -11,7 +11,7 @@ from graphnas_lib import benchmarks, network, store
 from graphnas_lib.datasets import MissingDataError
 from graphnas_lib.design import Design
 from graphnas_lib.network import ExportError
-from graphnas_lib.plots import Shown, show
+from graphnas_lib.plots import show
 from graphnas_lib.space import OPERATIONS
 from graphnas_lib.stages.absent import tolerate
 from graphnas_lib.stages.road import produce
@@ -33,9 +33,7 @@ def banner(scale: str, device: str) -> str:
     return f"scale {store.check_scale(scale)}: {worth[scale]} | device {store.pick_device(device).type}"
 
 
-def full(table: pd.DataFrame, name: str = "table") -> Shown:
-    """A table as `plots.show` gives it."""
-    return show(table, name)
+full = show  # a table as a notebook draws it
 
 
 def written(scale: str, *, figures: Sequence[str] = (), tables: Sequence[str] = ()) -> str:

@@ -111,9 +111,7 @@ def summary(table: pd.DataFrame, facts: dict) -> dict[str, dict[str, dict]]:
 
 def recipe() -> pd.DataFrame:
     """The settings of the training that the paper takes over from ZenNAS, one a line."""
-    return pd.DataFrame(
-        [(name, str(value)) for name, value in vars(RECIPES[RECIPE]).items()], columns=["setting", "value"]
-    )
+    return pd.Series(vars(RECIPES[RECIPE])).map(str).rename_axis("setting").reset_index(name="value")
 
 
 def points(table: pd.DataFrame) -> pd.DataFrame:

@@ -46,9 +46,8 @@ def make(stage: Stage) -> tuple[dict, dict]:
     }
     decides = ({name: TASKS[name] for name in available}, RECIPES[scale.table4_recipe], designs)
     rows = stage.trainings(jobs, "tasks", *decides)
-    rows += [
-        {"task": name, "method": OURS, "value": math.nan, "note": MISSING} for name in TASKS if name not in available
-    ]
+    absent = {"method": OURS, "value": math.nan, "note": MISSING}
+    rows += [{"task": name, **absent} for name in TASKS if name not in available]
     rows += from_table()
     facts = {"available": list(available), "limit": scale.table4_samples, "epochs": scale.table4_epochs}
     return {"table4_rows.csv": pd.DataFrame(rows)}, facts | {"recipe": scale.table4_recipe}
@@ -157,9 +156,8 @@ def relative(table: pd.DataFrame) -> pd.DataFrame:
         name.replace("Ours", "paper's own"): {t: row[c].value / base[t] for t, c in COLUMNS.items()}
         for name, row in rows.items()
     }
-    found = table.assign(value=pd.to_numeric(table["value"], errors="coerce")).pivot(
-        index="task", columns="method", values="value"
-    )
+    values = table.assign(value=pd.to_numeric(table["value"], errors="coerce"))
+    found = values.pivot(index="task", columns="method", values="value")
     for method in (OURS, SHALLOW, RIDGE) if WIDE in found else ():
         shares[f"{method}, here"] = (found[method] / found[WIDE]).reindex(list(COLUMNS)).to_dict()
     if NATS in found:

@@ -19,6 +19,7 @@ from graphnas_lib.store.artifacts import (
     load_manifest,
     manifest_path,
     no_cuda,
+    one_of,
     pick_device,
     read,
     results_dir,

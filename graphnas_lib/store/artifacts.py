@@ -12,6 +12,7 @@ import json
 import os
 import platform
 import subprocess
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -58,11 +59,16 @@ def root() -> Path:
     return Path.cwd() if SHIPPED.is_dir() else SHIPPED.parents[1]
 
 
+def one_of(name: str, value: str, choices: Iterable[str]) -> str:
+    """`value` itself, or ValueError naming the choices."""
+    if value not in (known := tuple(choices)):
+        raise ValueError(f"{name} must be one of {known}; got {value!r}.")
+    return value
+
+
 def check_scale(scale: str) -> str:
     """`scale` itself, or ValueError naming the three scales."""
-    if scale not in SCALE_NAMES:
-        raise ValueError(f"scale must be one of {SCALE_NAMES}; got {scale!r}.")
-    return scale
+    return one_of("scale", scale, SCALE_NAMES)
 
 
 def data_dir(scale: str) -> Path:
@@ -100,9 +106,7 @@ def data_at_hand() -> tuple[str, ...]:
     """Data sets that lie in `$GRAPHNAS_DATA` or `data/`: part of what decides a result, cheap to ask."""
     places = [Path(p).expanduser() for p in (os.environ.get("GRAPHNAS_DATA"), root() / "data") if p]
     return tuple(
-        name
-        for name, folders in DATA_FOLDERS.items()
-        if any((p / folder).exists() for p in places for folder in folders)
+        name for name, parts in DATA_FOLDERS.items() if any((p / part).exists() for p in places for part in parts)
     )
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import glob
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 _ELSEWHERE = (
@@ -76,15 +76,13 @@ def alone(path: Path, waiting: Callable[[], None] = lambda: None) -> Iterator[bo
 
     path.parent.mkdir(parents=True, exist_ok=True)
     lock, waited = FileLock(path), False
-    try:
+    with suppress(NotImplementedError):
         try:
             lock.acquire(timeout=0)
         except Timeout:
             waited = True
             waiting()
             lock.acquire()
-    except NotImplementedError:
-        pass
     try:
         yield waited
     finally:

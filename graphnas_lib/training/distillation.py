@@ -56,9 +56,8 @@ class Distilled(nn.Module):
             raise ValueError(f"A teacher must have the student's outputs; got {teacher_classes} and {classes}.")
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)
-            self.projections = nn.ModuleList(
-                nn.Conv2d(widths[ratio], teacher_widths[ratio], 1, bias=False) for ratio in self.ratios
-            )
+            pairs = ((widths[ratio], teacher_widths[ratio]) for ratio in self.ratios)
+            self.projections = nn.ModuleList(nn.Conv2d(*pair, 1, bias=False) for pair in pairs)
             for projection in self.projections:
                 nn.init.normal_(projection.weight, std=PROJECTION_STD)
 

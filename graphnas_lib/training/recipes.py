@@ -11,6 +11,7 @@ import tomllib
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from graphnas_lib import store
 from graphnas_lib.datasets import Task
 
 MIN_STEPS_PER_EPOCH = 64  # where a data set is cut
@@ -49,10 +50,8 @@ class Recipe:
     source: str = ""  # of these numbers
 
     def __post_init__(self) -> None:
-        if self.schedule not in ("cosine_epoch", "cosine_step", "step"):
-            raise ValueError(f"schedule must be one of ('cosine_epoch', 'cosine_step', 'step'); got {self.schedule!r}.")
-        if self.init not in ("default", "xavier"):
-            raise ValueError(f"init must be one of ('default', 'xavier'); got {self.init!r}.")
+        store.one_of("schedule", self.schedule, ("cosine_epoch", "cosine_step", "step"))
+        store.one_of("init", self.init, ("default", "xavier"))
         if self.epochs < 1 or self.batch_size < 2:
             raise ValueError(
                 f"A recipe needs at least one epoch and batches of two; got {self.epochs} and {self.batch_size}."
@@ -76,11 +75,7 @@ RECIPES = {
 
 def get(recipe: Recipe | str) -> Recipe:
     """A recipe by name, or the recipe itself."""
-    if isinstance(recipe, Recipe):
-        return recipe
-    if recipe not in RECIPES:
-        raise ValueError(f"recipe must be one of {tuple(RECIPES)}; got {recipe!r}.")
-    return RECIPES[recipe]
+    return recipe if isinstance(recipe, Recipe) else RECIPES[store.one_of("recipe", recipe, RECIPES)]
 
 
 def for_task(recipe: Recipe, task: Task) -> Recipe:

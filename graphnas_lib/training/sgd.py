@@ -168,10 +168,8 @@ def step_of(model: nn.Module, recipe: Recipe, device: torch.device) -> Callable[
 @contextmanager
 def surroundings(model: nn.Module, device: torch.device) -> Iterator[None]:
     """Inside the `with`, dropout draws from forked generators, and fast paths of a CPU or cuDNN's own trials are on."""
-    before = torch.backends.cudnn.benchmark
-    torch.backends.cudnn.benchmark = (
-        before or device.type == "cuda"
-    )  # it times its kernels for the few shapes there are
+    before = torch.backends.cudnn.benchmark  # of its kernels, for the few shapes there are
+    torch.backends.cudnn.benchmark = before or device.type == "cuda"
     try:
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), accelerated(model):
             yield
