@@ -528,6 +528,29 @@ def test_filled_takes_the_largest_widths_that_are_feasible():
     assert evolution.filled(narrow, lambda _: False) == narrow
 
 
+@pytest.mark.parametrize("width", [8, 400])
+def test_at_the_edge_no_width_can_grow(width):
+    feasible, generator = evolution.budget(count, params=2e5), torch.Generator().manual_seed(0)
+    start = Architecture(tuple(Triple(cell, width, 1, 3) for cell in POOL[:4]))
+    found = evolution.to_the_edge(start, feasible, generator)
+    assert feasible(found) and [(t.cell, t.stride, t.family) for t in found.triples] == [(c, 1, 3) for c in POOL[:4]]
+    for i, triple in enumerate(found.triples):
+        wider = replace(triple, channels=triple.channels + 8)
+        assert not feasible(replace(found, triples=(*found.triples[:i], wider, *found.triples[i + 1 :])))
+    assert len({t.channels for t in found.triples}) > 1  # places are taken at random
+    assert evolution.to_the_edge(start, evolution.budget(count, params=10), generator) == start
+    assert evolution.to_the_edge(found, feasible, generator) == found
+
+
+def test_children_are_moved_to_the_edge_before_they_are_looked_at():
+    feasible, generator = evolution.budget(count, params=2e5), torch.Generator().manual_seed(0)
+    start = evolution.to_the_edge(evolution.hl_start(generate_cell, K), feasible, generator)
+    sizes = {"iterations": 60, "costs": count, "pooled": True, "channel_step": "local", "feasible": feasible}
+    plain, filled = (hl_search(filling=filling, initial=start, **sizes) for filling in (False, True))
+    least = [min(row["params"] for row in found.history) / 2e5 for found in (plain, filled)]
+    assert least[0] < 0.6 < 0.9 < least[1] and filled.counts["discarded"] == 0
+
+
 def test_searches_start_alike_and_narrow():
     hl, flat = evolution.hl_start(generate_cell, K), evolution.flat_start()
     sizes = [(8, 1), (16, 2), (16, 1)]  # a quarter of alpha_0's widths

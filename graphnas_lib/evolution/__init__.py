@@ -17,6 +17,7 @@ from graphnas_lib.evolution.algorithms import (
     network_problem,
     promise,
     random_evo,
+    to_the_edge,
 )
 from graphnas_lib.evolution.evaluation import ScoreError
 from graphnas_lib.evolution.history import SearchError, best_so_far, history_table
