@@ -93,7 +93,7 @@ class Searches:
         }
 
 
-_REACH = {"deep": "alpha_0", "channel_step": "local", "pooled": True, "screened": 16, "filling": True}
+_REACH = {"deep": "alpha_0", "channel_step": "local", "pooled": True, "screened": 16}
 FORMS: dict[str, dict] = {  # what follows a method's name -> options of the search
     "": {},
     "repeats": {"repeats": True},
@@ -102,7 +102,7 @@ FORMS: dict[str, dict] = {  # what follows a method's name -> options of the sea
     "far, alpha_0 alone": _REACH | {"deep": None},
     "far, uniform widths": _REACH | {"channel_step": "uniform"},
     "far, unscreened": _REACH | {"screened": 1},
-    "far, discarding": _REACH | {"filling": False},
+    "far, filled": _REACH | {"filling": True},
     "screened": {"channel_step": "local", "screened": 16},
 }
 
