@@ -217,8 +217,9 @@ def stack_cell(cell: Cell, *, width: int = 16, repeats: int = 5) -> Architecture
 
 def repeat_cell(cell: Cell, n: int, width: int, *, strides: int, family: int | None = None, stem_stride: int = 1):
     """An `Architecture` of one cell n times at one width, the first `strides` of which halve the side."""
-    triples = tuple(Triple(cell, width, 1 + (i < strides), family) for i in range(n))
-    return Architecture(triples, stem_stride=stem_stride)
+    strided, plain = (Triple(cell, width, stride, family) for stride in (2, 1))
+    first = min(strides, n)
+    return Architecture((strided,) * first + (plain,) * (n - first), stem_stride=stem_stride)
 
 
 def _checked(name: str, *values: object) -> tuple[int, int, int]:
