@@ -528,6 +528,26 @@ def test_filled_takes_the_largest_widths_that_are_feasible():
     assert evolution.filled(narrow, lambda _: False) == narrow
 
 
+def test_alike_gives_half_of_the_new_cells_to_every_place_of_the_old():
+    """Families and cells move together; widths, strides and all other places stay."""
+    places = (0, 1, 0, 0, 1)
+    parent = Architecture(tuple(Triple(POOL[i], 8 * (i + 1), 1, i) for i in places))
+    moved = {True: [], False: []}
+    for alike in moved:
+        generator = torch.Generator().manual_seed(0)
+        options = {"generate_cell": lambda family: POOL[4 + family], "n_families": K, "alike": alike}
+        for _ in range(400):
+            child = mutations.hl_mutate(parent, True, generator, depth_mutation=False, **options)
+            pairs = list(zip(parent.triples, child.triples, strict=True))
+            assert all((a.channels, a.stride) == (b.channels, b.stride) for a, b in pairs if a.cell != b.cell)
+            changed = tuple(i for i, (a, b) in enumerate(pairs) if a.cell != b.cell)
+            assert all(child.triples[i].cell == POOL[4 + child.triples[i].family] for i in changed)
+            moved[alike] += [changed] * bool(changed)
+    assert set(map(len, moved[False])) == {1}
+    assert set(moved[True]) == {(0,), (1,), (2,), (3,), (4,), (0, 2, 3), (1, 4)}
+    assert 0.4 < sum(len(changed) > 1 for changed in moved[True]) / len(moved[True]) < 0.6
+
+
 @pytest.mark.parametrize("width", [8, 400])
 def test_at_the_edge_no_width_can_grow(width):
     feasible, generator = evolution.budget(count, params=2e5), torch.Generator().manual_seed(0)

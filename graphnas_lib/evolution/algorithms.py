@@ -62,6 +62,7 @@ def hl_evo(
     costs: Callable[[Architecture], Any] | None = None,
     depth_mutation: bool = True,
     repeats: bool = False,
+    alike: bool = False,
     channel_step: str = "uniform",
     pooled: bool = False,
     filling: bool = False,
@@ -75,7 +76,7 @@ def hl_evo(
         feasible: constraints on the architecture (see `budget`).
         generate_cell: (family, index=...) -> Cell.
         costs: see `network_problem`.
-        depth_mutation, repeats, channel_step: see `hl_mutate`; `depth_mutation=False` gives the literal algorithm.
+        depth_mutation, repeats, alike, channel_step: see `hl_mutate`; `depth_mutation=False` is the literal algorithm.
         pooled: a family's cells are its first `CELLS_PER_FAMILY`, one at random each time, in place of a new one each
             time; with many `screened` children new ones would cost more than T-CET.
         filling: every child is moved `to_the_edge` of the constraints before it is looked at; else one that breaks them
@@ -84,7 +85,7 @@ def hl_evo(
     """
     supply = CellSupply(generate_cell, n_families)
     start = initial or initial_individual(supply, n_families)
-    kinds = {"n_families": n_families, "depth_mutation": depth_mutation, "repeats": repeats}
+    kinds = {"n_families": n_families, "depth_mutation": depth_mutation, "repeats": repeats, "alike": alike}
 
     def mutate(parent: Architecture, exploration: bool, generator: torch.Generator) -> Architecture:
         cells = partial(_of_pool, generate_cell, generator) if pooled else supply

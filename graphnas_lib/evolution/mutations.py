@@ -53,6 +53,7 @@ def hl_mutate(
     n_families: int,
     depth_mutation: bool = True,
     repeats: bool = False,
+    alike: bool = False,
     channel_step: str = "uniform",
 ) -> Architecture:
     """Mutate of Algorithm 1 (lines 6 to 19): one random cell, one random kind of change.
@@ -66,6 +67,7 @@ def hl_mutate(
         generate_cell: GenCell, family -> Cell (see `CellSupply`).
         depth_mutation: allow insertion (a neighbour's width, stride 1, a random family) and removal.
         repeats: an inserted cell is its neighbour's once more, as the released code's stages repeat theirs.
+        alike: half of the new cells go to every place that holds the old one, since repeats are one decision.
         channel_step: "uniform" over C as printed, or "local" (within 30%).
     """
     triples = list(individual.triples)
@@ -74,15 +76,16 @@ def hl_mutate(
     if exploration:
         kinds += ("family",) + depth_mutation * _depth_kinds(len(triples))
     kind = _choice(kinds, generator)  # line 9
-    if kind == "cell":
-        triples[i] = replace(triple, cell=generate_cell(triple.family))  # lines 8 and 12
-    elif kind == "family" or (kind == "insert" and not repeats):
-        family = _choice(range(n_families), generator)  # line 14
-        cell = generate_cell(family)  # line 15
-        if kind == "family":
-            triples[i] = replace(triple, cell=cell, family=family)
-        else:
-            triples.insert(i + _choice((0, 1), generator), Triple(cell, triple.channels, 1, family))
+    if kind in ("cell", "family"):
+        family = triple.family if kind == "cell" else _choice(range(n_families), generator)  # lines 8 and 14
+        cell = generate_cell(family)  # lines 12 and 15
+        everywhere = alike and _choice((False, True), generator)
+        for j in [j for j, other in enumerate(triples) if j == i or (everywhere and other.cell == triple.cell)]:
+            triples[j] = replace(triples[j], cell=cell, family=family)
+    elif kind == "insert" and not repeats:
+        family = _choice(range(n_families), generator)
+        added = Triple(generate_cell(family), triple.channels, 1, family)
+        triples.insert(i + _choice((0, 1), generator), added)
     else:
         _change_macro(triples, i, kind, generator, channel_step)
     return replace(individual, triples=tuple(triples))  # lines 17 and 18

@@ -103,6 +103,7 @@ FORMS: dict[str, dict] = {  # what follows a method's name -> options of the sea
     "far, uniform widths": _REACH | {"channel_step": "uniform"},
     "far, unscreened": _REACH | {"screened": 1},
     "far, filled": _REACH | {"filling": True},
+    "far, alike": _REACH | {"filling": True, "alike": True},
     "screened": {"channel_step": "local", "screened": 16},
 }
 
