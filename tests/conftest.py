@@ -17,7 +17,11 @@ from simulated_cuda import simulated_cuda
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 # Of the minutes that each takes: the longest begin, so that no worker is left alone with one at the end.
-LONGEST_FIRST = ("machines", "reproduce", "whole", "evolution", "corpus", "evidence", "design", "stages", "export")
+LONGEST_FIRST = (
+    *("machines", "design", "evolution", "corpus", "reproduce", "whole", "evidence", "plain", "stages", "panels"),
+    *("plots", "gvae", "selection", "export", "site", "nats", "space", "benchmark_table", "sequence", "ccnf"),
+    *("network", "teaching", "training", "synonyms", "benchmark_scores", "arguments", "resume", "main"),
+)
 CUDA, SHOWN = torch.cuda.is_available(), os.environ.get("CUDA_VISIBLE_DEVICES")
 
 
