@@ -100,7 +100,14 @@ def _read(path: Path, _changed: int, name: str) -> pd.DataFrame:
 
 def available() -> list[str]:
     """Names of the tables at hand."""
-    return [name for name, table in PUBLIC.items() if located(table.file)]
+    there = []
+    for name in PUBLIC:
+        try:
+            find(name)
+        except MissingDataError:  # or a $GRAPHNAS_DATA that is no folder
+            continue
+        there.append(name)
+    return there
 
 
 # ---- cells

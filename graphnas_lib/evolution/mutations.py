@@ -80,7 +80,8 @@ def hl_mutate(
         family = triple.family if kind == "cell" else _choice(range(n_families), generator)  # lines 8 and 14
         cell = generate_cell(family)  # lines 12 and 15
         everywhere = alike and _choice((False, True), generator)
-        for j in [j for j, other in enumerate(triples) if j == i or (everywhere and other.cell == triple.cell)]:
+        places = [j for j, other in enumerate(triples) if other.cell == triple.cell] if everywhere else [i]
+        for j in places:
             triples[j] = replace(triples[j], cell=cell, family=family)
     elif kind == "insert" and not repeats:
         family = _choice(range(n_families), generator)

@@ -16,6 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from graphnas_lib.store import one_of
+
 # principal colours of ImageNet's pixels in 0..1 (Krizhevsky et al. 2012): deviations, and directions as columns
 _COLOUR_VALUES = (0.2175, 0.0188, 0.0045)
 _COLOUR_VECTORS = ((-0.5675, 0.7192, 0.4009), (-0.5808, -0.0045, -0.8140), (-0.5836, -0.6948, 0.4203))
@@ -44,9 +46,7 @@ def crop_and_flip(images: Tensor, *, padding: int, flip: bool, generator: torch.
 
 def auto_augment(images: Tensor, policy: str, *, generator: torch.Generator) -> Tensor:
     """One random sub-policy of AutoAugment an image; uint8 (B, 3, H, W) in and out."""
-    if policy not in POLICIES:
-        raise ValueError(f"AutoAugment policy must be one of {tuple(POLICIES)}; got {policy!r}.")
-    table, n = POLICIES[policy], len(images)
+    table, n = POLICIES[one_of("AutoAugment policy", policy, POLICIES)], len(images)
     drawn = torch.randint(len(table), (n,), generator=generator).tolist()
     chance = torch.rand(2, n, generator=generator).tolist()
     signs = (torch.randint(2, (2, n), generator=generator) * 2 - 1).tolist()
