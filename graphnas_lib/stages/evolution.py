@@ -93,7 +93,7 @@ class Searches:
         }
 
 
-_REACH = {"deep": "alpha_0", "channel_step": "local", "pooled": True, "screened": 16}
+_REACH = {"deep": "alpha_0", "channel_step": "local", "filling": True, "alike": True, "pooled": True, "screened": 16}
 FORMS: dict[str, dict] = {  # what follows a method's name -> options of the search
     "": {},
     "repeats": {"repeats": True},
@@ -101,9 +101,9 @@ FORMS: dict[str, dict] = {  # what follows a method's name -> options of the sea
     "far": _REACH,  # deviation D52; each of its parts is also left out
     "far, alpha_0 alone": _REACH | {"deep": None},
     "far, uniform widths": _REACH | {"channel_step": "uniform"},
+    "far, discarding": _REACH | {"filling": False},
+    "far, one by one": _REACH | {"alike": False},
     "far, unscreened": _REACH | {"screened": 1},
-    "far, filled": _REACH | {"filling": True},
-    "far, alike": _REACH | {"filling": True, "alike": True},
     "screened": {"channel_step": "local", "screened": 16},
 }
 
