@@ -16,6 +16,7 @@ from test_corpus import cluster  # noqa: F401  (a fixture)
 
 from graphnas_lib import evolution
 from graphnas_lib.evolution import (
+    CELLS_PER_FAMILY,
     Problem,
     ScoreError,
     SearchError,
@@ -240,7 +241,7 @@ def test_a_shortened_log_is_refused(tmp_path):
 
 
 def test_screening_scores_the_most_promising_children():
-    sizes = {"iterations": 200, "channel_step": "local", "pooled": True, "feasible": narrow}
+    sizes = {"iterations": 200, "channel_step": "local", "pooled": CELLS_PER_FAMILY, "feasible": narrow}
     plain, screened = (hl_search(score=content_score, **sizes, screened=k) for k in (1, 16))
     assert len(screened.history) == len(plain.history)  # equal evaluations
     assert screened.best_score > 1.1 * plain.best_score
@@ -258,7 +259,7 @@ def content_score(architecture: Architecture) -> float:
 
 
 def test_screened_search_resumes_as_if_it_was_never_killed(tmp_path):
-    sizes = {"iterations": 120, "costs": count, "pooled": True, "screened": 8}
+    sizes = {"iterations": 120, "costs": count, "pooled": CELLS_PER_FAMILY, "screened": 8}
     assert_goes_on_after_a_kill(tmp_path, 90, content_score, **sizes)
 
 
@@ -565,8 +566,8 @@ def test_at_the_edge_no_width_can_grow(width):
 def test_children_are_moved_to_the_edge_before_they_are_looked_at():
     feasible, generator = evolution.budget(count, params=2e5), torch.Generator().manual_seed(0)
     start = evolution.to_the_edge(evolution.hl_start(generate_cell, K), feasible, generator)
-    sizes = {"iterations": 60, "costs": count, "pooled": True, "channel_step": "local", "feasible": feasible}
-    plain, filled = (hl_search(filling=filling, initial=start, **sizes) for filling in (False, True))
+    sizes = {"iterations": 60, "costs": count, "pooled": CELLS_PER_FAMILY, "channel_step": "local"}
+    plain, filled = (hl_search(filling=filling, initial=start, feasible=feasible, **sizes) for filling in (False, True))
     least = [min(row["params"] for row in found.history) / 2e5 for found in (plain, filled)]
     assert least[0] < 0.6 < 0.9 < least[1] and filled.counts["discarded"] == 0
 

@@ -20,6 +20,7 @@ from graphnas_lib.stages import (
     evolution,
     generated,
     gvae,
+    reach,
     shown,
     table1,
     table2,
@@ -69,6 +70,23 @@ def test_win_table_counts_seeds(compared):
     assert table.loc["Random", ["median", "min", "max", "seeds"]].tolist() == [7.0, 6.0, 8.0, 2]
     assert table["HL-Evo above it"].tolist() == [1, 1, 0, 2]
     assert table["HL-Evo, repeats above it"].tolist() == [0, 2, 1, 2]
+
+
+def test_reach_has_the_whole_form_beside_each_that_lacks_a_part(compared):
+    whole = {"method": reach.WHOLE, "budget": BUDGET, "evaluations": 1}
+    part, cheap = {**whole, "method": f"{reach.WHOLE}, unscreened"}, {"budget": "flops <= 1M"}
+    scores = [(whole, 1, 6.0), (whole, 2, 8.0), (part, 1, 7.0), (part, 2, 2.0)]
+    rows = [{**row, **cheap, "seed": seed, "score": score} for row, seed, score in scores]
+    reached = pd.DataFrame([*rows, {**whole, "seed": 1, "score": 10.0}, {**whole, "seed": 2, "score": 12.0}])
+    table = reach.parts(reached).set_index(["budget", "method"])
+    assert table.index.tolist() == [("flops <= 1M", name) for name in (reach.WHOLE, part["method"])] + [
+        (BUDGET, reach.WHOLE)
+    ]
+    lacking = table.loc[("flops <= 1M", part["method"])]
+    assert lacking["HL-Evo, far above it"] == 1 and lacking["HL-Evo, far / it"] == pytest.approx(7.0 / 4.5)
+    assert table.loc[(BUDGET, reach.WHOLE), "median"] == 11.0
+    curves = comparison.curves(reach.beside(compared.assign(budget=BUDGET), reached))
+    assert curves[reach.WHOLE] == [[10.0], [12.0]] and len(curves) == 4
 
 
 def test_length_table_has_the_best_start_and_the_best_after_a_third_and_after_all():
@@ -186,14 +204,15 @@ def test_cycle_errors_are_means_of_what_q_misses():
     assert table.loc[("scaled", "q of the cell encoded again"), "mean"] == 0.25
 
 
-def test_counts_of_three_stages_stand_in_one_table(monkeypatch):
+def test_counts_of_four_stages_stand_in_one_table(monkeypatch):
     counts = {
         "evolution": {"a": {"recorded": 1}},
         "comparison": {"b": {"recorded": 2}},
         "variants": {"c": {"recorded": 3}},
+        "reach": {"d": {"recorded": 4}},
     }
     monkeypatch.setattr(variants.store, "load_manifest", lambda stage, scale: {"config": {"counts": counts[stage]}})
-    assert variants.counts("lite").to_dict("list") == {"search": ["a", "b", "c"], "recorded": [1, 2, 3]}
+    assert variants.counts("lite").to_dict("list") == {"search": ["a", "b", "c", "d"], "recorded": [1, 2, 3, 4]}
 
 
 def test_written_names_the_files_that_are_there(tmp_path, monkeypatch):

@@ -64,7 +64,7 @@ def hl_evo(
     repeats: bool = False,
     alike: bool = False,
     channel_step: str = "uniform",
-    pooled: bool = False,
+    pooled: int = 0,
     filling: bool = False,
     **options,
 ) -> SearchResult:
@@ -77,8 +77,8 @@ def hl_evo(
         generate_cell: (family, index=...) -> Cell.
         costs: see `network_problem`.
         depth_mutation, repeats, alike, channel_step: see `hl_mutate`; `depth_mutation=False` is the literal algorithm.
-        pooled: a family's cells are its first `CELLS_PER_FAMILY`, one at random each time, in place of a new one each
-            time; with many `screened` children new ones would cost more than T-CET.
+        pooled: a family's cells are its first so many, one at random each time, in place of a new one each time; with
+            many `screened` children new ones would cost more than T-CET.
         filling: every child is moved `to_the_edge` of the constraints before it is looked at; else one that breaks them
             is discarded, as most are.
         **options: `iterations`, `population`, `seed`, `screened` and further arguments of `evolve`.
@@ -88,7 +88,7 @@ def hl_evo(
     kinds = {"n_families": n_families, "depth_mutation": depth_mutation, "repeats": repeats, "alike": alike}
 
     def mutate(parent: Architecture, exploration: bool, generator: torch.Generator) -> Architecture:
-        cells = partial(_of_pool, generate_cell, generator) if pooled else supply
+        cells = partial(_of_pool, generate_cell, generator, pooled) if pooled else supply
         child = hl_mutate(parent, exploration, generator, generate_cell=cells, channel_step=channel_step, **kinds)
         return to_the_edge(child, feasible, generator) if filling else child
 
@@ -96,9 +96,9 @@ def hl_evo(
     return evolve(network_problem(start=start, mutate=mutate, key=hl_key, supply=supply, **given), **options)
 
 
-def _of_pool(generate_cell: Callable[..., Cell], generator: torch.Generator, family: int) -> Cell:
-    """One of a family's first `CELLS_PER_FAMILY` cells."""
-    return generate_cell(family, index=torch.randint(CELLS_PER_FAMILY, (), generator=generator).item())
+def _of_pool(generate_cell: Callable[..., Cell], generator: torch.Generator, cells: int, family: int) -> Cell:
+    """One of a family's first cells, of so many."""
+    return generate_cell(family, index=torch.randint(cells, (), generator=generator).item())
 
 
 def flat_evo(
@@ -137,7 +137,7 @@ def random_evo(
     supply = CellSupply(generate_cell, n_families)
 
     def draw(parent: None, exploration: bool, generator: torch.Generator) -> Architecture:
-        cells = supply if fill else partial(_of_pool, generate_cell, generator)
+        cells = supply if fill else partial(_of_pool, generate_cell, generator, CELLS_PER_FAMILY)
         individual = random_individual(generator, generate_cell=cells, n_families=n_families)
         return filled(individual, feasible) if fill else individual
 
@@ -206,8 +206,9 @@ def deep_starts(
     n_families: int,
     feasible: Callable[[Architecture], bool],
     layers: Callable[[Architecture], int],
+    of: int = CELLS_PER_FAMILY,
 ) -> list[Architecture]:
-    """For each family, the network of most `promise` that repeats one of its first `CELLS_PER_FAMILY` cells.
+    """For each family, the network of most `promise` that repeats one of its first cells, `of` so many.
 
     The paper's alpha_0 is of its fifth family, and which of ours that is nobody knows; stages of its released networks
     repeat a cell. None, one, two or three of the first cells are strided: early strides pay for width. `layers` counts
@@ -215,7 +216,7 @@ def deep_starts(
     """
     strided, starts = range(len(ALPHA_0) + 1), []
     for family in range(n_families):
-        cells = {generate_cell(family, index=i) for i in range(CELLS_PER_FAMILY)}
+        cells = {generate_cell(family, index=i) for i in range(of)}
         tried = (_repeated(cell, family, n, feasible) for cell in sorted(cells, key=Cell.key) for n in strided)
         if found := [start for start in tried if start]:
             starts.append(max(found, key=partial(promise, layers=layers)))

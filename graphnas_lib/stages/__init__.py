@@ -17,6 +17,7 @@ from graphnas_lib.stages import (
     generated,
     gvae,
     labels,
+    reach,
     selection,
     sequence,
     table1,

@@ -24,12 +24,17 @@ def make(stage: Stage) -> tuple[dict, dict]:
     return {"comparison.parquet": compared(searches, METHODS), "comparison_flat.parquet": flat}, searches.facts()
 
 
-def compared(searches: evolution.Searches, methods: Sequence[str]) -> pd.DataFrame:
-    """The searches of some methods under `compared_budget`, with each seed."""
+def compared(
+    searches: evolution.Searches,
+    methods: Sequence[str],
+    budget: tuple[str, float] | None = None,
+    iterations: int | None = None,
+) -> pd.DataFrame:
+    """The searches of some methods with each seed; budget and evaluations by default those of the scale."""
     stage, scale = searches.stage, searches.stage.scale
     seeds = range(stage.seed + SEEDS_FROM, stage.seed + SEEDS_FROM + scale.comparison_seeds)
-    size = scale.comparison_iterations
-    runs = [searches.run(name, scale.compared_budget, seed=seed, iterations=size) for seed in seeds for name in methods]
+    size, under = iterations or scale.comparison_iterations, budget or scale.compared_budget
+    runs = [searches.run(name, under, seed=seed, iterations=size) for seed in seeds for name in methods]
     return _shared(pd.concat(runs), size)
 
 
@@ -64,15 +69,16 @@ def by_seed(compared: pd.DataFrame) -> pd.DataFrame:
     return table.assign(**above).reset_index().rename_axis(columns=None)
 
 
-def wins(*compared: pd.DataFrame) -> pd.DataFrame:
+def wins(*compared: pd.DataFrame, own: Sequence[str] | None = None) -> pd.DataFrame:
     """Each method of comparison.parquet and variants.parquet: its best score by seed, and with how many HL-Evo wins.
 
-    Columns: method, median, min and max over seeds, seeds, and the number with which each form of HL-Evo is above it.
+    Columns: method, median, min and max over seeds, seeds, and the number with which each form of HL-Evo, or of those
+    that `own` names, is above it.
     """
     best = _best_by_seed(pd.concat(compared))
     table = best.agg(["median", "min", "max"]).T.assign(seeds=len(best))
-    for own in (name for name in best if name.startswith("HL-Evo")):
-        table[f"{own} above it"] = best.lt(best[own], axis=0).sum()
+    for name in own or [name for name in best if name.startswith("HL-Evo")]:
+        table[f"{name} above it"] = best.lt(best[name], axis=0).sum()
     return table.sort_values("median", ascending=False).reset_index().rename_axis(columns=None)
 
 

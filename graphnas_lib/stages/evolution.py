@@ -15,13 +15,17 @@ from graphnas_lib.synonyms import CellSampler
 
 
 class Searches:
-    """Searches of a stage: one score (T-CET on one batch), one supply of cells, one rule for the population."""
+    """Searches of a stage: one score (T-CET on one batch), one supply of cells, one rule for the population.
 
-    def __init__(self, stage: Stage):
+    Forms that take cells from a pool choose among the first `pooled` of a family.
+    """
+
+    def __init__(self, stage: Stage, pooled: int = evolution.CELLS_PER_FAMILY):
         scale = stage.scale
         data = datasets.load("auto", resolution=scale.tcet_resolution)
         batch = data.batch(scale.tcet_batch)
-        self.stage, self.sampler, self.counts = stage, CellSampler.load(scale.name, device=stage.device), {}
+        self.stage, self.pooled, self.counts = stage, pooled, {}
+        self.sampler = CellSampler.load(scale.name, device=stage.device)
         self.costs = partial(count, input_shape=data.input_shape, classes=data.classes)
         self.input_shape = tuple(data.input_shape)
         self.score = ProxyScore(*batch, data.classes, extra=("naswot",), seed=stage.seed, device=stage.device)
@@ -32,7 +36,7 @@ class Searches:
     @cached_property
     def pool(self) -> CellSampler:
         """The sampler whose cells are made a family at once, for searches that take them from a pool."""
-        return CellSampler.load(self.stage.scale.name, device=self.stage.device, pool=evolution.CELLS_PER_FAMILY)
+        return CellSampler.load(self.stage.scale.name, device=self.stage.device, pool=self.pooled)
 
     def run(self, method: str, budget: tuple[str, float], *, seed: int, iterations: int) -> pd.DataFrame:
         """The history of one search, with columns "method", "budget" and "seed".
@@ -48,7 +52,7 @@ class Searches:
             "feasible": evolution.budget(self.costs, **{budget[0]: budget[1]}, resolution=scale.tcet_resolution),
             "checkpoint": self.stage.checkpoint(
                 *(f"{method} {name} {seed}", self.score.name, self.score.extra, FORMS[form]),
-                *(evolution.CELLS_PER_FAMILY, self.stage.workers),
+                *(self.pooled, self.stage.workers),
             ),
             "iterations": iterations,
             "seed": seed,
@@ -59,13 +63,14 @@ class Searches:
         supply = partial(self.sampler.generate_cell, seed=seed)
         if options.get("pooled"):  # one pool for all searches
             supply = partial(self.pool.generate_cell, seed=self.stage.seed)
+            options["pooled"] = self.pooled
         cells = {"generate_cell": supply, "n_families": self.sampler.families.n_clusters}
         if kind == "HL-Evo":
             deep = options.pop("deep", None)
             start = (
                 evolution.hl_start(**cells)
                 if deep is None
-                else evolution.deep_starts(**cells, feasible=options["feasible"], layers=depth)
+                else evolution.deep_starts(**cells, feasible=options["feasible"], layers=depth, of=self.pooled)
             )
             found = evolution.hl_evo(start, population=population, **options, **cells)
         elif kind == "Evo (flat)":

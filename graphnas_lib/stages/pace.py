@@ -40,6 +40,7 @@ def hours(scale: str, device: str = "auto") -> dict[str, float]:
     image1, image2 = (_image(sizes, data, recipe, place) / searchers for recipe in ("nats12", sizes.table2_recipe))
     in_table2 = SEARCHES * sizes.table2_top * 2 * sizes.table2_epochs * sizes.table2_images
     compared = METHODS * sizes.comparison_seeds * sizes.comparison_iterations
+    parts = len(sizes.reach["methods"]) * sizes.reach["iterations"]
     steps = 2 * sizes.gvae_seeds * sizes.gvae_steps + 12 * sizes.gvae_ablation_steps
     seconds = {
         "cells": sizes.unlabelled * _seconds(lambda: sample_cells(50, seed=0), place) / 50,
@@ -49,6 +50,7 @@ def hours(scale: str, device: str = "auto") -> dict[str, float]:
         "evolution": len(sizes.budgets) * sizes.iterations * tcet,
         "comparison": compared * tcet,
         "variants": compared * tcet,
+        "reach": (compared / METHODS + sizes.comparison_seeds * parts) * tcet,
         "sequence": sizes.sequence_steps * _generator_step(sizes, place),
         "table1": trained * image1,
         "table2": T_CET_SEARCHES * sizes.table2_evaluations[0] * tcet + in_table2 * image2,
