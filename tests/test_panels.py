@@ -9,13 +9,13 @@ import pytest
 import torch
 from PIL import Image
 
-from graphnas_lib import panels, proxies, stages
+from graphnas_lib import panels, proxies, sequence, stages
 from graphnas_lib.ccnf import CCNF
 from graphnas_lib.clusters import Families
 from graphnas_lib.gvae import GVAE
-from graphnas_lib.macro import MAX_CELLS
+from graphnas_lib.macro import MAX_CELLS, HLArchitecture, HLTriple
 from graphnas_lib.runner.readme import without_widgets
-from graphnas_lib.sequence import SequenceGenerator
+from graphnas_lib.sequence import SequenceConfig, SequenceGenerator
 
 VIEW = "application/vnd.jupyter.widget-view+json"
 
@@ -45,15 +45,22 @@ def test_tokens_follow_the_budget_and_the_place(generator):
     first = moved(panel, token=0)
     assert "family" in first[1] and "channels" in moved(panel, token=1)[1] and "stride" in moved(panel, token=2)[1]
     assert moved(panel, token=0) == first  # the same values, the same drawing
-    short = next(p for p in (4e4, 6e4, 8e4, 2e5, 5e5) if len(generator.generate(params=p).triples) < MAX_CELLS)
-    panel = panels.next_token(generator, params=short)
-    last = moved(panel, token=0)[0]
-    assert "tokens" in moved(panel, token=60)[1] and panel.picture.value == last  # the last picture stays
     shares = generator.next_token(3, params=3e5)
     assert sum(shares.values()) == pytest.approx(1) and "end" in shares and "stride 1" not in shares
     likeliest = max(generator.next_token(1, params=3e5).items(), key=lambda pair: pair[1])[0]
     greedy = generator.generate(params=3e5).triples[0]
     assert likeliest == f"{greedy.channels} channels"  # what greedy decoding then writes
+
+
+def test_beyond_the_end_of_a_design_the_last_picture_stays():
+    designs = [HLArchitecture((HLTriple(0, 8 * (1 + i), 1),) * 2) for i in range(4)]
+    config = SequenceConfig.small(n_families=1, hidden=16, layers=1, heads=2, batch_size=8, lr=1e-2, warmup=5)
+    sizes = torch.logspace(4, 6, 4, dtype=torch.float64)[:, None].expand(4, 4)
+    generator, _ = sequence.train(designs, sizes, config=config, steps=120, seed=0)
+    assert len(generator.generate(params=1e5).triples) < MAX_CELLS
+    panel = panels.next_token(generator, params=1e5)
+    last = moved(panel, token=0)[0]
+    assert "tokens" in moved(panel, token=60)[1] and panel.picture.value == last
 
 
 def test_a_panel_that_cannot_be_drawn_at_first_says_so():
