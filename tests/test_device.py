@@ -36,6 +36,7 @@ MICRO = {
     **{"measured_cells": 40, "cycle_cells": 1, "ccnf_hidden": 16, "ccnf_layers": 2, "ccnf_steps": 4},
     **{"ccnf_nll_steps": 1, "ccnf_batch": 16, "likelihood_latents": 2, "conditions": 1, "condition_cells": 1},
     **{"reference_cells": 1, "family_decoded": 4, "solved_cells": 4, "iterations": 4, "population": 2},
+    "between": {"budgets": (("params", 2e5),), "starts": 1, "iterations": 2, "asked": 1},
     "reach": {"budget": ("flops", 20e6), "iterations": 2, "cells": 2, "methods": ("HL-Evo, far", "Random")},
     **{"comparison_iterations": 2, "budgets": (("params", 3e5),), "table3_budgets": (18e6,)},
     **{"sequence_hidden": 16, "sequence_layers": 1, "sequence_heads": 2, "sequence_steps": 4, "sequence_batch": 8},

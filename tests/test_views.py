@@ -9,11 +9,14 @@ import torch
 from graphnas_lib import stages
 from graphnas_lib.ccnf import CCNF, CCNFConfig
 from graphnas_lib.clusters import ZC_NAMES, Families
+from graphnas_lib.evolution import budget
 from graphnas_lib.gvae import GVAE, GVAEConfig
-from graphnas_lib.network import ExportError
+from graphnas_lib.macro import Architecture, Triple
+from graphnas_lib.network import ExportError, count
 from graphnas_lib.paper import SCALES, STAGES
 from graphnas_lib.space import sample_cells
 from graphnas_lib.stages import (
+    between,
     comparison,
     designed,
     evidence,
@@ -87,6 +90,17 @@ def test_reach_has_the_whole_form_beside_each_that_lacks_a_part(compared):
     assert table.loc[(BUDGET, reach.WHOLE), "median"] == 11.0
     curves = comparison.curves(reach.beside(compared.assign(budget=BUDGET), reached))
     assert curves[reach.WHOLE] == [[10.0], [12.0]] and len(curves) == 4
+
+
+def test_networks_are_fitted_to_a_size_by_widths_and_where_that_is_not_enough_by_depth():
+    network = Architecture(tuple(Triple(cell, 64, 1) for cell in sample_cells(4, seed=0)))
+    least = count(replace(network, triples=tuple(replace(triple, channels=8) for triple in network.triples))).params
+    for bound in (2e6, 2 * least, 0.7 * least):
+        feasible = budget(count, params=bound)
+        (made,) = between.fitted([network, network], feasible, 0)
+        assert feasible(made)
+        assert [one.cell for one in made.triples] == [one.cell for one in network.triples][: len(made.triples)]
+        assert (len(made.triples) == 4 and count(made).params > 0.8 * bound) == (bound > least)
 
 
 def test_length_table_has_the_best_start_and_the_best_after_a_third_and_after_all():

@@ -7,6 +7,7 @@ claim of the paper beside these artifacts.
 
 from graphnas_lib.stages import (
     benchmark_scores,
+    between,
     ccnf,
     cells,
     comparison,

@@ -21,8 +21,11 @@ def make(stage: Stage) -> tuple[dict, dict]:
     """A hundred requests inside the range of the history, and the best of its designs under each of its budgets."""
     searches, history = evolution.Searches(stage), evolution.load(stage.scale.name)
     trained = Trained.load(stage.scale.name, device=stage.device)
+    requests = drawn_requests(history, stage.scale.requests, stage.seed)
+    answered = answers(trained, searches, requests)
     files = {
-        "designed_requests.csv": answers(trained, searches, drawn_requests(history, stage.scale.requests, stage.seed)),
+        "designed_requests.csv": answered,
+        "designed_anywhere.csv": anywhere(trained, searches, answered.head(stage.scale.between["asked"])),
         "designed_best.csv": best_designs(trained, searches, history),
     }
     return files, searches.facts()
@@ -53,6 +56,26 @@ def answers(trained: Trained, searches: evolution.Searches, requests: Tensor) ->
         row |= {"legal_masked": hl is not None, "legal_unmasked": unmasked is not None}
         rows.append(row | {"cells": len(hl.triples), "design": hl.to_json()})
     return pd.DataFrame(rows)
+
+
+def anywhere(trained: Trained, searches: evolution.Searches, requests: pd.DataFrame) -> pd.DataFrame:
+    """Requests that were no search's budget: the best T-CET of ten designs, and of the best repeated cell.
+
+    Columns: quantity, requested, SG, repeated, and the first as a share of the second.
+    """
+    score, stage = searches.score, searches.stage
+    options = {"images": score.images, "labels": score.labels, "classes": score.classes, "seed": stage.seed}
+    options |= {"input_shape": searches.input_shape, "device": stage.device}
+    asked = {f"{row.quantity} {row.requested:.6g}": below(row.quantity, row.requested) for row in requests.itertuples()}
+    jobs = {name: partial(_both, trained, {**size, **options}) for name, size in asked.items()}
+    found = pd.DataFrame(stage.collect(jobs, "anywhere", RESCORED, workers=1)).drop(columns="id")
+    told = requests[["quantity", "requested"]].reset_index(drop=True)
+    return told.join(found).assign(share=found["SG"] / found["repeated"])
+
+
+def _both(trained: Trained, asked: dict) -> dict:
+    designs = design(n=RESCORED, candidates=RESCORED, trained=trained, **asked)
+    return {"SG": max(one.tcet for one in designs), "repeated": repeated(**asked)[0].tcet}
 
 
 def best_designs(trained: Trained, searches: evolution.Searches, history: pd.DataFrame) -> pd.DataFrame:

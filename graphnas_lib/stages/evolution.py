@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cached_property, partial
 
 import pandas as pd
 
 from graphnas_lib import datasets, evolution, store
 from graphnas_lib.evolution import history_table
+from graphnas_lib.macro import Architecture
 from graphnas_lib.network import count, depth
 from graphnas_lib.stages.scores import ProxyScore
 from graphnas_lib.stages.stage import Stage
@@ -38,18 +40,31 @@ class Searches:
         """The sampler whose cells are made a family at once, for searches that take them from a pool."""
         return CellSampler.load(self.stage.scale.name, device=self.stage.device, pool=self.pooled)
 
-    def run(self, method: str, budget: tuple[str, float], *, seed: int, iterations: int) -> pd.DataFrame:
+    def feasible(self, budget: tuple[str, float]) -> Callable[[Architecture], bool]:
+        """The constraints under a budget, quantity and upper bound, at the stage's resolution."""
+        return evolution.budget(self.costs, **{budget[0]: budget[1]}, resolution=self.stage.scale.tcet_resolution)
+
+    def run(
+        self,
+        method: str,
+        budget: tuple[str, float],
+        *,
+        seed: int,
+        iterations: int,
+        start: list[Architecture] | None = None,
+    ) -> pd.DataFrame:
         """The history of one search, with columns "method", "budget" and "seed".
 
         Args:
             method: "HL-Evo", "Evo (flat)" or "Random", or one of these with what follows it in `FORMS`.
             budget: quantity and upper bound.
             iterations: T; the population is the scale's share of it.
+            start: of HL-Evo, in place of its form's own.
         """
         scale, name = self.stage.scale, budget_name(*budget)
         kind, _, form = method.partition(", ")
         options = {
-            "feasible": evolution.budget(self.costs, **{budget[0]: budget[1]}, resolution=scale.tcet_resolution),
+            "feasible": self.feasible(budget),
             "checkpoint": self.stage.checkpoint(
                 *(f"{method} {name} {seed}", self.score.name, self.score.extra, FORMS[form]),
                 *(self.pooled, self.stage.workers),
@@ -67,11 +82,9 @@ class Searches:
         cells = {"generate_cell": supply, "n_families": self.sampler.families.n_clusters}
         if kind == "HL-Evo":
             deep = options.pop("deep", None)
-            start = (
-                evolution.hl_start(**cells)
-                if deep is None
-                else evolution.deep_starts(**cells, feasible=options["feasible"], layers=depth, of=self.pooled)
-            )
+            if not start and deep:
+                start = evolution.deep_starts(**cells, feasible=options["feasible"], layers=depth, of=self.pooled)
+            start = start or evolution.hl_start(**cells)
             found = evolution.hl_evo(start, population=population, **options, **cells)
         elif kind == "Evo (flat)":
             found = evolution.flat_evo(evolution.flat_start(), population=population, **options)
