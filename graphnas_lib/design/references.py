@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -38,15 +38,18 @@ class Residual(nn.Module):
         return self.last(self.body(x) + self.shortcut(x))
 
 
+def _sizes(inputs: int, width: int, blocks: int) -> Iterator[tuple[int, int, int]]:
+    """Channels in and out, and stride, of each block of three stages, that strides as it enters a stage."""
+    for stage, stride in enumerate(STRIDES):
+        for i in range(blocks):
+            yield inputs, width * 2**stage, 1 if i else stride
+            inputs = width * 2**stage
+
+
 def _staged(width: int, channels: int, classes: int, blocks: int, block: Callable[..., nn.Module]) -> nn.Module:
     """A stem, three stages of blocks, global pooling and a classifier."""
-    layers, inputs = [_conv(channels, width), nn.ReLU()], width
-    for stage, stride in enumerate(STRIDES):
-        outputs = width * 2**stage
-        for i in range(blocks):
-            layers.append(block(inputs, outputs, stride if i == 0 else 1))
-            inputs = outputs
-    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(inputs, classes))
+    stem, layers = [_conv(channels, width), nn.ReLU()], [block(*sizes) for sizes in _sizes(width, width, blocks)]
+    return nn.Sequential(*stem, *layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4 * width, classes))
 
 
 def _plain(inputs: int, outputs: int, stride: int) -> nn.Module:
@@ -76,20 +79,18 @@ def _nats(width: int, input_shape: Sequence[int], classes: int) -> nn.Module:
 
 def _wide(width: int, shape: Sequence[int], classes: int, dense: bool) -> nn.Module:
     """WRN-16 (Zagoruyko & Komodakis 2016) for images or series; dense: no strides, and an answer a place."""
-    dims, inputs = len(shape) - 1, WIDE_STEM
+    dims = len(shape) - 1
     conv, norm, pool = (getattr(nn, f"{kind}{dims}d") for kind in ("Conv", "BatchNorm", "AdaptiveAvgPool"))
-    layers = [conv(shape[0], inputs, 3, padding=1, bias=False)]
-    for stage, stride in enumerate(STRIDES):
-        for i in range(2):
-            outputs, step = width * 2**stage, 1 if dense or i else stride
-            first = norm(inputs), nn.ReLU(), conv(inputs, outputs, 3, step, 1, bias=False)
-            body = nn.Sequential(*first, norm(outputs), nn.ReLU(), conv(outputs, outputs, 3, 1, 1, bias=False))
-            same = inputs == outputs and step == 1
-            shortcut = nn.Identity() if same else conv(inputs, outputs, 1, step, bias=False)
-            layers.append(Residual(body, shortcut, nn.Identity()))
-            inputs = outputs
-    head = [conv(inputs, classes, 1)] if dense else [pool(1), nn.Flatten(), nn.Linear(inputs, classes)]
-    return nn.Sequential(*layers, norm(inputs), nn.ReLU(), *head)
+    layers = [conv(shape[0], WIDE_STEM, 3, padding=1, bias=False)]
+    for before, after, stride in _sizes(WIDE_STEM, width, 2):
+        step = 1 if dense else stride
+        first = norm(before), nn.ReLU(), conv(before, after, 3, step, 1, bias=False)
+        body = nn.Sequential(*first, norm(after), nn.ReLU(), conv(after, after, 3, 1, 1, bias=False))
+        same = before == after and step == 1
+        shortcut = nn.Identity() if same else conv(before, after, 1, step, bias=False)
+        layers.append(Residual(body, shortcut, nn.Identity()))
+    head = [conv(after, classes, 1)] if dense else [pool(1), nn.Flatten(), nn.Linear(after, classes)]
+    return nn.Sequential(*layers, norm(after), nn.ReLU(), *head)
 
 
 REFERENCES: dict[str, Callable[..., nn.Module]] = {  # name -> (width, input shape, classes) -> network

@@ -14,7 +14,7 @@ from itertools import count
 import torch
 
 from graphnas_lib.macro import CHANNELS, MAX_CELLS, STRIDES, Architecture, Triple
-from graphnas_lib.space import EDGES, OPERATIONS, Cell, random_cell
+from graphnas_lib.space import EDGES, OPERATIONS, Cell, valid_cell
 from graphnas_lib.store import one_of
 
 MAX_EDGE_FLIPS = 300  # one in 28 suffices for all but a few cells
@@ -113,7 +113,7 @@ def flat_mutate(
     if kind in ("edge", "operation"):
         triples[i] = replace(triple, cell=mutate_cell(triple.cell, kind, generator))
     elif kind == "insert" and not repeats:
-        triples.insert(i + _choice((0, 1), generator), Triple(_valid_cell(generator), triple.channels, 1))
+        triples.insert(i + _choice((0, 1), generator), Triple(valid_cell(generator), triple.channels, 1))
     else:
         _change_macro(triples, i, kind, generator, channel_step)
     return replace(architecture, triples=tuple(triples))
@@ -179,13 +179,6 @@ def scale_widths(architecture: Architecture, factor: float) -> Architecture:
     return replace(architecture, triples=triples)
 
 
-def _valid_cell(generator: torch.Generator) -> Cell:
-    while True:
-        cell = random_cell(generator)
-        if cell.is_valid and (cell := cell.canonical()).is_valid:
-            return cell
-
-
 # ---- random draws
 
 
@@ -206,7 +199,7 @@ def random_individual(
 def random_architecture(generator: torch.Generator, *, max_cells: int = MAX_CELLS) -> Architecture:
     """A draw from S: random valid cells, sizes as in `random_individual`."""
     sizes = _random_sizes(generator, max_cells)
-    return Architecture(tuple(Triple(_valid_cell(generator), channels, stride) for channels, stride in sizes))
+    return Architecture(tuple(Triple(valid_cell(generator), channels, stride) for channels, stride in sizes))
 
 
 def _random_sizes(generator: torch.Generator, max_cells: int) -> list[tuple[int, int]]:

@@ -17,6 +17,7 @@ from graphnas_lib.space.cell import (
     nats_operations,
     random_cell,
     sample_cells,
+    valid_cell,
 )
 from graphnas_lib.space.codes import (
     KERNEL_OF,

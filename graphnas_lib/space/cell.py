@@ -328,14 +328,21 @@ def random_cell(generator: torch.Generator) -> Cell:
     return Cell.from_edges(compress(EDGES, keep), [OPERATIONS[i] for i in ops.tolist()])
 
 
+def valid_cell(generator: torch.Generator) -> Cell:
+    """The first of such draws that is valid, in canonical form."""
+    while True:
+        cell = random_cell(generator)
+        if cell.is_valid and (cell := cell.canonical()).is_valid:
+            return cell
+
+
 def sample_cells(n: int, *, seed: int) -> list[Cell]:
     """`n` distinct valid cells in canonical form, equal for equal seeds; a longer draw begins with them."""
     generator = torch.Generator().manual_seed(index(seed))
     cells: dict[str, Cell] = {}
     while len(cells) < n:
-        cell = random_cell(generator)
-        if cell.is_valid and (cell := cell.canonical()).is_valid:
-            cells.setdefault(cell.key(), cell)
+        cell = valid_cell(generator)
+        cells.setdefault(cell.key(), cell)
     return list(cells.values())
 
 
