@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import tomllib
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -102,11 +103,9 @@ def available() -> list[str]:
     """Names of the tables at hand."""
     there = []
     for name in PUBLIC:
-        try:
+        with suppress(MissingDataError):  # or a $GRAPHNAS_DATA that is no folder
             find(name)
-        except MissingDataError:  # or a $GRAPHNAS_DATA that is no folder
-            continue
-        there.append(name)
+            there.append(name)
     return there
 
 

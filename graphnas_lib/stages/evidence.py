@@ -127,12 +127,9 @@ def _collected(stage: Stage, parts: dict[str, Callable], loop: str, *settings) -
         return {name: table.to_dict("records") for name, table in part().items()}
 
     rows = stage.collect({name: partial(records, part) for name, part in parts.items()}, loop, *settings)
-    tables: dict[str, list[pd.DataFrame]] = {}
-    for row in rows:
-        for name, records in row.items():
-            if name != "id":
-                tables.setdefault(name, []).append(pd.DataFrame(records))
-    return {name: pd.concat(parts, ignore_index=True) for name, parts in tables.items()}
+    names = dict.fromkeys(name for row in rows for name in row if name != "id")
+    found = {name: [pd.DataFrame(row[name]) for row in rows if name in row] for name in names}
+    return {name: pd.concat(tables, ignore_index=True) for name, tables in found.items()}
 
 
 def _files(found: dict[str, pd.DataFrame], written: dict[str, pd.DataFrame]) -> dict[str, pd.DataFrame]:
@@ -147,10 +144,8 @@ def _files(found: dict[str, pd.DataFrame], written: dict[str, pd.DataFrame]) -> 
     if written:
         rows = pd.concat([found.pop("generators"), written["generators"]], ignore_index=True)
         found.pop("histories")
-        found["generators"] = rows
-        verdicts += [
-            benchmarks.of_generators(part, name, benchmarks.TASKS[name]) for name, part in rows.groupby("table")
-        ]
+        found["generators"], tasks = rows, benchmarks.TASKS
+        verdicts += [benchmarks.of_generators(part, name, tasks[name]) for name, part in rows.groupby("table")]
     found["verdicts"] = pd.concat(verdicts, ignore_index=True)
     return {f"evidence_{name}.csv": table for name, table in found.items()}
 
