@@ -10,7 +10,8 @@ from __future__ import annotations
 import hashlib
 import json
 import operator
-from collections.abc import Sequence
+from bisect import bisect_right
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
@@ -203,6 +204,12 @@ class HLArchitecture(_Sequence):
         pairs = zip(cells, self.triples, strict=True)
         triples = tuple(Triple(cell, hl.channels, hl.stride, hl.cluster) for cell, hl in pairs)
         return Architecture(triples, self.head_channels, self.stem_stride)
+
+
+def widest(fits: Callable[[int], bool], widths: Sequence[int] = CHANNELS) -> int | None:
+    """The largest of some ascending widths that fits, by bisection (costs grow with widths); None where none does."""
+    place = bisect_right(widths, False, key=lambda width: not fits(width))
+    return widths[place - 1] if place else None
 
 
 def stack_cell(cell: Cell, *, width: int = 16, repeats: int = 5) -> Architecture:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -10,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from graphnas_lib.design.fitting import BudgetUnreachable, Target
-from graphnas_lib.macro import Architecture, Triple
+from graphnas_lib.macro import Architecture, Triple, widest
 from graphnas_lib.network import Costs, build
 from graphnas_lib.proxies import module_costs
 from graphnas_lib.space import REFERENCE_CELL
@@ -148,8 +147,8 @@ def reference(
             model = known[name](width, input_shape, classes, **given)
         return model, module_costs(model, input_shape)
 
-    place = bisect_right(widths, 0, key=lambda width: max(target.ratios(made(width)[1])) > 1) - 1
-    if place < 0:
+    width = widest(lambda width: max(target.ratios(made(width)[1])) <= 1, widths)
+    if width is None:
         raise BudgetUnreachable(target, made(widths[0])[1])
-    model, costs = made(widths[place])
-    return Reference(name, model, widths[place], costs)
+    model, costs = made(width)
+    return Reference(name, model, width, costs)

@@ -6,7 +6,6 @@ the square root of width, so the few largest by that are scored, and the best is
 
 from __future__ import annotations
 
-from bisect import bisect_right
 from collections.abc import Iterator
 from functools import partial
 from itertools import product
@@ -18,7 +17,7 @@ from graphnas_lib.design.budget import Request, selected
 from graphnas_lib.design.designs import Designs
 from graphnas_lib.design.fitting import BudgetUnreachable, Fitted, Target
 from graphnas_lib.evolution import promise
-from graphnas_lib.macro import CHANNELS, MAX_CELLS, repeat_cell
+from graphnas_lib.macro import CHANNELS, MAX_CELLS, repeat_cell, widest
 from graphnas_lib.network import count, depth
 from graphnas_lib.space import INPUT, OP_NODES, OUTPUT, Cell
 
@@ -63,13 +62,11 @@ def repeated(
 
 def _largest(request: Request) -> Iterator[Fitted]:
     """For each operation, number of cells and number of strides: the widest network within the budget."""
+    ratios = request.target.ratios
     for operation, strides in product(OPERATIONS, range(request.max_strides + 1)):
         for cells in range(max(1, strides), MAX_CELLS + 1):
             made = partial(_made, request, dense_cell(operation), cells, strides)
-            place = bisect_right(
-                CHANNELS, 1, key=lambda width, made=made: max(request.target.ratios(made(width).costs))
-            )
-            yield made(CHANNELS[max(0, place - 1)])
+            yield made(widest(lambda width, made=made: max(ratios(made(width).costs)) <= 1) or CHANNELS[0])
 
 
 def _made(request: Request, cell: Cell, cells: int, strides: int, width: int) -> Fitted:

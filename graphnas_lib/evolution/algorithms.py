@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-from bisect import bisect_right
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -28,7 +27,7 @@ from graphnas_lib.evolution.mutations import (
 )
 from graphnas_lib.evolution.search import Problem, SearchResult, evolve, random_search
 from graphnas_lib.evolution.surrogate import Surrogate
-from graphnas_lib.macro import CHANNELS, MAX_CELLS, Architecture, Triple, repeat_cell
+from graphnas_lib.macro import CHANNELS, MAX_CELLS, Architecture, Triple, repeat_cell, widest
 from graphnas_lib.space import REFERENCE_CELL, Cell
 
 MIN_SIDE_PIXELS = 4  # feature maps smaller than this in a search are refused; the paper is silent
@@ -229,8 +228,7 @@ def _repeated(cell: Cell, family: int, strides: int, feasible: Callable) -> Arch
     depth = next((n for n in range(MAX_CELLS, 0, -1) if feasible(made(n, CHANNELS[0]))), None)
     if depth is None:
         return None
-    place = bisect_right(CHANNELS, False, key=lambda width: not feasible(made(depth, width)))
-    return made(depth, CHANNELS[place - 1])
+    return made(depth, widest(lambda width: feasible(made(depth, width))))
 
 
 def promise(architecture: Architecture, layers: Callable[[Architecture], int]) -> float:
