@@ -295,9 +295,6 @@ def _kept(sampler: CellSampler, draw: Callable[[list[int]], Generated], n: int, 
     return draw(list(range(n))) if near is None else checked_draws(n, draw, misses)
 
 
-# ---- architectures, and the one-line tool
-
-
 def realise(hl_architecture: HLArchitecture, sampler: CellSampler, *, seed: int) -> Architecture:
     """alpha(alpha-hat) of Eq. 8: a cell generated for every high-level triple, channels and strides kept."""
     families = [triple.cluster for triple in hl_architecture.triples]

@@ -26,9 +26,6 @@ REPEATS = 5  # cells a stage
 SKELETONS = ("nats", "alpha_x")
 
 
-# ---- architecture strings
-
-
 def string(operations: tuple[str, ...]) -> str:
     """Inverse of `space.nats_operations`."""
     a, b, c, d, e, f = operations
@@ -52,9 +49,6 @@ def sample(n: int, *, seed: int) -> list[str]:
     every = list(product(OPERATIONS, repeat=len(EDGES)))
     order = torch.randperm(total, generator=torch.Generator().manual_seed(seed))
     return [string(every[i]) for i in order[:n].tolist()]
-
-
-# ---- the benchmark's skeleton
 
 
 _LAYERS = {  # operation of an edge -> its layer at a width

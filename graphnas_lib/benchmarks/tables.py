@@ -57,9 +57,6 @@ TNB_MODULE = {"1": (1, 1), "2": (2, 1), "3": (1, 2), "4": (2, 2)}  # digit -> (w
 TNB_FIRST_WIDTH = 64
 
 
-# ---- files
-
-
 def find(name: str) -> Path:
     """Where a table lies.
 
@@ -242,9 +239,6 @@ def tnb_macro_networks() -> pd.DataFrame:
     table = read("tnb_macro")
     tasks = {task: table[f"val_{task}"] for task in TNB_TASKS}
     return pd.DataFrame({"arch": table["arch"], "key": table["arch"], **tasks})
-
-
-# ---- devices
 
 
 def latencies() -> pd.DataFrame:

@@ -39,9 +39,6 @@ PUBLISHED = {name: {paper: taus.get(name, np.nan) for paper, taus in NATS_TAU.it
 TAU_COLUMNS = ("skeleton", "proxy", "tau", "low", "high", "n", "disconnected", "failed", *NATS_TAU, "within")
 
 
-# ---- scores
-
-
 def row(text: str, skeleton: str, images: Tensor, labels: Tensor, *, seed: int, classes: int, device=None) -> dict:
     """One row: arch, skeleton, `SCORES` at initialisation, error; NaN where disconnected or failed, which error says.
 
@@ -102,9 +99,6 @@ def score_all(
     how = {"progress": True} | how | {"desc": "scores", "unit": "net"}
     rows = store.collect(jobs, store.Journal(out, options | settings), **how)
     return pd.DataFrame(rows, columns=["arch", "skeleton", *SCORES, "error"])
-
-
-# ---- statistics
 
 
 def kendall_tau(x, y, *, resamples: int = RESAMPLES, seed: int = 0) -> tuple[float, float, float]:

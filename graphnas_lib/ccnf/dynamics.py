@@ -55,9 +55,6 @@ class VectorField(nn.Module):
         return self.layers[-1](u, context)
 
 
-# ---- traces of the Jacobian
-
-
 def exact_trace(velocity: Tensor, u: Tensor, *, create_graph: bool = False, chunk: int = 64) -> Tensor:
     """Tr(d velocity / d u), (B,), a row each, by m vector-Jacobian products taken `chunk` at a time.
 
@@ -90,9 +87,6 @@ def rademacher(like: Tensor, *, generator: torch.Generator) -> Tensor:
     """Signs +1 or -1, as `like`: Hutchinson noise whose variance is never above the Gaussian's."""
     signs = torch.randint(0, 2, like.shape, generator=generator, device=generator.device)
     return (2 * signs - 1).to(like)
-
-
-# ---- solves
 
 
 class Dynamics(nn.Module):

@@ -240,9 +240,6 @@ def doctor(options: argparse.Namespace) -> int:
     return 0 if healthy else 1
 
 
-# ---- their options
-
-
 def _option(*flags: str, **settings) -> tuple[tuple[str, ...], dict]:
     return flags, settings
 

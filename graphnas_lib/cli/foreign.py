@@ -248,9 +248,6 @@ def explained(n: int, source: str, shape: tuple[int, ...], seed: int) -> str:
     )
 
 
-# ---- running what others wrote
-
-
 @dataclass(frozen=True)
 class _foreign(AbstractContextManager):  # noqa: N801 - a context manager; a generator's would let a StopIteration through
     """Run a user's code; whatever it raises becomes one error that names the line of his file."""

@@ -137,9 +137,6 @@ def load_npy(path: Path) -> np.ndarray:
         return np.asarray(unpickle_restricted(file, name=path.name), dtype=object).reshape(shape)
 
 
-# ---- CIFAR and ImageNet16 archives
-
-
 def read_images(folder: Path, layout: dict[str, Any], side: int) -> list[Arrays]:
     """Train and test split of an archive in a layout of `facts.toml`: images uint8 (N, 3, side, side) and labels."""
     splits, pixels = [], 3 * side**2

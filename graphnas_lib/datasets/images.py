@@ -174,9 +174,6 @@ def looked_in(given: Path | str | None) -> str:
     return f"$GRAPHNAS_DATA ({os.environ.get('GRAPHNAS_DATA') or 'not set'}) and data/"
 
 
-# ---- official archives
-
-
 def _folder(facts: dict, given: Path | str | None) -> tuple[Path, dict] | None:
     """First folder that holds the data set, and its layout."""
     places = ((place / layout["folder"], layout) for place in roots(given) for layout in facts["layouts"])
@@ -217,9 +214,6 @@ def official(name: str, given: Path | str | None = None, *, download: bool = Fal
     return Dataset(name, *tensors, classes, mean, std, f"{title} ({folder.name}; {note})")
 
 
-# ---- digits
-
-
 def digits() -> Dataset:
     """scikit-learn's 1,797 images of 8x8, enlarged to 3x32x32; the last 360 (other writers) are the test split."""
     from sklearn.datasets import load_digits
@@ -241,9 +235,6 @@ def _resize(images: Tensor, resolution: int) -> Tensor:
     how = {"mode": "bilinear", "align_corners": False, "antialias": True}
     parts = (F.interpolate(part.float(), size=resolution, **how) for part in images.split(2048))
     return torch.cat([part.round_().clamp_(0, 255).to(torch.uint8) for part in parts]) if len(images) else images
-
-
-# ---- ImageNet folder
 
 
 class ImageFolderDataset:

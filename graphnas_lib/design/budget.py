@@ -199,9 +199,6 @@ class Request:
         return images, labels, f"{len(images)} given images"
 
 
-# ---- macro designs
-
-
 def macro_designs(
     generator: SequenceGenerator, request: Request, near: NearNetworks | None = None
 ) -> list[HLArchitecture]:
@@ -224,9 +221,6 @@ def plain_macros(n_families: int, max_strides: int, stem_stride: int) -> list[HL
     last = n_families - 1
     asked = (*3 * ([0],), 3 * [n_families // 2], 10 * [last], [last])
     return [widening(families, max_strides, stem_stride) for families in asked]
-
-
-# ---- candidates
 
 
 @dataclass(frozen=True)

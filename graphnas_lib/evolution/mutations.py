@@ -179,9 +179,6 @@ def scale_widths(architecture: Architecture, factor: float) -> Architecture:
     return replace(architecture, triples=triples)
 
 
-# ---- random draws
-
-
 def random_individual(
     generator: torch.Generator, *, generate_cell: Callable[[int], Cell], n_families: int
 ) -> Architecture:

@@ -31,8 +31,6 @@ class ExportError(RuntimeError):
     """An exported network does not compute what the original does, or an optional package is missing."""
 
 
-# ---- one Python file
-
 _PARTS = tomllib.loads(Path(__file__).with_name("export.toml").read_text(encoding="utf-8"))
 
 
@@ -145,9 +143,6 @@ class Network(nn.Module):
         x = self.head(x)
         return {forward}
 '''
-
-
-# ---- ONNX
 
 
 def need_onnx() -> None:

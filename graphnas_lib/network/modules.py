@@ -107,9 +107,6 @@ def checked_task(input_shape: Sequence[int], classes: int) -> tuple[tuple[int, .
     return shape, whole(classes)
 
 
-# ---- costs
-
-
 @lru_cache(maxsize=65536)
 def _cell_costs(cell: Cell, inputs: int, channels: int, stride: int, sides: tuple[int, ...]) -> Costs:
     planned = plan(cell, inputs, channels, stride)
@@ -162,9 +159,6 @@ def depth(architecture: Architecture) -> int:
         planned = plan(cell, inputs, width, stride)
         layers += [*planned.projection, *(layer for node in planned.nodes for layer in node.layers)]
     return sum(layer.kind == "conv" for layer in layers) + 1
-
-
-# ---- modules
 
 
 class CellModule(nn.Module):

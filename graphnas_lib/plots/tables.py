@@ -178,9 +178,6 @@ def _line(printed: Printed, result: Mapping, reason: str, scale: str) -> tuple:
     return paper, text(value), text(result.get("spread")) or "-", delta, text(result.get("n")) or "-", scale, notes
 
 
-# ---- what a notebook shows
-
-
 def show(table: pd.DataFrame, name: str = "table") -> Shown:
     """A table for a reader: few digits, no NaN, no bare index, a badge for a status; a long one is folded.
 

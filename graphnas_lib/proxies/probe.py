@@ -36,9 +36,6 @@ INT8 = torch.backends.cpu.get_cpu_capability().startswith("AVX512")  # CPUs whos
 Loss = Callable[[Tensor, Tensor], Tensor]
 
 
-# ---- one pass over the network
-
-
 @dataclass(frozen=True)
 class Pass:
     """What one forward (and backward) showed, by layer name; `kernels` is float64 (B, B)."""
@@ -303,9 +300,6 @@ def finite(name: str, value: Tensor | float) -> float:
     if not math.isfinite(value):
         raise ProxyError(f"The proxy '{name}' must be finite; got {value}. The network overflows at initialisation.")
     return value
-
-
-# ---- binary codes
 
 
 def shared_ones(units: Tensor) -> tuple[Tensor, int]:

@@ -186,9 +186,6 @@ def select(notebooks: list[Notebook], wanted: Iterable[str] | None) -> list[Note
     return [notebook for notebook in notebooks if notebook.name in chosen]
 
 
-# ---- freshness
-
-
 def freshness(project: Project, notebook: Notebook, parameters: dict[str, Any]) -> dict[str, str]:
     """What the result of a notebook depends on, part by part: code, parameters, library files, input artifacts.
 

@@ -172,9 +172,6 @@ BLOCKS = {  # file -> what makes its generated blocks, each named as its functio
 }
 
 
-# ---- outputs that the notebooks carry
-
-
 def save_outputs(project: Project, scale: str, notebooks: Iterable[str] | None = None) -> list[str]:
     """Put the outputs of the executed copies of a scale into `notebooks/*.ipynb`; returns a line a notebook.
 

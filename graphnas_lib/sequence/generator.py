@@ -70,9 +70,6 @@ class SequenceConfig:
         return cls(**{**ours, "schedule": "cosine", "warmup": 500, **changes})
 
 
-# ---- the model
-
-
 class SequenceGenerator:
     """h: a GPT-Neo language model over `Vocabulary`, with initial weights of a seed.
 
@@ -245,9 +242,6 @@ def _load_trunk(model: nn.Module, folder: Path) -> None:
             came = f"got {'nothing' if found is None else tuple(found.shape)}. Match hidden, layers, heads"
             raise ValueError(f"Pretrained {name} must have shape {tuple(w.shape)}; {came}.")
         w.copy_(found)
-
-
-# ---- training (Eq. 10)
 
 
 def sequence_loss(logits: Tensor, ids: Tensor) -> Tensor:

@@ -314,9 +314,6 @@ def predecessor_masks(adjacency: np.ndarray) -> np.ndarray:
     return np.packbits(adjacency, axis=1, bitorder="little")[:, 0]
 
 
-# ---- sampling
-
-
 def random_cell(generator: torch.Generator) -> Cell:
     """One draw before pruning, possibly invalid: edge probability p ~ U(0.3, 0.7) for the cell, operations uniform.
 

@@ -44,8 +44,6 @@ class TrainLog:
     seconds: float = 0.0
 
 
-# ---- places
-
 SHIPPED = Path(__file__).resolve().parents[1] / "shipped"  # the generator's artifacts, in an installed package alone
 
 
@@ -137,9 +135,6 @@ def no_cuda() -> str:
     )
 
 
-# ---- files
-
-
 def write(path: Path | str, content: Any) -> Path:
     """Write atomically by suffix: .safetensors, .json, .parquet, .csv, or text. Returns the path."""
     path = Path(path)
@@ -179,9 +174,6 @@ def sha256(path: Path | str) -> str:
     """SHA-256 of a file's bytes, hexadecimal."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-# ---- stages
 
 
 def manifest_path(stage: str, scale: str) -> Path:

@@ -25,9 +25,6 @@ class ZenNetError(ValueError):
     """A string or a list of blocks is no ZenNet."""
 
 
-# ---- structures
-
-
 @dataclass(frozen=True)
 class Block:
     """One super-block; `bottleneck` is None for the convolution kinds."""

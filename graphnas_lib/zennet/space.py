@@ -24,9 +24,6 @@ INITIAL = (  # where ZenNAS's search starts
 )
 
 
-# ---- costs
-
-
 def count(net: ZenNet, *, resolution: int = 32, classes: int = 100) -> Costs:
     """Exact costs of a structure for one square image of side `resolution`, in this package's units (`network.count`).
 
@@ -49,9 +46,6 @@ def count(net: ZenNet, *, resolution: int = 32, classes: int = 100) -> Costs:
     channels, normed = sum(conv.outputs for conv, _ in convs), sum(conv.outputs * side**2 for conv, side in convs)
     flops = 2 * (macs + 2 * normed + outputs + classes + width * side**2)  # the last term: pooling
     return Costs(weights + 2 * channels + classes, macs, flops)
-
-
-# ---- networks
 
 
 def build(net: ZenNet, *, classes: int = 100, residual: bool = True, seed: int) -> ZenNetwork:
@@ -103,9 +97,6 @@ class _UnitModule(nn.Module):
 
 def _conv_norm(conv: Layer) -> list[nn.Module]:
     return [conv.module(2), nn.BatchNorm2d(conv.outputs, eps=BN_EPS)]
-
-
-# ---- search
 
 
 def initial() -> ZenNet:
