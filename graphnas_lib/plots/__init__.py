@@ -28,7 +28,7 @@ from graphnas_lib.plots.figures import (
 )
 from graphnas_lib.plots.formatters import register
 from graphnas_lib.plots.results import plot_accuracy_by_flops, plot_against, plot_hours, plot_spread, plot_status
-from graphnas_lib.plots.style import PALETTE, figure, picture, svg
+from graphnas_lib.plots.style import PALETTE, figure, picture, running_ipython, svg
 from graphnas_lib.plots.tables import (
     Shown,
     compare,

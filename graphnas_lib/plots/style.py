@@ -12,7 +12,7 @@ import tomllib
 from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -55,11 +55,16 @@ def figure(plot: Callable[..., Figure]) -> Callable[..., Figure]:
         with style():
             fig = plot(*args, **kwargs)
         plt.close(fig)
-        if shell := sys.modules.get("IPython") and sys.modules["IPython"].get_ipython():
+        if shell := running_ipython():
             shell.display_formatter.formatters["image/png"].for_type(type(fig), picture)
         return fig
 
     return styled
+
+
+def running_ipython() -> Any:
+    """The IPython that runs this code, which is not imported for the question; None where none does."""
+    return sys.modules.get("IPython") and sys.modules["IPython"].get_ipython()
 
 
 def picture(fig: Figure) -> tuple[bytes, dict]:

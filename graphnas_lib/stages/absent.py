@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import ast
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from graphnas_lib.plots import running_ipython
 from graphnas_lib.store import MissingArtifactError
 
 
@@ -59,6 +59,6 @@ class Tolerant(ast.NodeTransformer):
 
 def tolerate() -> None:
     """From the next cell on, a running IPython leaves out what stands on missing stages; nothing where none runs."""
-    shell = sys.modules.get("IPython") and sys.modules["IPython"].get_ipython()
+    shell = running_ipython()
     if shell and not any(isinstance(known, Tolerant) for known in shell.ast_transformers):
         shell.ast_transformers.append(Tolerant(shell.user_ns))
