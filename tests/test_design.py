@@ -384,12 +384,13 @@ def likeness(individual: Architecture, hl: HLArchitecture, score: float) -> floa
 def test_kept_cells_are_those_of_the_likest_network_near_the_request(parts, history):
     individuals, costs, scores = history
     near = KeptNetworks.of(*history).near(parts["trained"].sampler, params=20_000)
-    off = (costs[:, 0].double() / 20_000).log().abs()
-    rows = off.argsort(stable=True)[: max(30, int((off <= 0.1).sum()))].tolist()
-    assert len(rows) < len(individuals) and len(near.networks) == len(rows)
+    params = costs[:, 0].double()
+    promise = scores * params.clamp(max=20_000) / params.clamp(min=20_000)  # T-CET times smaller cost over larger
+    rows = promise.argsort(descending=True, stable=True)[:30].tolist()
+    assert len(near.networks) == len(rows) < len(individuals)
     for row in rows:
         hl = individuals[row].hl
-        rated = {i: likeness(individuals[i], hl, scores[i].item()) for i in rows}
+        rated = {i: likeness(individuals[i], hl, promise[i].item()) for i in rows}
         likest = individuals[max(rated, key=rated.get)]
         assert near.promise(hl) == pytest.approx(max(rated.values()))
         if sorted(t.cluster for t in hl.triples) == sorted(t.cluster for t in likest.hl.triples):

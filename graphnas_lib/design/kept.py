@@ -27,8 +27,7 @@ from graphnas_lib.synonyms import CellSampler
 FILE = "sequence_cells.safetensors"
 LOG_COST_BIN_WIDTH = 0.1  # of ln params and of ln FLOPs; the history is thinned to the best networks of each bin
 MAX_NETWORKS_PER_BIN = 30
-MAX_LOG_COST_GAP = 0.1  # networks that far from a request, in ln, are near it
-MIN_NEAR_NETWORKS = 30  # where fewer are near, the nearest so many
+MAX_NEAR_NETWORKS = 30  # so many answer a request
 MAX_CELL_DONORS = 4  # at most so many of these give their cells to a macro design
 
 
@@ -65,14 +64,18 @@ class KeptNetworks:
         return cls(costs[rows], scores[rows], *padded, CellCodes.of(list(cells)))
 
     def near(self, sampler: CellSampler, *, params: float | None = None, flops: float | None = None) -> NearNetworks:
-        """The networks near a request; `flops` in the unit and at the input shape of the history."""
+        """The networks near a request: of highest T-CET times the share that the smaller cost is of the larger.
+
+        `flops` in the unit and at the input shape of the history.
+        """
         asked = [math.nan if value is None else math.log(value) for value in (params, flops)]
-        off = (self.costs.log() - self.costs.new_tensor(asked)).abs().nan_to_num(0.0).amax(dim=1)  # (n,)
-        rows = off.argsort(stable=True)[: max(int((off <= MAX_LOG_COST_GAP).sum()), MIN_NEAR_NETWORKS)]
+        gap = (self.costs.log() - self.costs.new_tensor(asked)).abs().nan_to_num(0.0).amax(dim=1)  # (n,)
+        promise = self.scores * (-gap).exp()
+        rows = promise.argsort(descending=True, stable=True)[:MAX_NEAR_NETWORKS]
         used = [i for i in self.places[rows].unique().tolist() if i >= 0]
         cells = dict(zip(used, self.codes[torch.tensor(used)].cells(), strict=True))
         networks = []
-        for score, triples, places in zip(*(x[rows].tolist() for x in (self.scores, self.triples, self.places))):
+        for score, triples, places in zip(*(x[rows].tolist() for x in (promise, self.triples, self.places))):
             own = tuple(HLTriple(*triple) for triple in triples if triple[0] >= 0)
             networks.append(KeptNetwork(score, own, tuple(cells[i] for i in places if i >= 0), _counts(own)))
         return NearNetworks(networks, sampler)
@@ -97,7 +100,7 @@ class KeptNetworks:
 class KeptNetwork(NamedTuple):
     """T-CET, macro design and cells of a kept network."""
 
-    score: float
+    score: float  # T-CET, less for a network farther from the request
     triples: tuple[HLTriple, ...]
     cells: tuple[Cell, ...]
     counts: tuple[Counter, Counter]  # how often each family and each triple occurs
