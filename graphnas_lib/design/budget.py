@@ -28,7 +28,7 @@ from graphnas_lib.sequence import CONDITIONS, SequenceGenerator
 from graphnas_lib.synonyms import CellSampler, realise
 
 REQUEST_SHARES = (1.0, 0.97, 0.93, 0.88)  # ours; each gets one greedy macro design
-SAMPLES_PER_SHARE = 16  # further designs, sampled, where kept networks say which to take
+KNOWN_SIZES, SAMPLES_PER_SIZE = 4, 16  # sampled at the sizes of kept networks, which say which designs to take
 MAX_PROMISING_MACROS = 4  # of these so many are taken
 NOISE_BATCH_SIZE = 8  # images for T-CET where none are given: on 16 the same one of ten is best to 1%; the paper has 64
 MAX_SCORED = 2  # of the designs, those that promise most: the better has 0.985 to 1.0 of the best of ten
@@ -202,14 +202,20 @@ class Request:
 def macro_designs(
     generator: SequenceGenerator, request: Request, near: NearNetworks | None = None
 ) -> list[HLArchitecture]:
-    """Greedy designs for shares of the request, distinct; of these and sampled ones the most promising, where known."""
+    """Greedy designs for shares of the request, distinct.
+
+    Where kept networks are near, designs sampled at the sizes of these follow, and of all the most promising are taken:
+    at the request's own size the history may hold nothing but what was good for something else.
+    """
     asked = request.conditions(generator.config.input_shape)
     row = torch.tensor([asked.get(name) or math.nan for name in CONDITIONS], dtype=torch.float64)
     conditions = torch.tensor(REQUEST_SHARES, dtype=torch.float64)[:, None] * row
     options = {"max_strides": request.max_strides}
     rows = generator.generate_many(conditions, **options)
     if near is not None:
-        rows += generator.generate_many(conditions, n=SAMPLES_PER_SHARE, seed=request.seed, **options)
+        known = torch.full((min(KNOWN_SIZES, len(near.sizes)), len(CONDITIONS)), math.nan, dtype=torch.float64)
+        known[:, :2] = near.sizes[:KNOWN_SIZES]
+        rows += generator.generate_many(known, n=SAMPLES_PER_SIZE, seed=request.seed, **options)
     macros = list(dict.fromkeys(hl for row in rows for hl in row if hl is not None))
     if near is not None:
         macros = sorted(macros, key=lambda hl: -near.promise(hl))[:MAX_PROMISING_MACROS]

@@ -78,7 +78,8 @@ class KeptNetworks:
         for score, triples, places in zip(*(x[rows].tolist() for x in (promise, self.triples, self.places))):
             own = tuple(HLTriple(*triple) for triple in triples if triple[0] >= 0)
             networks.append(KeptNetwork(score, own, tuple(cells[i] for i in places if i >= 0), _counts(own)))
-        return NearNetworks(networks, sampler)
+        sizes = self.costs[rows].masked_fill(self.costs.new_tensor(asked).isnan(), math.nan)
+        return NearNetworks(networks, sizes, sampler)
 
     def to_tensors(self) -> dict[str, Tensor]:
         """Content of a safetensors file."""
@@ -114,7 +115,8 @@ def _counts(triples: Sequence[HLTriple]) -> tuple[Counter, Counter]:
 class NearNetworks:
     """Kept networks near one request, and the sampler of fresh cells for families that they lack."""
 
-    networks: list[KeptNetwork]
+    networks: list[KeptNetwork]  # of most promise first
+    sizes: Tensor  # their params and FLOPs (n, 2); NaN where the request has none
     sampler: CellSampler
 
     def promise(self, hl: HLArchitecture) -> float:
