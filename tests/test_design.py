@@ -401,6 +401,22 @@ def test_kept_cells_are_those_of_the_likest_network_near_the_request(parts, hist
     assert near.realise(unknown, seed=3) == realise(unknown, parts["trained"].sampler, seed=3)
 
 
+def test_macro_designs_are_sampled_at_the_sizes_of_the_networks_near_a_request(parts, history):
+    generator, (_, costs, _) = parts["trained"].generator, history
+    near = KeptNetworks.of(*history).near(parts["trained"].sampler, params=1e6)  # far above all of them
+    known = near.sizes[:4, 0]
+    assert near.sizes[:, 1].isnan().all() and set(near.sizes[:, 0].tolist()) <= set(costs[:, 0].tolist())
+    request = module.Request(Target(params=1e6), SHAPE, 10, False, 7)
+    rows = torch.full((8, 4), math.nan, dtype=torch.float64)
+    rows[:, 0] = torch.cat([torch.tensor([1.0, 0.97, 0.93, 0.88]) * 1e6, known])
+    written = sum(generator.generate_many(rows[:4]), [])
+    sampled = sum(generator.generate_many(rows[4:], n=16, seed=7), [])
+    best_first = sorted({*written, *sampled}, key=near.promise, reverse=True)
+    macros = module.macro_designs(generator, request, near)
+    assert [near.promise(hl) for hl in macros] == [near.promise(hl) for hl in best_first[:4]]
+    assert not {*macros} <= {*written}
+
+
 def test_kept_cells_vary_with_the_seed_alone(parts, history):
     near = KeptNetworks.of(*history).near(parts["trained"].sampler, flops=3e6)
     hl = HLArchitecture(tuple(HLTriple(family, 16, 1) for family in (0, 1, 1)))
