@@ -68,8 +68,9 @@ class KeptNetworks:
 
         `flops` in the unit and at the input shape of the history.
         """
-        asked = [math.nan if value is None else math.log(value) for value in (params, flops)]
-        gap = (self.costs.log() - self.costs.new_tensor(asked)).abs().nan_to_num(0.0).amax(dim=1)  # (n,)
+        logs = [math.nan if value is None else math.log(value) for value in (params, flops)]
+        asked = self.costs.new_tensor(logs)
+        gap = (self.costs.log() - asked).abs().nan_to_num(0.0).amax(dim=1)  # (n,)
         promise = self.scores * (-gap).exp()
         rows = promise.argsort(descending=True, stable=True)[:MAX_NEAR_NETWORKS]
         used = [i for i in self.places[rows].unique().tolist() if i >= 0]
@@ -78,7 +79,7 @@ class KeptNetworks:
         for score, triples, places in zip(*(x[rows].tolist() for x in (promise, self.triples, self.places))):
             own = tuple(HLTriple(*triple) for triple in triples if triple[0] >= 0)
             networks.append(KeptNetwork(score, own, tuple(cells[i] for i in places if i >= 0), _counts(own)))
-        sizes = self.costs[rows].masked_fill(self.costs.new_tensor(asked).isnan(), math.nan)
+        sizes = self.costs[rows].masked_fill(asked.isnan(), math.nan)
         return NearNetworks(networks, sizes, sampler)
 
     def to_tensors(self) -> dict[str, Tensor]:

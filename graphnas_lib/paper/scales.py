@@ -67,9 +67,7 @@ class Scale:
     compared_budget: tuple[str, float]  # one of `budgets`, under which searches are compared
     comparison_iterations: int  # ours: of HL-Evo, flat evolution and random search under it, and for how many seeds
     comparison_seeds: int
-    between: dict[
-        str, Any
-    ]  # ours: budgets of short searches that start with the best of `budgets`, and requests that are compared
+    between: dict[str, Any]  # ours: budgets of short searches, from the best of `budgets` on, and compared requests
     reach: dict[str, Any]  # ours: searches that lack a part of the far-reaching form, and how many cells it pools
     requests: int = 100  # ours: asked of the sequence generator
     best_of: int = 100  # of its designs under each budget: the paper's evaluations of its generator

@@ -63,14 +63,18 @@ def anywhere(trained: Trained, searches: evolution.Searches, requests: pd.DataFr
 
     Columns: quantity, requested, SG, repeated, and the first as a share of the second.
     """
-    score, stage = searches.score, searches.stage
-    options = {"images": score.images, "labels": score.labels, "classes": score.classes, "seed": stage.seed}
-    options |= {"input_shape": searches.input_shape, "device": stage.device}
+    options = {**_task(searches), "seed": searches.stage.seed}
     asked = {f"{row.quantity} {row.requested:.6g}": below(row.quantity, row.requested) for row in requests.itertuples()}
     jobs = {name: partial(_both, trained, {**size, **options}) for name, size in asked.items()}
-    found = pd.DataFrame(stage.collect(jobs, "anywhere", RESCORED, workers=1)).drop(columns="id")
+    found = pd.DataFrame(searches.stage.collect(jobs, "anywhere", RESCORED, workers=1)).drop(columns="id")
     told = requests[["quantity", "requested"]].reset_index(drop=True)
     return told.join(found).assign(share=found["SG"] / found["repeated"])
+
+
+def _task(searches: evolution.Searches) -> dict:
+    """The images that the searches score on, as arguments of `design` and `repeated`."""
+    score, place = searches.score, {"input_shape": searches.input_shape, "device": searches.stage.device}
+    return {"images": score.images, "labels": score.labels, "classes": score.classes, **place}
 
 
 def _both(trained: Trained, asked: dict) -> dict:
@@ -81,8 +85,7 @@ def _both(trained: Trained, asked: dict) -> dict:
 def best_designs(trained: Trained, searches: evolution.Searches, history: pd.DataFrame) -> pd.DataFrame:
     """Under each budget: the best T-CET of designs, of fresh ones, and of HL-Evo; all on the same images."""
     score, stage = searches.score, searches.stage
-    options = {"images": score.images, "labels": score.labels, "classes": score.classes, "trained": trained}
-    options |= {"input_shape": searches.input_shape, "device": stage.device}
+    options = {**_task(searches), "trained": trained}
     budgets = {evolution.budget_name(*budget): budget for budget in stage.scale.budgets}
     jobs, size = {}, {"n": RESCORED, "candidates": stage.scale.best_of}
     for i, (name, budget) in enumerate(budgets.items()):
@@ -104,10 +107,7 @@ def _best(name: str, method: str, score: ProxyScore, asked: dict) -> dict:
 
 def outside(searches: evolution.Searches, quantity: str, bound: float) -> list[dict]:
     """What needs no generator and no search: the best network of one repeated cell, and the authors' best one."""
-    score, stage = searches.score, searches.stage
-    options = {"images": score.images, "labels": score.labels, "classes": score.classes}
-    options |= {"input_shape": searches.input_shape, "seed": stage.seed, "device": stage.device}
-    plain = repeated(**below(quantity, bound), **options)
+    plain = repeated(**below(quantity, bound), **_task(searches), seed=searches.stage.seed)
     rows = [{"method": REPEATED, "evaluations": SCORED, "score": plain[0].tcet}]
     try:
         known = [network for network, _ in benchmarks.released_networks()]
@@ -115,7 +115,7 @@ def outside(searches: evolution.Searches, quantity: str, bound: float) -> list[d
         return rows
     within = [one for one in known if 0.5 * bound <= getattr(searches.costs(one), quantity) <= bound]
     if within:
-        best = max(score(one)["score"] for one in within)
+        best = max(searches.score(one)["score"] for one in within)
         rows.append({"method": RELEASED, "evaluations": len(within), "score": best})
     return rows
 
