@@ -218,14 +218,15 @@ def test_cycle_errors_are_means_of_what_q_misses():
     assert table.loc[("scaled", "q of the cell encoded again"), "mean"] == 0.25
 
 
-def test_counts_of_three_stages_stand_in_one_table(monkeypatch):
+def test_counts_of_four_stages_stand_in_one_table(monkeypatch):
     counts = {
         "evolution": {"a": {"recorded": 1}},
         "comparison": {"b": {"recorded": 2}},
         "variants": {"c": {"recorded": 3}},
+        "reach": {"d": {"recorded": 4}},
     }
     monkeypatch.setattr(variants.store, "load_manifest", lambda stage, scale: {"config": {"counts": counts[stage]}})
-    assert variants.counts("lite").to_dict("list") == {"search": ["a", "b", "c"], "recorded": [1, 2, 3]}
+    assert variants.counts("lite").to_dict("list") == {"search": ["a", "b", "c", "d"], "recorded": [1, 2, 3, 4]}
 
 
 def test_written_names_the_files_that_are_there(tmp_path, monkeypatch):

@@ -111,7 +111,7 @@ def plot_search(curves: Mapping[str, Sequence], ylabel: str = "best T-CET so far
     import pandas as pd
     import seaborn as sns
 
-    aside = len(curves) > 4  # a legend of many long names would lie on the lines
+    aside = len(curves) > 3  # a legend of many names would lie on the lines
     fig, ax = subplots(figsize=(WIDEST if aside else 6.6, 3.8))
     medians = {}
     for (name, values), colour in zip(curves.items(), cycle(PALETTE), strict=False):
