@@ -401,7 +401,8 @@ def test_kept_cells_are_those_of_the_likest_network_near_the_request(parts, hist
     assert near.realise(unknown, seed=3) == realise(unknown, parts["trained"].sampler, seed=3)
 
 
-def test_macro_designs_are_sampled_at_the_sizes_of_the_networks_near_a_request(parts, history):
+@pytest.mark.parametrize(("scored", "samples", "taken"), [(2, 16, 4), (10, 64, 4), (24, 64, 6)])
+def test_macro_designs_are_sampled_at_the_sizes_of_the_networks_near_a_request(parts, history, scored, samples, taken):
     generator, (_, costs, _) = parts["trained"].generator, history
     near = KeptNetworks.of(*history).near(parts["trained"].sampler, params=1e6)  # far above all of them
     known = near.sizes[:4, 0]
@@ -410,10 +411,10 @@ def test_macro_designs_are_sampled_at_the_sizes_of_the_networks_near_a_request(p
     rows = torch.full((8, 4), math.nan, dtype=torch.float64)
     rows[:, 0] = torch.cat([torch.tensor([1.0, 0.97, 0.93, 0.88]) * 1e6, known])
     written = sum(generator.generate_many(rows[:4]), [])
-    sampled = sum(generator.generate_many(rows[4:], n=16, seed=7), [])
+    sampled = sum(generator.generate_many(rows[4:], n=samples, seed=7), [])
     best_first = sorted({*written, *sampled}, key=near.promise, reverse=True)
-    macros = module.macro_designs(generator, request, near)
-    assert [near.promise(hl) for hl in macros] == [near.promise(hl) for hl in best_first[:4]]
+    macros = module.macro_designs(generator, request, near, scored)
+    assert [near.promise(hl) for hl in macros] == [near.promise(hl) for hl in best_first[:taken]]
     assert not {*macros} <= {*written}
 
 

@@ -29,7 +29,8 @@ from graphnas_lib.synonyms import CellSampler, realise
 
 REQUEST_SHARES = (1.0, 0.97, 0.93, 0.88)  # ours; each gets one greedy macro design
 KNOWN_SIZES, SAMPLES_PER_SIZE = 4, 16  # sampled at the sizes of kept networks, which say which designs to take
-MAX_PROMISING_MACROS = 4  # of these so many are taken
+MORE_SAMPLES_PER_SIZE = 64  # where more than `MAX_SCORED` networks are scored
+MAX_PROMISING_MACROS, CANDIDATES_PER_MACRO = 4, 4  # so many are taken, and more where each is drawn oftener than that
 NOISE_BATCH_SIZE = 8  # images for T-CET where none are given: on 16 the same one of ten is best to 1%; the paper has 64
 MAX_SCORED = 2  # of the designs, those that promise most: the better has 0.985 to 1.0 of the best of ten
 WORTH_PROCESSES = 1e11  # FLOPs of one forward of more networks, from where two processes win over two threads
@@ -108,7 +109,7 @@ def design(
         found = shallow_networks(drawn, trained.sampler, request)
     else:
         near = None if fresh else trained.near(**request.conditions(trained.generator.config.input_shape))
-        macros = macro_designs(trained.generator, request, near)
+        macros = macro_designs(trained.generator, request, near, scored)
         found = Drawer(request, trained.sampler, near).candidates(macros, drawn)
     if len(found) < number:
         message = f"{number} distinct designs were asked for; {len(found)} could be drawn for this budget."
@@ -200,12 +201,13 @@ class Request:
 
 
 def macro_designs(
-    generator: SequenceGenerator, request: Request, near: NearNetworks | None = None
+    generator: SequenceGenerator, request: Request, near: NearNetworks | None = None, scored: int = 1
 ) -> list[HLArchitecture]:
     """Greedy designs for shares of the request, distinct.
 
-    Where kept networks are near, designs sampled at the sizes of these follow, and of all the most promising are taken:
-    at the request's own size the history may hold nothing but what was good for something else.
+    Where kept networks are near, designs sampled at the sizes of these follow, and of all the most promising are taken,
+    more for more networks that are `scored`: at the request's own size the history may hold nothing but what was good
+    for something else.
     """
     asked = request.conditions(generator.config.input_shape)
     row = torch.tensor([asked.get(name) or math.nan for name in CONDITIONS], dtype=torch.float64)
@@ -215,10 +217,12 @@ def macro_designs(
     if near is not None:
         known = torch.full((min(KNOWN_SIZES, len(near.sizes)), len(CONDITIONS)), math.nan, dtype=torch.float64)
         known[:, :2] = near.sizes[:KNOWN_SIZES]
-        rows += generator.generate_many(known, n=SAMPLES_PER_SIZE, seed=request.seed, **options)
+        samples = SAMPLES_PER_SIZE if scored <= MAX_SCORED else MORE_SAMPLES_PER_SIZE
+        rows += generator.generate_many(known, n=samples, seed=request.seed, **options)
     macros = list(dict.fromkeys(hl for row in rows for hl in row if hl is not None))
     if near is not None:
-        macros = sorted(macros, key=lambda hl: -near.promise(hl))[:MAX_PROMISING_MACROS]
+        taken = max(MAX_PROMISING_MACROS, scored // CANDIDATES_PER_MACRO)
+        macros = sorted(macros, key=lambda hl: -near.promise(hl))[:taken]
     return [replace(hl, stem_stride=request.stem_stride) for hl in macros]
 
 
