@@ -29,8 +29,9 @@ from graphnas_lib.synonyms import CellSampler, realise
 
 REQUEST_SHARES = (1.0, 0.97, 0.93, 0.88)  # ours; each gets one greedy macro design
 KNOWN_SIZES, SAMPLES_PER_SIZE = 4, 16  # sampled at the sizes of kept networks, which say which designs to take
-MORE_SAMPLES_PER_SIZE = 64  # where more than `MAX_SCORED` networks are scored
-MAX_PROMISING_MACROS, CANDIDATES_PER_MACRO = 4, 4  # so many are taken, and more where each is drawn oftener than that
+MAX_PROMISING_MACROS = 4  # of these so many are taken,
+CANDIDATES_PER_MACRO = 4  # more where more than so many networks are scored for each,
+MANY_SAMPLES_PER_SIZE = 64  # and then of so many samples
 NOISE_BATCH_SIZE = 8  # images for T-CET where none are given: on 16 the same one of ten is best to 1%; the paper has 64
 MAX_SCORED = 2  # of the designs, those that promise most: the better has 0.985 to 1.0 of the best of ten
 WORTH_PROCESSES = 1e11  # FLOPs of one forward of more networks, from where two processes win over two threads
@@ -217,11 +218,11 @@ def macro_designs(
     if near is not None:
         known = torch.full((min(KNOWN_SIZES, len(near.sizes)), len(CONDITIONS)), math.nan, dtype=torch.float64)
         known[:, :2] = near.sizes[:KNOWN_SIZES]
-        samples = SAMPLES_PER_SIZE if scored <= MAX_SCORED else MORE_SAMPLES_PER_SIZE
+        taken = max(MAX_PROMISING_MACROS, scored // CANDIDATES_PER_MACRO)
+        samples = SAMPLES_PER_SIZE if taken == MAX_PROMISING_MACROS else MANY_SAMPLES_PER_SIZE
         rows += generator.generate_many(known, n=samples, seed=request.seed, **options)
     macros = list(dict.fromkeys(hl for row in rows for hl in row if hl is not None))
     if near is not None:
-        taken = max(MAX_PROMISING_MACROS, scored // CANDIDATES_PER_MACRO)
         macros = sorted(macros, key=lambda hl: -near.promise(hl))[:taken]
     return [replace(hl, stem_stride=request.stem_stride) for hl in macros]
 
