@@ -38,6 +38,7 @@ MICRO = {
     **{"reference_cells": 1, "family_decoded": 4, "solved_cells": 4, "iterations": 4, "population": 2},
     "between": {"budgets": (("params", 2e5),), "starts": 1, "iterations": 2, "asked": 1},
     "reach": {"budget": ("flops", 20e6), "iterations": 2, "cells": 2, "methods": ("HL-Evo, far", "Random")},
+    "longest": {"budget": ("flops", 20e6), "cells": 2, "evaluations": {"Random, pooled": 2, "HL-Evo, far": 2}},
     **{"comparison_iterations": 2, "budgets": (("params", 3e5),), "table3_budgets": (18e6,)},
     **{"sequence_hidden": 16, "sequence_layers": 1, "sequence_heads": 2, "sequence_steps": 4, "sequence_batch": 8},
     **{"table1_cells": 1, "table1_decodes": 4, "reference_seeds": 1, "train_images": 64, "test_images": 64},

@@ -517,6 +517,10 @@ def test_random_evolution_fills_the_budget_at_every_depth():
     drawn = evolution.random_evo(feasible=feasible, iterations=40, costs=count, fill=False, **options)
     assert all(feasible(row["individual"]) for row in drawn.history) and drawn.counts["discarded"] > 40
     assert sum(row["params"] > 4e5 for row in drawn.history) < 10
+    indices = set()
+    options["generate_cell"] = lambda family, index: indices.add(index) or generate_cell(family, index=index)
+    evolution.random_evo(feasible=feasible, iterations=40, pooled=2, **options)
+    assert indices == {0, 1}
 
 
 def test_filled_takes_the_largest_widths_that_are_feasible():

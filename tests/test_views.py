@@ -23,6 +23,7 @@ from graphnas_lib.stages import (
     evolution,
     generated,
     gvae,
+    longest,
     reach,
     shown,
     table1,
@@ -90,6 +91,19 @@ def test_reach_has_the_whole_form_beside_each_that_lacks_a_part(compared):
     assert table.loc[(BUDGET, reach.WHOLE), "median"] == 11.0
     curves = comparison.curves(reach.beside(compared.assign(budget=BUDGET), reached))
     assert curves[reach.WHOLE] == [[10.0], [12.0]] and len(curves) == 4
+
+
+def test_long_searches_are_read_off_after_so_many_evaluations():
+    runs = {"HL-Evo": [5.0, None, 7.0] * 400, reach.WHOLE: [None, 9.0] * 200}
+    rows = [
+        {"method": name, "seed": 1, "evaluations": i + 1, "score": score}
+        for name, scores in runs.items()
+        for i, score in enumerate(scores)
+    ]
+    table = longest.after(pd.DataFrame(rows)).set_index("method")
+    assert table.loc["HL-Evo", ["evaluations", "after 300", "after 1,000", "all"]].tolist() == [1_200, 7.0, 7.0, 7.0]
+    assert table.loc["HL-Evo", "HL-Evo, far / it"] == pytest.approx(9 / 7)
+    assert pd.isna(table.loc[reach.WHOLE, "after 1,000"]) and table.loc[reach.WHOLE, "after 300"] == 9.0
 
 
 def test_networks_are_fitted_to_a_size_by_widths_and_where_that_is_not_enough_by_depth():
@@ -218,15 +232,16 @@ def test_cycle_errors_are_means_of_what_q_misses():
     assert table.loc[("scaled", "q of the cell encoded again"), "mean"] == 0.25
 
 
-def test_counts_of_four_stages_stand_in_one_table(monkeypatch):
+def test_counts_of_five_stages_stand_in_one_table(monkeypatch):
     counts = {
         "evolution": {"a": {"recorded": 1}},
         "comparison": {"b": {"recorded": 2}},
         "variants": {"c": {"recorded": 3}},
         "reach": {"d": {"recorded": 4}},
+        "longest": {"e": {"recorded": 5}},
     }
     monkeypatch.setattr(variants.store, "load_manifest", lambda stage, scale: {"config": {"counts": counts[stage]}})
-    assert variants.counts("lite").to_dict("list") == {"search": ["a", "b", "c", "d"], "recorded": [1, 2, 3, 4]}
+    assert variants.counts("lite").to_dict("list") == {"search": [*"abcde"], "recorded": [1, 2, 3, 4, 5]}
 
 
 def test_written_names_the_files_that_are_there(tmp_path, monkeypatch):

@@ -125,18 +125,19 @@ def random_evo(
     n_families: int,
     costs: Callable[[Architecture], Any] | None = None,
     fill: bool = True,
+    pooled: int = 0,
     **options,
 ) -> SearchResult:
     """Random search in the HL space: depth, families, widths and strides at random.
 
     Arguments as for `hl_evo`; further ones go to `search.random_search`. With `fill` the widths of every draw are
     scaled up to the budget, which costs no evaluation; without, a draw above it is discarded, as evolution does.
-    Most are, so that the cells of a draw then come from the first `CELLS_PER_FAMILY` of their family.
+    Cells come from the first `pooled` of their family (`CELLS_PER_FAMILY` where most draws are discarded), or are new.
     """
-    supply = CellSupply(generate_cell, n_families)
+    supply, first = CellSupply(generate_cell, n_families), pooled if fill else CELLS_PER_FAMILY
 
     def draw(parent: None, exploration: bool, generator: torch.Generator) -> Architecture:
-        cells = supply if fill else partial(_of_pool, generate_cell, generator, CELLS_PER_FAMILY)
+        cells = partial(_of_pool, generate_cell, generator, first) if first else supply
         individual = random_individual(generator, generate_cell=cells, n_families=n_families)
         return filled(individual, feasible) if fill else individual
 

@@ -69,6 +69,7 @@ class Scale:
     comparison_seeds: int
     between: dict[str, Any]  # ours: budgets of short searches, from the best of `budgets` on, and compared requests
     reach: dict[str, Any]  # ours: searches that lack a part of the far-reaching form, and how many cells it pools
+    longest: dict[str, Any]  # ours: searches of the paper's length under one budget, and how many cells are pooled
     requests: int = 100  # ours: asked of the sequence generator
     best_of: int = 100  # of its designs under each budget: the paper's evaluations of its generator
     # sequence generator (Tab. 6)

@@ -18,6 +18,7 @@ from graphnas_lib.stages import (
     generated,
     gvae,
     labels,
+    longest,
     reach,
     selection,
     sequence,

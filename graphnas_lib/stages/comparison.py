@@ -20,7 +20,7 @@ def make(stage: Stage) -> tuple[dict, dict]:
     A score that failed is an evaluation too: what a search recorded beyond its evaluations is left out.
     """
     searches = evolution.Searches(stage)
-    flat = _shared(searches.under_each_budget("Evo (flat)"), stage.scale.iterations)
+    flat = shared(searches.under_each_budget("Evo (flat)"), stage.scale.iterations)
     return {"comparison.parquet": compared(searches, METHODS), "comparison_flat.parquet": flat}, searches.facts()
 
 
@@ -35,10 +35,11 @@ def compared(
     seeds = range(stage.seed + SEEDS_FROM, stage.seed + SEEDS_FROM + scale.comparison_seeds)
     size, under = iterations or scale.comparison_iterations, budget or scale.compared_budget
     runs = [searches.run(name, under, seed=seed, iterations=size) for seed in seeds for name in methods]
-    return _shared(pd.concat(runs), size)
+    return shared(pd.concat(runs), size)
 
 
-def _shared(table: pd.DataFrame, iterations: int) -> pd.DataFrame:
+def shared(table: pd.DataFrame, iterations: int) -> pd.DataFrame:
+    """Histories cut to as many evaluations, without their networks."""
     table = table[table["evaluations"] <= iterations + 1]  # the start is one as well
     return table.drop(columns="individual").reset_index(drop=True)
 

@@ -116,6 +116,7 @@ FORMS: dict[str, dict] = {  # what follows a method's name -> options of the sea
     "": {},
     "repeats": {"repeats": True},
     "as drawn": {"fill": False},
+    "pooled": {"pooled": True},
     "far": _REACH,  # deviation D52; each of its parts is also left out
     "far, alpha_0 alone": _REACH | {"deep": None},
     "far, uniform widths": _REACH | {"channel_step": "uniform"},

@@ -51,6 +51,7 @@ def hours(scale: str, device: str = "auto") -> dict[str, float]:
         "comparison": compared * tcet,
         "variants": compared * tcet,
         "reach": (compared / METHODS + sizes.comparison_seeds * parts) * tcet,
+        "longest": sum(sizes.longest["evaluations"].values()) * tcet,
         "sequence": sizes.sequence_steps * _generator_step(sizes, place),
         "table1": trained * image1,
         "table2": T_CET_SEARCHES * sizes.table2_evaluations[0] * tcet + in_table2 * image2,

@@ -28,6 +28,6 @@ def load(scale: str) -> pd.DataFrame:
 
 def counts(scale: str) -> pd.DataFrame:
     """Recorded, discarded, failed and redrawn individuals of each search of the stages that search alone."""
-    stages = ("evolution", "comparison", "variants", "reach")
+    stages = ("evolution", "comparison", "variants", "reach", "longest")
     found = [pd.DataFrame(store.load_manifest(stage, scale)["config"]["counts"]).T for stage in stages]
     return pd.concat(found).rename_axis("search").reset_index()
