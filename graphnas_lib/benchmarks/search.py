@@ -96,14 +96,9 @@ def _below(n: int, generator: torch.Generator) -> int:
 
 def _problem(space: MacroSpace, bound: float) -> Problem:
     params, tcet = space.networks["params"].to_dict(), space.networks["tcet"].to_dict()
-
-    return Problem(
-        start=space.networks["params"].idxmin(),
-        mutate=space.mutated,
-        score=lambda code: float(tcet[space.key(code)]),
-        feasible=lambda code: params.get(space.key(code), np.inf) <= bound,
-        key=space.key,
-    )
+    given = {"start": space.networks["params"].idxmin(), "mutate": space.mutated, "key": space.key}
+    given["feasible"] = lambda code: params.get(space.key(code), np.inf) <= bound
+    return Problem(score=lambda code: float(tcet[space.key(code)]), **given)
 
 
 def searches(space: MacroSpace, tasks: Sequence[str], *, seeds: int, evaluations: Sequence[int] = EVALUATIONS) -> dict:
@@ -143,13 +138,7 @@ def _reached(rows: pd.DataFrame, tasks: Sequence[str]) -> dict[str, float]:
 
 
 def generated(
-    space: MacroSpace,
-    histories: Sequence[str],
-    tasks: Sequence[str],
-    *,
-    seed: int,
-    config: SequenceConfig,
-    steps: int,
+    space: MacroSpace, histories: Sequence[str], tasks: Sequence[str], *, seed: int, config: SequenceConfig, steps: int
 ) -> pd.DataFrame:
     """The generator of one seed, trained on histories, asked for each budget: the best of 100 by T-CET.
 

@@ -117,13 +117,7 @@ def check_forward(model: nn.Module, images: Tensor, text: str, *, seed: int, out
 
 
 def batch(
-    name: str,
-    shape: tuple[int, ...] | None,
-    n: int,
-    *,
-    seed: int,
-    classes: int | None = None,
-    dense: bool = False,
+    name: str, shape: tuple[int, ...] | None, n: int, *, seed: int, classes: int | None = None, dense: bool = False
 ) -> tuple[Tensor, Tensor | None, int, str]:
     """n images to score on: images, labels (None for noise), classes, and what they are in words.
 

@@ -13,7 +13,6 @@ import pandas as pd
 import torch
 
 from graphnas_lib import evolution as search
-from graphnas_lib import store
 from graphnas_lib.macro import Architecture
 from graphnas_lib.stages import evolution
 from graphnas_lib.stages.stage import Stage
@@ -44,8 +43,3 @@ def fitted(networks: Sequence[Architecture], feasible: Callable[[Architecture], 
                 found.setdefault(made.key(), made)
                 break
     return list(found.values())
-
-
-def load(scale: str) -> pd.DataFrame:
-    """Columns as of `evolution.load`."""
-    return store.load("between", "between.parquet", scale)

@@ -44,9 +44,12 @@ def shared(table: pd.DataFrame, iterations: int) -> pd.DataFrame:
     return table.drop(columns="individual").reset_index(drop=True)
 
 
-def load(scale: str) -> pd.DataFrame:
-    """Methods at equal evaluations under one budget, for each seed: method, seed, evaluations, phase, score, ..."""
-    return store.load("comparison", "comparison.parquet", scale)
+def load(scale: str, stage: str = "comparison") -> pd.DataFrame:
+    """Searches of this stage, or of "variants", "reach" or "longest", evaluation by evaluation.
+
+    Columns: method, budget, seed, evaluations, phase, score, params, flops, ...; what needs no search has one row.
+    """
+    return store.load(stage, f"{stage}.parquet", scale)
 
 
 def flat(scale: str) -> pd.DataFrame:

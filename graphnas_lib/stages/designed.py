@@ -96,7 +96,7 @@ def best_designs(trained: Trained, searches: evolution.Searches, history: pd.Dat
     for name, budget in budgets.items():
         runs = history[history["budget"] == name]
         rows.append({"budget": name, "method": "HL-Evo", "evaluations": len(runs), "score": runs["score"].max()})
-        rows += [{"budget": name, **row} for row in outside(searches, *budget)]
+        rows += outside(searches, *budget)
     return pd.DataFrame(rows).drop(columns="id")
 
 
@@ -108,7 +108,8 @@ def _best(name: str, method: str, score: ProxyScore, asked: dict) -> dict:
 def outside(searches: evolution.Searches, quantity: str, bound: float) -> list[dict]:
     """What needs no generator and no search: the best network of one repeated cell, and the authors' best one."""
     plain = repeated(**below(quantity, bound), **_task(searches), seed=searches.stage.seed)
-    rows = [{"method": REPEATED, "evaluations": SCORED, "score": plain[0].tcet}]
+    budget = {"budget": evolution.budget_name(quantity, bound)}
+    rows = [{**budget, "method": REPEATED, "evaluations": SCORED, "score": plain[0].tcet}]
     try:
         known = [network for network, _ in benchmarks.released_networks()]
     except datasets.MissingDataError:
@@ -116,7 +117,7 @@ def outside(searches: evolution.Searches, quantity: str, bound: float) -> list[d
     within = [one for one in known if 0.5 * bound <= getattr(searches.costs(one), quantity) <= bound]
     if within:
         best = max(searches.score(one)["score"] for one in within)
-        rows.append({"method": RELEASED, "evaluations": len(within), "score": best})
+        rows.append({**budget, "method": RELEASED, "evaluations": len(within), "score": best})
     return rows
 
 

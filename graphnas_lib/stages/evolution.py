@@ -134,9 +134,12 @@ def make(stage: Stage) -> tuple[dict, dict]:
     return {"evolution.parquet": searches.under_each_budget(form)}, searches.facts() | {"form": form}
 
 
-def load(scale: str) -> pd.DataFrame:
-    """Every recorded network of HL-Evo: budget, iteration, phase, score, naswot, params, flops, individual (JSON)."""
-    return store.load("evolution", "evolution.parquet", scale)
+def load(scale: str, stage: str = "evolution") -> pd.DataFrame:
+    """Every recorded network of HL-Evo, or of the searches of stage "between".
+
+    Columns: budget, iteration, phase, score, naswot, params, flops, individual (JSON), ...
+    """
+    return store.load(stage, f"{stage}.parquet", scale)
 
 
 def within(history: pd.DataFrame) -> pd.DataFrame:

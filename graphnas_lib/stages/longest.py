@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pandas as pd
 
-from graphnas_lib import store
 from graphnas_lib.stages import comparison, designed, evolution
 from graphnas_lib.stages.reach import WHOLE
 from graphnas_lib.stages.stage import Stage
@@ -21,13 +20,8 @@ def make(stage: Stage) -> tuple[dict, dict]:
         comparison.shared(searches.run(name, under, seed=seed, iterations=length), length)
         for name, length in sizes["evaluations"].items()
     ]
-    fixed = pd.DataFrame(designed.outside(searches, *under)).assign(budget=evolution.budget_name(*under), seed=seed)
+    fixed = pd.DataFrame(designed.outside(searches, *under)).assign(seed=seed)
     return {"longest.parquet": pd.concat([*runs, fixed], ignore_index=True)[COLUMNS]}, searches.facts()
-
-
-def load(scale: str) -> pd.DataFrame:
-    """Searches under one budget, one seed each: columns `COLUMNS`."""
-    return store.load("longest", "longest.parquet", scale)
 
 
 def after(searched: pd.DataFrame) -> pd.DataFrame:

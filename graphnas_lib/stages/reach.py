@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pandas as pd
 
-from graphnas_lib import store
 from graphnas_lib.stages import comparison, designed, evolution
 from graphnas_lib.stages.stage import Stage
 
@@ -20,15 +19,9 @@ def make(stage: Stage) -> tuple[dict, dict]:
     searches = evolution.Searches(stage, pooled=scale.reach["cells"])
     whole = comparison.compared(searches, [WHOLE])
     parts = comparison.compared(searches, scale.reach["methods"], budget=cheap, iterations=few)
-    budgets = {evolution.budget_name(*budget): budget for budget in (scale.compared_budget, cheap)}
-    fixed = [{"budget": name, **row} for name, budget in budgets.items() for row in designed.outside(searches, *budget)]
+    fixed = [row for budget in (scale.compared_budget, cheap) for row in designed.outside(searches, *budget)]
     beside = pd.DataFrame(fixed).merge(whole[["seed"]].drop_duplicates(), how="cross")
     return {"reach.parquet": pd.concat([whole, parts, beside], ignore_index=True)}, searches.facts()
-
-
-def load(scale: str) -> pd.DataFrame:
-    """Columns as of `comparison.load`, and "budget"; what needs no search has its score once a seed."""
-    return store.load("reach", "reach.parquet", scale)
 
 
 def parts(reached: pd.DataFrame) -> pd.DataFrame:

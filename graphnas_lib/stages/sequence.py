@@ -16,7 +16,7 @@ from graphnas_lib.design import FILE, KeptNetworks
 from graphnas_lib.macro import Architecture
 from graphnas_lib.paper import Scale, Sizes
 from graphnas_lib.sequence import CONDITIONS, SequenceConfig
-from graphnas_lib.stages import between, evolution
+from graphnas_lib.stages import evolution
 from graphnas_lib.stages.stage import Stage
 
 PRETRAINED = "GRAPHNAS_GPT_NEO"  # names a folder with the weights of GPT-Neo 125M, from which paper scale starts
@@ -27,7 +27,7 @@ LOG_COST_BIN_WIDTH = 0.25  # of ln params and of ln FLOPs; networks of one bin a
 def make(stage: Stage) -> tuple[dict, dict]:
     """Train on every network that HL-Evo recorded; conditions are params, FLOPs and NASWOT where it was taken."""
     scale = stage.scale
-    table = pd.concat([evolution.load(scale.name), between.load(scale.name)], ignore_index=True)
+    table = pd.concat([evolution.load(scale.name), evolution.load(scale.name, "between")], ignore_index=True)
     individuals = [Architecture.from_json(text) for text in table["individual"]]
     designs = [individual.hl for individual in individuals]
     conditions = torch.tensor(table.assign(snip_ssnr=math.nan)[list(CONDITIONS)].to_numpy(float))

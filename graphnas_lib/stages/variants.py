@@ -21,11 +21,6 @@ def make(stage: Stage) -> tuple[dict, dict]:
     return {"variants.parquet": comparison.compared(searches, METHODS)}, searches.facts()
 
 
-def load(scale: str) -> pd.DataFrame:
-    """Columns as of `comparison.load`."""
-    return store.load("variants", "variants.parquet", scale)
-
-
 def counts(scale: str) -> pd.DataFrame:
     """Recorded, discarded, failed and redrawn individuals of each search of the stages that search alone."""
     stages = ("evolution", "comparison", "variants", "reach", "longest")
