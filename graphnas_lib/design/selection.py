@@ -6,7 +6,7 @@ long trainings. Rule "shallow" bounds depth before anything is scored, and then 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -14,7 +14,7 @@ import torch
 
 from graphnas_lib.design.designs import Design
 from graphnas_lib.design.fitting import BudgetUnreachable, Fitted, fit_to_budget
-from graphnas_lib.macro import CHANNELS, Architecture, HLArchitecture, HLTriple
+from graphnas_lib.macro import CHANNELS, HLArchitecture, HLTriple
 from graphnas_lib.network import count
 from graphnas_lib.synonyms import CellSampler
 
@@ -55,7 +55,9 @@ def shallow_networks(n: int, sampler: CellSampler, request: Request) -> list[Fit
         seed = (SHALLOW_ROUNDS * request.seed + number) % 2**63
         source = torch.Generator().manual_seed(seed)
         macros = [shallow_macro(source, *shape) for _ in range(n)]
-        drawn += [fit_to_budget(one, target, **options) for one in _realised(macros, sampler, seed)]
+        cells = iter(sampler.generate_cells([triple.cluster for hl in macros for triple in hl.triples], seed=seed))
+        made = (hl.with_cells([next(cells) for _ in hl.triples]) for hl in macros)
+        drawn += [fit_to_budget(one, target, **options) for one in made]
         met = {one.architecture.key(): one for one in drawn if target.met(one.costs)}
         if len(met) >= n:
             break
@@ -82,10 +84,3 @@ def widening(families: Sequence[int], strides: int, stem_stride: int) -> HLArchi
         width = min(2 * width, CHANNELS[-1]) if place in strided else width
         triples.append(HLTriple(family, width, 2 if place in strided else 1))
     return HLArchitecture(tuple(triples), None, stem_stride)
-
-
-def _realised(macros: list[HLArchitecture], sampler: CellSampler, seed: int) -> Iterator[Architecture]:
-    """Macro designs with cells, which are drawn for all of them at once."""
-    families = [triple.cluster for hl in macros for triple in hl.triples]
-    cells = iter(sampler.generate_cells(families, seed=seed))
-    return (hl.with_cells([next(cells) for _ in hl.triples]) for hl in macros)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from itertools import count
 
 import torch
@@ -186,11 +187,8 @@ def random_individual(
 
     Uniform widths would meet no small budget: their mean is 516.
     """
-    triples = []
-    for channels, stride in _random_sizes(generator, MAX_CELLS):
-        family = _choice(range(n_families), generator)
-        triples.append(Triple(generate_cell(family), channels, stride, family))
-    return Architecture(tuple(triples))
+    sizes, drawn = _random_sizes(generator, MAX_CELLS), partial(_choice, range(n_families), generator)
+    return Architecture(tuple(Triple(generate_cell(k := drawn()), channels, s, k) for channels, s in sizes))
 
 
 def random_architecture(generator: torch.Generator, *, max_cells: int = MAX_CELLS) -> Architecture:

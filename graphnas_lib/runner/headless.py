@@ -244,7 +244,6 @@ class _Run:
 
 def _check_inputs(project: Project, notebook: Notebook, scale: str) -> None:
     """Refuse a notebook whose input artifacts are not there, naming the notebooks that make them."""
-
     absent = [stage for stage in project.road if not project.stage(stage, scale).is_file()]
     if not (missing := [stage for stage in absent if stage in notebook.required(scale)]):
         return
